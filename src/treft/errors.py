@@ -1,0 +1,46 @@
+"""Errors that a user can mend: each message says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AttentionError",
+    "ConfigError",
+    "DataError",
+    "ReferenceMismatchError",
+    "ReferenceStatesError",
+    "TemplateDateWarning",
+    "TemplateError",
+    "TreftError",
+]
+
+
+class TreftError(ValueError):
+    """Base of every error that treft raises on purpose."""
+
+
+class ConfigError(TreftError):
+    """An option is out of range, unknown, or contradicts another."""
+
+
+class DataError(TreftError):
+    """A dataset row or file cannot be used; the message names file and row."""
+
+
+class TemplateError(TreftError):
+    """The chat template is missing, or has no such region."""
+
+
+class AttentionError(TreftError):
+    """Keys and values cannot be captured with this attention or checkpointing set-up."""
+
+
+class ReferenceMismatchError(TreftError):
+    """A reference belongs to another model, template or prompt."""
+
+
+class ReferenceStatesError(TreftError):
+    """Reference keys or values are unusable (NaN, infinite, or of zero norm)."""
+
+
+class TemplateDateWarning(UserWarning):
+    """The chat template writes today's date into the prefix, so references expire."""
