@@ -1,0 +1,5 @@
+"""Finetuning with TReFT: TRL's SFT classes plus the key/value penalty (needs `treft[train]`)."""
+
+from treft.training.config import TReFTConfig
+
+__all__ = ["TReFTConfig"]
