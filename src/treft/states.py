@@ -243,7 +243,7 @@ def _decoder_configs(pretrained: PreTrainedModel) -> list[PretrainedConfig]:
 
 
 def _attention_layers(pretrained: PreTrainedModel) -> dict[int, int]:
-    """id -> layer index of every module of the text decoder that knows its layer."""
+    """Map id to layer index for every module of the text decoder that knows its layer."""
     indices = (
         (id(module), vars(module).get("layer_idx")) for module in pretrained.get_decoder().modules()
     )
@@ -251,7 +251,7 @@ def _attention_layers(pretrained: PreTrainedModel) -> dict[int, int]:
 
 
 def _refuse_reentrant_checkpointing(pretrained: PreTrainedModel) -> None:
-    """Reentrant checkpointing cuts the graph inside each layer: gradients would be lost silently."""
+    """Reentrant checkpointing cuts the graph inside each layer, silently losing gradient."""
     if not (pretrained.training and torch.is_grad_enabled()):
         return
     for module in pretrained.modules():
