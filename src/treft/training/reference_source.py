@@ -1,0 +1,248 @@
+"""Find the model before this finetune, whichever way it is trained, and keep hold of it.
+
+| what trains | the reference |
+|---|---|
+| any, with `kv_reference` | the stored file |
+| a fresh adapter | the model with its adapter off |
+| an adapter that had already learnt | a frozen copy of it, as a second adapter |
+| the weights, holding prefix/postfix | a snapshot of all their keys and values before step 1 |
+| the weights, holding query/response | a frozen copy of the model (these differ row by row) |
+
+A run leaves `treft_run.json` (and the snapshot) in its output folder, so that a resumed run holds
+to the original model and not to the checkpoint it starts from.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import nn
+
+from treft.errors import ConfigError, DataError
+from treft.reference import (
+    Identity,
+    ReferenceBank,
+    ReferenceRequest,
+    adapter_off,
+    identify,
+    kept_adapter,
+    other_model,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = [
+    "KEPT_ADAPTER",
+    "REFERENCE_FILE",
+    "RUN_FILE",
+    "ReferenceKind",
+    "RunRecord",
+    "choose_kind",
+    "distinct_requests",
+    "is_peft",
+    "open_bank",
+]
+
+logger = logging.getLogger(__name__)
+
+ReferenceKind = Literal["stored", "adapter_off", "kept_adapter", "snapshot", "kept_model"]
+KEPT_ADAPTER = "treft_reference"
+"""Name of the frozen copy of an adapter that is trained further; checkpoints carry it along."""
+REFERENCE_FILE = "treft_reference.safetensors"
+RUN_FILE = "treft_run.json"
+SHARED_REGIONS = frozenset({"prefix", "postfix"})
+"""Regions whose reference does not contain the row's own words, so that rows share it."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a resumed run must know of the run it continues: `treft_run.json`."""
+
+    kind: ReferenceKind
+    weights: str
+    """Fingerprint of the base weights before step 1."""
+    kv_weight: float
+    kv_regions: list[str]
+    kv_states: str
+    kv_layers: list[int] | None
+
+    def write(self, folder: Path) -> None:
+        """Write `treft_run.json` into `folder`, which is made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord | None:
+        """The record in `folder`; None when no TReFT run has written one.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        path = folder / RUN_FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path} is damaged ({error}): restore it, or start anew.") from error
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether `model` is a PEFT model (also when PEFT is not installed)."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        return False
+    return isinstance(model, PeftModel)
+
+
+def choose_kind(model: nn.Module, regions: Sequence[str], stored: str | None) -> ReferenceKind:
+    """Which of the table's references belongs to `model` as it is handed to the trainer.
+
+    Raises:
+        ConfigError: the adapter is of a kind whose reference cannot be had this way.
+    """
+    if stored is not None:
+        return "stored"
+    if is_peft(model):
+        adapter = trained_adapter(cast("PeftModel", model))
+        if _only_adapter_trains(model, adapter):
+            return "adapter_off" if _is_no_op(model, adapter) else "kept_adapter"
+        if not _is_no_op(model, adapter):
+            raise ConfigError(
+                "an adapter that has already learnt and base weights train together: record the "
+                "reference beforehand (treft reference record) and pass kv_reference."
+            )
+    return "snapshot" if set(regions) <= SHARED_REGIONS else "kept_model"
+
+
+def trained_adapter(model: PeftModel) -> str:
+    """Name of the one adapter that trains.
+
+    Raises:
+        ConfigError: it puts virtual tokens before the prompt, or several adapters are active.
+    """
+    names = [model.active_adapter] if isinstance(model.active_adapter, str) else []
+    names = names or list(model.active_adapters)
+    if len(names) != 1:
+        raise ConfigError(
+            f"{len(names)} adapters are active: merge all but the one to train into the model, or "
+            "record the reference beforehand (treft reference record) and pass kv_reference."
+        )
+    if model.peft_config[names[0]].is_prompt_learning:
+        raise ConfigError(
+            "adapters that put virtual tokens before the prompt (prompt or prefix tuning) move the "
+            "regions; use LoRA or another adapter of the weights, or kv_weight=0."
+        )
+    return names[0]
+
+
+def _only_adapter_trains(model: nn.Module, adapter: str) -> bool:
+    return all(
+        adapter in name.split(".")
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    )
+
+
+def _is_no_op(model: nn.Module, adapter: str) -> bool:
+    """Whether the adapter is a LoRA that has not been trained: one factor of each pair is zero.
+
+    Initialisations that change the base weights too (PiSSA, OLoRA) have no zero factor, so they
+    count as trained, and rightly: only with the adapter on is the model the original one.
+    """
+    pairs: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        if adapter not in parts or not any(part.startswith("lora_") for part in parts):
+            continue
+        if any(part.endswith(("_A", "_B")) for part in parts):
+            owner = name.split(".lora_")[0]
+            pairs[owner] = pairs.get(owner, False) or not bool(parameter.detach().any())
+    return bool(pairs) and all(pairs.values())
+
+
+def open_bank(
+    model: nn.Module, kind: ReferenceKind, identity: Identity, stored: str | None
+) -> ReferenceBank:
+    """The bank for a kind of reference; a snapshot still has to be taken (`ReferenceBank.pin`).
+
+    Raises:
+        ReferenceMismatchError: the stored reference belongs to another model or template.
+        DataError: the stored reference cannot be read.
+    """
+    if kind == "stored":
+        assert stored is not None
+        bank = ReferenceBank.load(stored, device=next(model.parameters()).device)
+        bank.check(identity)
+        return bank
+    if kind == "adapter_off":
+        source = adapter_off(model)
+    elif kind == "kept_adapter":
+        _keep_adapter(cast("PeftModel", model))
+        source = kept_adapter(model, KEPT_ADAPTER)
+    elif kind == "kept_model":
+        source = other_model(_frozen_copy(model))
+    else:
+        source = other_model(model)
+    return ReferenceBank(source, identity)
+
+
+def identity_before(model: nn.Module, kind: ReferenceKind, template_hash: str) -> Identity:
+    """Identity of the model before the finetune; an adapter that had learnt is part of it."""
+    adapter = None
+    if is_peft(model):
+        name = trained_adapter(cast("PeftModel", model))
+        adapter = None if _is_no_op(model, name) or kind == "adapter_off" else name
+    return identify(model, template_hash, adapter)
+
+
+def _keep_adapter(model: PeftModel) -> None:
+    """Add a frozen copy of the adapter that trains; the random state is left as it was."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    if KEPT_ADAPTER in model.peft_config:
+        return
+    adapter = trained_adapter(model)
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with torch.random.fork_rng():
+        model.add_adapter(KEPT_ADAPTER, copy.deepcopy(model.peft_config[adapter]))
+    weights = get_peft_model_state_dict(model, adapter_name=adapter)
+    set_peft_model_state_dict(model, weights, adapter_name=KEPT_ADAPTER)
+    model.set_adapter(adapter)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(flags.get(name, False))
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    num_gib = sum(item.numel() * item.element_size() for item in model.parameters()) / 2**30
+    logger.warning(
+        "query or response is held while all weights train: a frozen copy of the model is kept as "
+        "the reference (%.1f GiB more); hold only prefix/postfix, or train an adapter, to avoid it",
+        num_gib,
+    )
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def distinct_requests(
+    rows: Iterable[Any], regions: Sequence[str], postfix_reference: Any
+) -> list[ReferenceRequest]:
+    """The requests of all rows for the regions that rows can share, each once, in order."""
+    from treft.requests import region_requests
+
+    found: dict[ReferenceRequest, None] = {}
+    for row in rows:
+        for region in regions:
+            if region in SHARED_REGIONS:
+                found.update(
+                    dict.fromkeys(region_requests(row, cast(Any, region), postfix_reference))
+                )
+    return list(found)
