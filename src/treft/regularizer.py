@@ -1,0 +1,284 @@
+"""Eq. (3): a penalty on the drift of keys and values, to add to any loss.
+
+Shapes: L layers; the tensor work is in `treft.batched_drift`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from treft.batched_drift import Entry, Group, Placement, Stack, group_placements, stack_references
+from treft.documents import Document, documents_of_batch, require_region
+from treft.errors import AttentionError, ConfigError, DataError
+from treft.recording import RecordedStates, ReferenceRequest
+from treft.reference import ReferenceBank
+from treft.regions import REGION_CODES, RegionName
+from treft.requests import PostfixReference, own_request, postfix_requests, prefix_request
+from treft.states import KeyValue, States, capture, pretrained_model
+
+__all__ = ["Document", "KVRegularizer", "Penalty", "documents_of_batch"]
+
+MAX_PREPARED = 32
+"""Shared references that stay stacked and ready on the device."""
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """The penalty of one batch.
+
+    Attributes:
+        raw_sum: sum over the documents of (1/L) Σ_l (L_K + L_V), a float32 scalar with gradient.
+        num_documents: documents it sums over; a trainer that accumulates gradient divides by those
+            of the whole step.
+        weight: λ.
+        layers: layer indices in the order of `key` and `value`.
+        key: L_K of each layer, mean over the documents, (L,), without gradient; zeros if not held.
+        value: L_V likewise.
+    """
+
+    raw_sum: Tensor
+    num_documents: int
+    weight: float
+    layers: tuple[int, ...]
+    key: Tensor
+    value: Tensor
+
+    @property
+    def raw(self) -> Tensor:
+        """L_KV of eq. (3): the mean over the batch's documents."""
+        return self.raw_sum / max(1, self.num_documents)
+
+    @property
+    def weighted(self) -> Tensor:
+        """λ L_KV: what to add to the loss."""
+        return self.weight * self.raw
+
+    @property
+    def per_layer(self) -> dict[int, float]:
+        """L_K + L_V by layer; reading it waits for the device."""
+        return dict(zip(self.layers, (self.key + self.value).tolist(), strict=True))
+
+
+class KVRegularizer:
+    """Hold the keys and values of template tokens at the unfinetuned model's.
+
+        with regularizer.capture():
+            loss = model(**batch).loss
+        loss = loss + regularizer.penalty(documents).weighted
+
+    Prefix and postfix are compared with references that prompts share (see `treft.requests`);
+    query and response with the conversation itself as the reference model reads it. With the query
+    held, so is the postfix: a reference that has seen the query then leaks nothing.
+
+    Args:
+        model: the model being trained, possibly wrapped.
+        bank: where reference states come from.
+        weight: λ ≥ 0; with 0 nothing is captured or computed.
+        regions: which tokens T to hold; their drift is averaged over all of them together.
+        keys: hold keys (L_K).
+        values: hold values (L_V).
+        layers: which layers to hold and to average over, negative from the last; default all.
+        postfix_reference: "empty_query", or a training row with its regions.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bank: ReferenceBank,
+        *,
+        weight: float = 1.0,
+        regions: Sequence[RegionName] = ("prefix",),
+        keys: bool = True,
+        values: bool = True,
+        layers: Sequence[int] | None = None,
+        postfix_reference: PostfixReference = "empty_query",
+    ) -> None:
+        unknown = [region for region in regions if region not in REGION_CODES]
+        if unknown or not regions:
+            raise ConfigError(f"regions must be some of {list(REGION_CODES)}, not {list(regions)}.")
+        if not 0 <= weight < float("inf"):
+            raise ConfigError(f"weight must be a finite number of at least 0, not {weight}.")
+        if not (keys or values):
+            raise ConfigError("keys, values or both must be held.")
+        self.model = model
+        self.bank = bank
+        self.weight = weight
+        self.regions = tuple(regions)
+        self.kinds = tuple(
+            kind for kind, held in zip(KeyValue._fields, (keys, values), strict=True) if held
+        )
+        self.layers = None if layers is None else _resolve_layers(model, layers)
+        self.postfix_reference = postfix_reference
+        self._states: States = {}
+        self._prepared: OrderedDict[tuple[ReferenceRequest, ...], list[Stack]] = OrderedDict()
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Take the keys and values of the forward made inside the block.
+
+        Raises:
+            AttentionError: they cannot be captured from this model.
+        """
+        self._states = {}
+        if self.weight == 0:
+            yield
+            return
+        with capture(self.model) as states:
+            yield
+        self._states = states
+
+    def penalty(self, documents: Sequence[Document]) -> Penalty:
+        """Eq. (3) for the forward that was captured last; its states are let go afterwards.
+
+        Args:
+            documents: the conversations of that forward's batch, from `documents_of_batch`.
+
+        Raises:
+            DataError: there is no document, or one lacks a held region.
+            AttentionError: no forward was captured.
+            ReferenceMismatchError: the bank lacks a reference and cannot record it.
+            ReferenceStatesError: a recorded reference is NaN, infinite or zero.
+        """
+        if self.weight == 0:
+            nothing = torch.zeros((), device=pretrained_model(self.model).device)
+            return Penalty(nothing, len(documents), 0.0, (), nothing[None][:0], nothing[None][:0])
+        if not self._states:
+            raise AttentionError("run the model inside capture() before asking for the penalty.")
+        if not documents:
+            raise DataError("the batch holds no conversation with a region to hold.")
+        states, self._states = self._states, {}
+        entries = self._entries(states)
+        placements = [found for document in documents for found in self._placements(document)]
+        totals: dict[Entry, Tensor] = {}
+        for group, stacks in self._compared(placements, entries, states):
+            for entry, summed in group.drift(states, stacks).items():
+                totals[entry] = totals[entry] + summed if entry in totals else summed
+        return self._sum_up(totals, len(documents))
+
+    def requests(self, document: Document) -> list[ReferenceRequest]:
+        """What the bank must hold for this document, e.g. to `pin` it before training.
+
+        Raises:
+            DataError: the document lacks a held region.
+        """
+        return [*self._shared_requests(document), *self._own_requests(document)]
+
+    def _shared_requests(self, document: Document) -> list[ReferenceRequest]:
+        """References that other documents may share."""
+        for region in self.regions:
+            require_region(document, region)
+        found = []
+        if "prefix" in self.regions:
+            found.append(prefix_request(document, document.first_position))
+        if "postfix" in self.regions and "query" not in self.regions:
+            found += postfix_requests(document, self.postfix_reference, document.first_position)
+        return found
+
+    def _own_requests(self, document: Document) -> list[ReferenceRequest]:
+        """The document itself, for the regions whose states depend on its query."""
+        own = {REGION_CODES[region] for region in self.regions if region in ("query", "response")}
+        if "query" in self.regions and "postfix" in self.regions:
+            own.add(REGION_CODES["postfix"])
+        positions = [index for index, code in enumerate(document.codes) if code in own]
+        if not own:
+            return []
+        return [own_request(document, positions, "held", document.first_position)]
+
+    def _placements(self, document: Document) -> list[Placement]:
+        """Where the held tokens of a document lie, and what to compare them with."""
+        shared = [(request, True) for request in self._shared_requests(document)]
+        requests = shared + [(request, False) for request in self._own_requests(document)]
+        weight = 1 / sum(len(request.keep) for request, _ in requests)
+        shift = document.start - document.first_position
+        return [
+            Placement(
+                request,
+                is_shared,
+                document.row,
+                tuple(position + shift for position in request.positions),
+                weight,
+            )
+            for request, is_shared in requests
+        ]
+
+    def _entries(self, states: States) -> list[Entry]:
+        """The tensors to hold.
+
+        Raises:
+            ConfigError: a chosen layer has no keys and values.
+        """
+        layers = tuple(states) if self.layers is None else self.layers
+        absent = sorted(set(layers) - set(states))
+        if absent:
+            raise ConfigError(f"layers {absent} have no attention; those that do: {list(states)}.")
+        kinds = [index for index, kind in enumerate(KeyValue._fields) if kind in self.kinds]
+        return [Entry(layer, kind) for layer in layers for kind in kinds]
+
+    def _compared(
+        self, placements: Sequence[Placement], entries: Sequence[Entry], states: States
+    ) -> Iterator[tuple[Group, list[Stack]]]:
+        """Each group of tokens with its stacked reference."""
+        groups = group_placements(placements)
+        waiting = {
+            request
+            for group in groups
+            if group.requests not in self._prepared
+            for request in group.requests
+        }
+        references = self._references([found for found in placements if found.request in waiting])
+        for group in groups:
+            stacks = self._prepared.get(group.requests)
+            if stacks is None:
+                found = [references[request] for request in group.requests]
+                stacks = stack_references(found, entries, states, len(group.rows))
+                if group.is_shared:
+                    self._prepared[group.requests] = stacks
+                    if len(self._prepared) > MAX_PREPARED:
+                        self._prepared.popitem(last=False)
+            yield group, stacks
+
+    def _references(
+        self, placements: Sequence[Placement]
+    ) -> dict[ReferenceRequest, RecordedStates]:
+        """The bank keeps what other conversations can use, and forgets the rest."""
+        shared = list({found.request: None for found in placements if found.is_shared})
+        own = list({found.request: None for found in placements if not found.is_shared})
+        return {
+            **dict(zip(shared, self.bank.get(shared), strict=True)),
+            **dict(zip(own, self.bank.look_up(own), strict=True)),
+        }
+
+    def _sum_up(self, totals: dict[Entry, Tensor], num_documents: int) -> Penalty:
+        """Add the entries up, on the device of the first layer."""
+        layers = tuple(dict.fromkeys(entry.layer for entry in totals))
+        device = next(iter(totals.values())).device
+        stacked = torch.stack([summed.to(device) for summed in totals.values()])
+        means = stacked.detach() / num_documents
+        by_kind = [torch.zeros(len(layers), device=device) for _ in KeyValue._fields]
+        for kind, by_layer in enumerate(by_kind):
+            held = [index for index, entry in enumerate(totals) if entry.kind == kind]
+            if held:
+                by_layer += means[held]
+        raw_sum = stacked.sum() / len(layers)
+        return Penalty(raw_sum, num_documents, self.weight, layers, *by_kind)
+
+
+def _resolve_layers(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
+    """Ascending indices from 0, without doubles."""
+    num_layers = int(pretrained_model(model).config.get_text_config(decoder=True).num_hidden_layers)
+    unknown = [layer for layer in layers if not -num_layers <= layer < num_layers]
+    if unknown or not layers:
+        raise ConfigError(
+            f"layers must be some of 0 to {num_layers - 1} (negative from the last), "
+            f"not {list(layers)}."
+        )
+    return tuple(sorted({layer % num_layers for layer in layers}))
