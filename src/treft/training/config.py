@@ -82,17 +82,15 @@ class TReFTConfig(SFTConfig):
         default=True,
         metadata={"help": "Count an empty think block before the response as postfix."},
     )
-    kv_log_layers: bool = field(
-        default=False, metadata={"help": "Log the penalty of every layer."}
-    )
+    kv_log_layers: bool = field(default=False, metadata={"help": "Log the penalty of every layer."})
 
     def __post_init__(self) -> None:
         """Validate ours first, so that a wrong option costs nothing, then run SFTConfig's."""
         self.kv_regions = _regions(self.kv_regions)
         self._check_values()
+        super().__post_init__()
         if self.kv_weight > 0:
             self._check_set_up()
-        super().__post_init__()
 
     def _check_values(self) -> None:
         if not 0 <= self.kv_weight < float("inf"):
@@ -116,8 +114,13 @@ class TReFTConfig(SFTConfig):
                 "packing_strategy='wrapped' cuts conversations in the middle, so a piece may lack "
                 "the region to hold; use packing_strategy='bfd', or kv_weight=0."
             )
-        kwargs: dict[str, Any] | str | None = self.gradient_checkpointing_kwargs
-        if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
+        if self.eval_packing and not self.packing:
+            raise ConfigError(
+                "eval_packing=True without packing=True runs packed conversations as one, so their "
+                "regions cannot be told apart; set eval_packing=False, or packing=True."
+            )
+        kwargs: dict[str, Any] = self.gradient_checkpointing_kwargs or {}
+        if self.gradient_checkpointing and kwargs.get("use_reentrant"):
             raise AttentionError(
                 "Reentrant gradient checkpointing gives captured keys and values no gradient, so "
                 "the penalty would do nothing; set gradient_checkpointing_kwargs="

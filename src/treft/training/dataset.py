@@ -8,19 +8,35 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 from trl.data_utils import is_conversational
 
-from treft.errors import DataError, TreftError
-from treft.regions import REGION_CODES, ChatRegions, find_regions
+from treft.documents import Document
+from treft.errors import ConfigError, DataError, TreftError
+from treft.regions import REGION_CODES, ChatRegions, RegionName, find_regions
 from treft.training.collator import REGION_COLUMNS
+from treft.training.config import TReFTConfig
 
-__all__ = ["RegionOptions", "annotate", "column_names", "pack", "row_regions", "truncate"]
+__all__ = [
+    "RegionOptions",
+    "annotate",
+    "as_document",
+    "column_names",
+    "draw_row",
+    "has_label",
+    "kept_tokens",
+    "pack",
+    "refuse_split",
+    "row_regions",
+    "truncate",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +132,7 @@ def _response_labels(labels: Sequence[int], regions: ChatRegions, where: str) ->
     """`labels` with -100 outside the response region."""
     code = REGION_CODES["response"]
     masked = [
-        label if found == code else -100
-        for label, found in zip(labels, regions.codes, strict=True)
+        label if found == code else -100 for label, found in zip(labels, regions.codes, strict=True)
     ]
     if all(label == -100 for label in masked):
         raise DataError(
@@ -127,52 +142,48 @@ def _response_labels(labels: Sequence[int], regions: ChatRegions, where: str) ->
     return masked
 
 
-def truncate(
-    dataset: Any, options: RegionOptions, kept: slice, *, drop_masked: bool, **map_kwargs: Any
-) -> Any:
-    """Cut every token column to `kept`; a held prompt region must survive whole.
+def kept_tokens(args: TReFTConfig, packing: bool) -> slice:
+    """Which tokens of a row TRL would keep.
 
-    Args:
-        dataset: annotated rows.
-        options: whose `regions` are held.
-        kept: slice of the tokens that stay.
-        drop_masked: drop rows that are left without any label, as TRL does.
-        map_kwargs: for `Dataset.map`.
+    Raises:
+        ConfigError: the truncation mode is unknown.
+    """
+    if args.truncation_mode == "keep_end" and not packing:
+        return slice(-cast(int, args.max_length), None)
+    if args.truncation_mode not in ("keep_start", "keep_end"):
+        raise ConfigError(f"truncation_mode must be keep_start, not {args.truncation_mode!r}.")
+    return slice(None, args.max_length)
+
+
+def truncate(dataset: Any, options: RegionOptions, kept: slice, **map_kwargs: Any) -> Any:
+    """Cut every token column to `kept`; a held prompt region must survive whole.
 
     Raises:
         DataError: a held prompt region would be cut; names the row and the length it needs.
     """
-    dataset = dataset.map(
-        _truncate_row,
-        with_indices=True,
-        fn_kwargs={"options": options, "kept": kept},
-        **map_kwargs,
+    return dataset.map(
+        _truncate_row, with_indices=True, fn_kwargs={"options": options, "kept": kept}, **map_kwargs
     )
-    return dataset.filter(_has_label, **map_kwargs) if drop_masked else dataset
-
-
-def _has_label(row: Mapping[str, Any]) -> bool:
-    return any(label != -100 for label in row["labels"])
 
 
 def _truncate_row(
     row: Mapping[str, Any], index: int, options: RegionOptions, kept: slice
 ) -> dict[str, Any]:
-    codes = row["region_codes"]
     columns = {name: row[name][kept] for name in TOKEN_COLUMNS}
+    num_tokens, num_kept = len(row["input_ids"]), len(columns["input_ids"])
+    if num_kept == num_tokens:
+        return columns
     for region in options.regions:
-        code = REGION_CODES[region]  # type: ignore[index]
-        num_tokens, num_kept = codes.count(code), columns["region_codes"].count(code)
-        if num_kept == num_tokens:
-            continue
-        if region in PROMPT_REGIONS or num_kept == 0:
+        lost = _cut_off(row["region_codes"], columns["region_codes"], region)
+        if lost and region in PROMPT_REGIONS:
             raise DataError(
-                f"{options.where(index)}: truncation to {len(columns['input_ids'])} tokens cuts "
-                f"off {num_tokens - num_kept} of its {num_tokens} {region} tokens, which are to "
-                f"be held; raise max_length to {len(codes)}, or shorten or drop the row."
+                f"{options.where(index)} has {num_tokens} tokens, and cutting it to {num_kept} "
+                f"cuts into its {region}, which is to be held: raise max_length to at least "
+                f"{num_tokens}, or shorten or drop the row."
             )
+    if options.regions:
         logger.warning(
-            "%s: its response is truncated from %d to %d tokens",
+            "%s is truncated from %d to %d tokens; the held prompt regions are whole",
             options.where(index),
             num_tokens,
             num_kept,
@@ -180,7 +191,66 @@ def _truncate_row(
     return columns
 
 
+def _cut_off(codes: Sequence[int], kept: Sequence[int], region: str) -> bool:
+    """Whether tokens of the region are gone, or it has become the end of the row."""
+    code = REGION_CODES[cast(RegionName, region)]
+    if list(codes).count(code) != list(kept).count(code):
+        return True
+    last = max((index for index, found in enumerate(kept) if found == code), default=-1)
+    return not any(kept[last + 1 :])
+
+
+def refuse_split(dataset: Any, options: RegionOptions, max_length: int, **map_kwargs: Any) -> Any:
+    """Packing with "bfd_split" would continue a long row in another one, without its prompt.
+
+    Raises:
+        DataError: a row is longer than `max_length`; names it.
+    """
+    return dataset.map(
+        _refuse_long_row,
+        with_indices=True,
+        fn_kwargs={"options": options, "max_length": max_length},
+        **map_kwargs,
+    )
+
+
+def _refuse_long_row(
+    row: Mapping[str, Any], index: int, options: RegionOptions, max_length: int
+) -> dict[str, Any]:
+    num_tokens = len(row["input_ids"])
+    if num_tokens > max_length:
+        raise DataError(
+            f"{options.where(index)} has {num_tokens} tokens; packing_strategy='bfd_split' would "
+            f"split it, and its second piece would lack the regions to hold: raise max_length to "
+            f"at least {num_tokens}, use packing_strategy='bfd', or drop the row."
+        )
+    return {}
+
+
+def has_label(row: Mapping[str, Any]) -> bool:
+    """Whether any token of the row is learnt."""
+    return any(label != -100 for label in row["labels"])
+
+
 def pack(dataset: Any, max_length: int, strategy: str, **map_kwargs: Any) -> Any:
     """TRL's packing with the region columns alongside; rows must already fit `max_length`."""
     dataset = dataset.select_columns(list(TOKEN_COLUMNS))
     return pack_dataset(dataset, max_length, strategy, map_kwargs)
+
+
+def as_document(row: Mapping[str, Any]) -> Document:
+    """An annotated row as the conversation that a batch will hold."""
+    return Document(
+        row=0,
+        start=0,
+        input_ids=tuple(row["input_ids"]),
+        codes=tuple(row["region_codes"]),
+        turns=tuple(row["turns"]),
+    )
+
+
+def draw_row(dataset: Any, seed: int) -> Document:
+    """One row of an annotated dataset, drawn by `seed`; the first one of a streaming dataset."""
+    if not isinstance(dataset, Dataset):
+        return as_document(next(iter(dataset)))
+    return as_document(dataset[random.Random(seed).randrange(len(dataset))])

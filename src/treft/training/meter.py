@@ -36,7 +36,7 @@ class Meter:
     def add(self, values: Mapping[str, Tensor], weight: float = 0.0) -> None:
         """Add scalar `values`; `weight` is what they are divided by when no steps are counted."""
         for name, value in values.items():
-            value = value.detach().to(self._accelerator.device, torch.float64)
+            value = value.detach().to(self._accelerator.device, torch.float32)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._weights[name] += weight
 

@@ -17,10 +17,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import nn
@@ -29,12 +29,12 @@ from treft.errors import ConfigError, DataError
 from treft.reference import (
     Identity,
     ReferenceBank,
-    ReferenceRequest,
     adapter_off,
     identify,
     kept_adapter,
     other_model,
 )
+from treft.states import pretrained_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -46,7 +46,7 @@ __all__ = [
     "ReferenceKind",
     "RunRecord",
     "choose_kind",
-    "distinct_requests",
+    "identity_before",
     "is_peft",
     "open_bank",
 ]
@@ -229,20 +229,7 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
         "the reference (%.1f GiB more); hold only prefix/postfix, or train an adapter, to avoid it",
         num_gib,
     )
-    return copy.deepcopy(model).requires_grad_(False).eval()
-
-
-def distinct_requests(
-    rows: Iterable[Any], regions: Sequence[str], postfix_reference: Any
-) -> list[ReferenceRequest]:
-    """The requests of all rows for the regions that rows can share, each once, in order."""
-    from treft.requests import region_requests
-
-    found: dict[ReferenceRequest, None] = {}
-    for row in rows:
-        for region in regions:
-            if region in SHARED_REGIONS:
-                found.update(
-                    dict.fromkeys(region_requests(row, cast(Any, region), postfix_reference))
-                )
-    return list(found)
+    frozen = copy.deepcopy(model).requires_grad_(False).eval()
+    # TRL put a forward on the instance that is bound to the model in training: not wanted here.
+    vars(pretrained_model(frozen)).pop("forward", None)
+    return frozen

@@ -1,0 +1,392 @@
+"""TReFTTrainer: TRL's SFTTrainer whose loss is eq. (3), L = L_SFT + λ L_KV.
+
+Where what happens: `_prepare_dataset` annotates tokens with regions, the collator carries them
+along, `compute_loss` adds the penalty, `train` sees to the reference before any weight changes.
+Everything else is TRL's; with λ = 0 all of it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import AutocastKwargs
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import TrainingArguments
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import get_config_model_id, global_then_local_main_first
+
+from treft.documents import Document, documents_of_batch
+from treft.errors import DataError
+from treft.regions import template_hash
+from treft.regularizer import KVRegularizer, Penalty
+from treft.states import capturable
+from treft.training import checks
+from treft.training import dataset as rows
+from treft.training.collator import REGION_COLUMNS, RegionCollator, WrappedCollator
+from treft.training.config import TReFTConfig
+from treft.training.keeper import ReferenceKeeper
+from treft.training.masking import load_processing_class, needs_region_mask, text_tokenizer
+from treft.training.meter import Meter
+
+__all__ = ["TReFTTrainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class TReFTTrainer(SFTTrainer):
+    """`trl.SFTTrainer` that also holds keys and values of chosen regions to the unfinetuned model.
+
+    Takes SFTTrainer's arguments and datasets; `args` is a `TReFTConfig` (another config is
+    converted and gets the `kv_*` defaults). Datasets must be conversational while `kv_weight > 0`.
+    `assistant_only_loss` also works with chat templates for which TRL has no loss mask.
+
+    The log has, beside TRL's entries: `kv_penalty` (eq. (3)'s L_KV), `kv_loss` (λ L_KV) and
+    `sft_loss`, with `loss` = `sft_loss` + `kv_loss`; in evaluation with the prefix `eval_`.
+
+    Raises:
+        ConfigError: options that cannot work together, before the model is run.
+        DataError: a row cannot be used, or truncation would cut a held region; names the row.
+        TemplateError: the chat template lacks a held region.
+        AttentionError: keys and values of this model cannot be captured with gradient.
+        ReferenceMismatchError: the stored reference belongs to another model or template.
+    """
+
+    args: TReFTConfig
+    _tag_names = ["trl", "sft", "treft"]  # noqa: RUF012 - as TRL declares it
+    _name = "TReFT"
+
+    def __init__(
+        self,
+        model: Any,
+        args: TReFTConfig | TrainingArguments | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *rest: Any,
+        **options: Any,
+    ) -> None:
+        config = _as_treft_config(args, model)
+        checks.before_loading(config, model, options.get("peft_config"))
+        self._annotated: list[Any] = []
+        self._postfix_row: Document | None = None
+        self._keeper: ReferenceKeeper | None = None
+        self._num_documents = 1
+        self._eval_prefix = "eval"
+        assistant_only = config.assistant_only_loss
+        self._mask_labels = False
+        if assistant_only:
+            processing_class = processing_class or load_processing_class(model, config)
+            self._mask_labels = needs_region_mask(processing_class, config)
+        # TRL raises for templates it has no loss mask for; there the mask comes from our regions.
+        config.assistant_only_loss = assistant_only and not self._mask_labels
+        try:
+            super().__init__(
+                model,
+                config,
+                data_collator,
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                *rest,
+                **options,
+            )
+        finally:
+            config.assistant_only_loss = assistant_only
+        self._meters = {"train": Meter(self.accelerator), "eval": Meter(self.accelerator)}
+        if config.kv_weight > 0:
+            self._set_up_penalty()
+
+    # ---- Data ----
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: TReFTConfig,
+        packing: bool,
+        formatting_func: Callable[[dict[str, Any]], str] | None,
+        dataset_name: str,
+    ) -> Any:
+        """TRL's preparation, with regions found between tokenising and truncating."""
+        names = rows.column_names(dataset)
+        if not (args.kv_weight > 0 or self._mask_labels) or "seq_lengths" in names:
+            return super()._prepare_dataset(
+                dataset, processing_class, args, packing, formatting_func, dataset_name
+            )
+        annotated = set(REGION_COLUMNS) <= set(names)
+        if formatting_func is not None or ("input_ids" in names and not annotated):
+            raise DataError(
+                f"the {dataset_name} dataset is given as text or tokens, in which regions cannot "
+                "be found: give `messages` rows without formatting_func, or tokens with the "
+                "columns `region_codes` and `turns` (or set kv_weight=0)."
+            )
+        options = rows.RegionOptions(
+            tokenizer=text_tokenizer(processing_class),
+            chat_template=self.chat_template,
+            include_think_block=args.kv_include_think_block,
+            regions=tuple(args.kv_regions) if args.kv_weight > 0 else (),
+            mask_labels=self._mask_labels,
+            dataset_name=dataset_name,
+        )
+        num_proc = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
+        with global_then_local_main_first():
+            if not annotated:
+                rows.check_conversations(dataset, options)
+            plain = copy.copy(args)
+            plain.max_length, plain.shuffle_dataset = None, False
+            plain.assistant_only_loss = args.assistant_only_loss and not self._mask_labels
+            dataset = super()._prepare_dataset(
+                dataset, processing_class, plain, False, None, dataset_name
+            )
+            if not annotated:
+                dataset = rows.annotate(dataset, options, **num_proc)
+            if self._postfix_row is None and args.kv_postfix_reference == "training_row":
+                self._postfix_row = rows.draw_row(dataset, args.seed)
+            return self._fit(dataset, args, packing, options, num_proc)
+
+    def _fit(
+        self,
+        dataset: Any,
+        args: TReFTConfig,
+        packing: bool,
+        options: rows.RegionOptions,
+        num_proc: dict[str, Any],
+    ) -> Any:
+        """Truncate, shuffle and pack in TRL's order."""
+        checks.packed_length(args, packing)
+        if packing and args.packing_strategy == "bfd_split" and options.regions:
+            dataset = rows.refuse_split(dataset, options, cast(int, args.max_length), **num_proc)
+        elif args.max_length is not None and (options.regions or not packing):
+            dataset = rows.truncate(dataset, options, rows.kept_tokens(args, packing), **num_proc)
+            if not packing:
+                dataset = dataset.filter(rows.has_label, **num_proc)
+        self._annotated.append(dataset)
+        if packing:
+            dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+            dataset = rows.pack(
+                dataset, cast(int, args.max_length), args.packing_strategy, **num_proc
+            )
+        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        missing = [name for name in REGION_COLUMNS if name not in self._signature_columns]
+        self._signature_columns += missing
+
+    # ---- The reference ----
+
+    def _set_up_penalty(self) -> None:
+        """Check that the penalty can work on this model and data, and open the reference."""
+        checks.after_loading(self)
+        with capturable(self.model):
+            pass
+        collator = self.data_collator
+        self.data_collator = (
+            RegionCollator(**vars(collator))
+            if type(collator) is DataCollatorForLanguageModeling
+            else WrappedCollator(collator)
+        )
+        is_known = all(isinstance(dataset, Dataset) for dataset in self._annotated)
+        self._keeper = ReferenceKeeper(
+            self.model,
+            self.args,
+            template_hash(self.chat_template or text_tokenizer(self.processing_class)),
+            self._known_documents if is_known else None,
+            self._postfix_row,
+            lambda: self.accelerator.autocast(AutocastKwargs(cache_enabled=False)),
+        )
+        checks.sharding(self, self._keeper.kind)
+
+    @property
+    def _regularizer(self) -> KVRegularizer | None:
+        return self._keeper.regularizer if self._keeper is not None else None
+
+    def _known_documents(self) -> Iterable[Document]:
+        for dataset in self._annotated:
+            columns = dataset.select_columns(["input_ids", *REGION_COLUMNS])
+            yield from (rows.as_document(row) for row in columns)
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **options: Any
+    ) -> TrainOutput:
+        """Train as `transformers.Trainer.train` does; a resumed run keeps its first reference."""
+        if self._keeper is not None:
+            if resume_from_checkpoint:
+                self._keeper.resume(self._run_folder(resume_from_checkpoint))
+            self._keeper.fix()
+            if self.is_world_process_zero():
+                self._keeper.save(Path(self.args.output_dir))
+        return cast(TrainOutput, super().train(resume_from_checkpoint, *rest, **options))
+
+    def _run_folder(self, checkpoint: str | bool) -> Path:
+        """Output folder of the run that wrote `checkpoint` (True: this run's)."""
+        own = self.args.output_dir
+        found = get_last_checkpoint(own) if checkpoint is True else str(checkpoint)
+        return Path(found).resolve().parent if found else Path(own)
+
+    # ---- The loss ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Fetch one optimizer step's batches and count its conversations, over all processes."""
+        samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._keeper is not None and samples:
+            counted = sum(len(_documents(batch, batch)) for batch in samples)
+            total = self.accelerator.reduce(torch.tensor(float(counted), device=device), "sum")
+            self._num_documents = max(int(total), 1)
+            self._meters["train"].start_step()
+        return samples, num_items
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """TRL's loss plus λ L_KV of this micro-batch's share of the step (eq. 3)."""
+        regions = {name: inputs.pop(name) for name in REGION_COLUMNS if name in inputs}
+        if self._regularizer is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        forward = _FirstForward(model, self._regularizer)
+        result = super().compute_loss(
+            cast(nn.Module, forward), inputs, return_outputs, num_items_in_batch
+        )
+        sft_loss: Tensor = result[0] if return_outputs else result
+        penalty = self._regularizer.penalty(_documents(inputs, regions))
+        if self.model.training:
+            loss = self._add_in_training(sft_loss, penalty, num_items_in_batch)
+        else:
+            loss = self._add_in_evaluation(sft_loss, penalty, inputs["input_ids"].shape[0])
+        return (loss, result[1]) if return_outputs else loss
+
+    def _add_in_training(
+        self, sft_loss: Tensor, penalty: Penalty, num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        """Weigh a micro-batch so that a step's penalty is the mean over all its conversations.
+
+        Gradients are averaged over processes, hence their number; and where `Trainer` divides what
+        it gets by the number of accumulated micro-batches, that is undone for the penalty.
+        """
+        share = self.accelerator.num_processes / self._num_documents
+        num_divided = 1 if self._is_scaled(num_items_in_batch) else self._num_micro_batches
+        raw = penalty.raw_sum * share
+        per_layer = (penalty.key + penalty.value) * penalty.num_documents * share
+        self._meters["train"].add(
+            {
+                "kv_penalty": raw,
+                "kv_loss": raw * penalty.weight,
+                "sft_loss": sft_loss / num_divided,
+                **self._layer_entries(penalty, per_layer),
+            }
+        )
+        return sft_loss + penalty.weight * raw * num_divided
+
+    @property
+    def _num_micro_batches(self) -> int:
+        return int(self.current_gradient_accumulation_steps)
+
+    def _is_scaled(self, num_items_in_batch: Tensor | int | None) -> bool:
+        """Whether TRL's loss is this micro-batch's share of the step already, as `Trainer` asks."""
+        if self.loss_is_scaled_for_ga is not None:
+            return bool(self.loss_is_scaled_for_ga)
+        by_tokens = bool(self.model_accepts_loss_kwargs) and num_items_in_batch is not None
+        return by_tokens or self.compute_loss_func is not None
+
+    def _add_in_evaluation(self, sft_loss: Tensor, penalty: Penalty, num_rows: int) -> Tensor:
+        """Mean over the batch's conversations; the log weighs batches as `eval_loss` does."""
+        meter = self._meters["eval"]
+        per_layer = (penalty.key + penalty.value) * penalty.num_documents
+        meter.add(
+            {"kv_penalty": penalty.raw_sum, **self._layer_entries(penalty, per_layer)},
+            weight=penalty.num_documents,
+        )
+        meter.add(
+            {"kv_loss": penalty.weighted * num_rows, "sft_loss": sft_loss * num_rows},
+            weight=num_rows,
+        )
+        return sft_loss + penalty.weighted
+
+    def _layer_entries(self, penalty: Penalty, per_layer: Tensor) -> dict[str, Tensor]:
+        if not self.args.kv_log_layers:
+            return {}
+        return {
+            f"kv_penalty/layer_{layer}": value
+            for layer, value in zip(penalty.layers, per_layer, strict=True)
+        }
+
+    # ---- Evaluation and log ----
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate as SFTTrainer does; `<prefix>_loss` includes the weighted penalty."""
+        if self._keeper is not None:
+            self._keeper.fix()
+        self._eval_prefix = metric_key_prefix
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        return cast(dict[str, float], metrics)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as SFTTrainer does, with the penalty's entries."""
+        mode = "train" if self.model.training else "eval"
+        prefix = "" if mode == "train" else f"{self._eval_prefix}_"
+        found = self._meters[mode].read()
+        logs.update({f"{prefix}{name}": value for name, value in found.items()})
+        super().log(logs, start_time)
+
+
+class _FirstForward:
+    """Stands in for the model in TRL's loss and captures its first forward, the one with gradient.
+
+    TRL may run the model again for logits or metrics; those forwards do not count.
+    """
+
+    def __init__(self, model: nn.Module, regularizer: KVRegularizer) -> None:
+        self._model = model
+        self._regularizer = regularizer
+        self._is_first = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._is_first:
+            return self._model(*args, **kwargs)
+        self._is_first = False
+        with self._regularizer.capture():
+            return self._model(*args, **kwargs)
+
+
+def _documents(batch: dict[str, Any], regions: dict[str, Any]) -> list[Document]:
+    return documents_of_batch(
+        batch["input_ids"],
+        regions["region_codes"],
+        regions["turns"],
+        batch.get("attention_mask"),
+        batch.get("position_ids"),
+    )
+
+
+def _as_treft_config(args: TReFTConfig | TrainingArguments | None, model: Any) -> TReFTConfig:
+    """The config to train with; SFTTrainer's own config gets the `kv_*` defaults."""
+    if isinstance(args, TReFTConfig):
+        return args
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return TReFTConfig(f"{name.split('/')[-1]}-TReFT")
+    options = args.to_dict()
+    options["hub_token"] = args.hub_token  # to_dict hides it
+    if isinstance(args, SFTConfig):
+        logger.info("the SFTConfig is used with the default kv_* options")
+    return TReFTConfig(**options)
