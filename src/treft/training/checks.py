@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from treft.errors import AttentionError, ConfigError, DataError
+from treft.states import pretrained_model
 from treft.training.collator import REGION_COLUMNS
 from treft.training.config import TReFTConfig
 from treft.training.dataset import column_names
@@ -53,6 +54,12 @@ def after_loading(trainer: TReFTTrainer) -> None:
         ConfigError: the batch, or a key vector, is split over processes.
     """
     text_tokenizer(trainer.processing_class)
+    if not is_peft(trainer.model) and pretrained_model(trainer.model)._hf_peft_config_loaded:
+        raise ConfigError(
+            "the model was loaded from an adapter's folder without PEFT's wrapper, so it cannot be "
+            "told what trains: load the base, then PeftModel.from_pretrained(base, adapter, "
+            "is_trainable=True)."
+        )
     evaluated = trainer.eval_dataset
     datasets = {
         "train": trainer.train_dataset,

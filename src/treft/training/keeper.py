@@ -107,9 +107,8 @@ class ReferenceKeeper:
         Raises:
             ReferenceMismatchError: the stored reference lacks prompts of the dataset.
         """
-        if self._documents is None or self._bank.source is not None and self.kind != "snapshot":
-            return
-        if self.kind == "snapshot" and self._bank.source is None:
+        is_taken = self.kind == "snapshot" and self._bank.source is None
+        if self.kind not in ("snapshot", "stored") or is_taken or self._documents is None:
             return
         requests = self._distinct_requests(self._documents())
         if self.kind == "stored":
@@ -126,7 +125,18 @@ class ReferenceKeeper:
         return list(found)
 
     def save(self, folder: Path) -> None:
-        """Leave in the output folder what a resumed run needs to find the same reference."""
+        """Leave in the output folder what a resumed run needs to find the same reference.
+
+        Raises:
+            ConfigError: checkpoints of a run that began from another model would lose theirs.
+        """
+        earlier = RunRecord.read(folder)
+        replaces = earlier is not None and earlier.weights != self._weights
+        if replaces and any(folder.glob("checkpoint-*")):
+            raise ConfigError(
+                f"{folder} holds checkpoints of a run that began from another model, whose "
+                "reference would be overwritten: choose another output_dir, or remove it."
+            )
         config = self._config
         RunRecord(
             kind=self.kind,

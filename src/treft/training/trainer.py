@@ -207,6 +207,11 @@ class TReFTTrainer(SFTTrainer):
         checks.sharding(self, self._keeper.kind)
 
     @property
+    def reference_kind(self) -> str | None:
+        """Which model is the reference, see `reference_source`; None with λ = 0."""
+        return None if self._keeper is None else self._keeper.kind
+
+    @property
     def _regularizer(self) -> KVRegularizer | None:
         return self._keeper.regularizer if self._keeper is not None else None
 

@@ -1,0 +1,62 @@
+"""Guard an output folder: nothing in it is overwritten without being asked."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from treft.errors import ConfigError
+from treft.training.reference_source import REFERENCE_FILE, RUN_FILE
+
+__all__ = ["claim_output_dir", "find_checkpoint"]
+
+
+def find_checkpoint(folder: Path, resume: str | None) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` means.
+
+    Args:
+        folder: the run's output folder.
+        resume: a checkpoint's path; "true" or "last" for the newest in `folder`; None, "" or
+            "false" for a fresh start.
+
+    Raises:
+        ConfigError: there is no such checkpoint.
+    """
+    wish = (resume or "false").strip()
+    if wish.lower() in ("false", "no", "0", "none"):
+        return None
+    if wish.lower() in ("true", "last", "yes", "1"):
+        newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if newest is None:
+            raise ConfigError(f"there is no checkpoint in {folder} to resume from.")
+        return str(newest)
+    if not (Path(wish) / "trainer_state.json").is_file():
+        raise ConfigError(f"{wish} is not a checkpoint: it has no trainer_state.json.")
+    return wish
+
+
+def claim_output_dir(folder: Path, *, resumes: bool, overwrite: bool) -> None:
+    """Make sure that a run may write to `folder`.
+
+    Overwriting removes an earlier run's checkpoints and reference, which would otherwise be taken
+    for this run's; other files stay until they are written anew.
+
+    Raises:
+        ConfigError: it is a file, or holds files and neither resuming nor overwriting is asked for.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file: name a folder as output_dir.")
+    if resumes or not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise ConfigError(
+            f"{folder} exists and is not empty: pass --resume_from_checkpoint true to go on, "
+            "--overwrite_output_dir to start anew, or another --output_dir."
+        )
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / "trainer_state.json").is_file():
+            shutil.rmtree(checkpoint)
+    for name in (RUN_FILE, REFERENCE_FILE):
+        (folder / name).unlink(missing_ok=True)
