@@ -6,17 +6,26 @@ T tokens compared, D head dimension, S tensors of one shape stacked together, E 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from treft.drift import squared_norm
 from treft.recording import RecordedStates, ReferenceRequest
-from treft.states import States
+from treft.states import KeyValue
 
-__all__ = ["Entry", "Group", "Placement", "Stack", "group_placements", "stack_references"]
+__all__ = [
+    "Entry",
+    "Group",
+    "Placement",
+    "Stack",
+    "Taken",
+    "Taker",
+    "group_placements",
+    "stack_references",
+]
 
 MAX_STACKED_VECTORS = 65_536
 """Vectors of one stacked operation; more are split, which bounds the memory of the copies."""
@@ -61,8 +70,8 @@ class Group(NamedTuple):
     """
 
     requests: tuple[ReferenceRequest, ...]
-    is_shared: bool
-    """Whether a later batch is likely to bring the same requests."""
+    shared: tuple[bool, ...]
+    """Whether conversations with another query may have each request."""
     rows: tuple[tuple[int, ...], ...]
     """(N, T) batch rows."""
     columns: tuple[tuple[int, ...], ...]
@@ -70,42 +79,49 @@ class Group(NamedTuple):
     weights: tuple[tuple[float, ...], ...]
     """(N, T)."""
 
-    def drift(self, states: States, stacks: Sequence[Stack]) -> dict[Entry, Tensor]:
+    @property
+    def is_shared(self) -> bool:
+        """Whether a later batch is likely to bring the same group of requests."""
+        return self.shared == (True,)
+
+    def locate(self, num_rows: int, device: torch.device) -> Index:
+        """How to take this group's tokens from a batch of `num_rows` rows on `device`."""
+        columns = self.columns[0]
+        every_row = [row[0] for row in self.rows] == list(range(num_rows))
+        one_row_each = all(len(set(row)) == 1 for row in self.rows)
+        same_columns = len(set(self.columns)) == 1
+        is_run = columns == tuple(range(columns[0], columns[-1] + 1))
+        if every_row and one_row_each and same_columns and is_run:
+            return _Slice(columns[0], columns[-1] + 1)
+        return _Gather(
+            torch.tensor(self.rows, device=device), torch.tensor(self.columns, device=device)
+        )
+
+    def drift(self, taken: Taken, stacks: Sequence[Stack]) -> dict[Entry, Tensor]:
         """Weighted sums of the drift over N and T, a scalar for each entry, with gradient."""
         sums: dict[Entry, Tensor] = {}
-        first = states[stacks[0].entries[0].layer].key
-        index = self._index(first)
-        weights = torch.tensor(self.weights, device=first.device)
         for entries, reference, norms in stacks:
-            found = torch.stack([index.take(states[layer][kind]) for layer, kind in entries])
-            drift = squared_norm(found.float() - reference) / norms
-            summed = (drift * weights.to(drift.device)).sum(dim=(1, 2))
+            found = torch.stack([taken[entry] for entry in entries]).float()
+            weights = torch.tensor(self.weights, device=found.device)
+            drift = squared_norm(found - reference) / norms
+            summed = (drift * weights).sum(dim=(1, 2))
             sums.update(zip(entries, summed.unbind(), strict=True))
         return sums
 
-    def _index(self, example: Tensor) -> _Index:
-        """How to gather this group's tokens from a (B, H, C, D) tensor."""
-        columns = self.columns[0]
-        every_row = [row[0] for row in self.rows] == list(range(example.shape[0]))
-        is_run = columns == tuple(range(columns[0], columns[-1] + 1))
-        one_row_each = all(len(set(row)) == 1 for row in self.rows)
-        if every_row and is_run and one_row_each and len(set(self.columns)) == 1:
-            return _Slice(columns[0], columns[-1] + 1)
-        return _Gather(
-            torch.tensor(self.rows, device=example.device),
-            torch.tensor(self.columns, device=example.device),
-        )
+
+Taken = dict[Entry, Tensor]
+"""A group's tokens of each held tensor, (N, H, T, D), part of the model's graph."""
 
 
 class _Slice(NamedTuple):
-    """The same run of columns in every row: a view, nothing is copied."""
+    """The same run of columns in every row."""
 
     start: int
     end: int
 
     def take(self, tensor: Tensor) -> Tensor:
-        """(B, H, C, D) -> (B, H, T, D)."""
-        return tensor[:, :, self.start : self.end]
+        """Copy (B, H, C, D) -> (B, H, T, D), so that the rest need not be kept."""
+        return tensor[:, :, self.start : self.end].clone()
 
 
 class _Gather(NamedTuple):
@@ -115,12 +131,61 @@ class _Gather(NamedTuple):
     columns: Tensor
 
     def take(self, tensor: Tensor) -> Tensor:
-        """(B, H, C, D) -> (N, H, T, D)."""
-        rows, columns = self.rows.to(tensor.device), self.columns.to(tensor.device)
+        """Copy (B, H, C, D) -> (N, H, T, D)."""
+        taken: Tensor = _TakeTokens.apply(tensor, self.rows, self.columns)  # type: ignore[no-untyped-call]
+        return taken
+
+
+Index = _Slice | _Gather
+
+
+class _TakeTokens(torch.autograd.Function):
+    """Advanced indexing that saves no tensor, so that checkpointing's replay may leave it out.
+
+    No token is taken twice, so the backward pass may write instead of adding up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        ctx.rows, ctx.columns, ctx.shape = rows, columns, tensor.shape
         return tensor.transpose(1, 2)[rows, columns].transpose(1, 2)
 
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        full = gradient.new_zeros(ctx.shape)
+        full.transpose(1, 2)[ctx.rows, ctx.columns] = gradient.transpose(1, 2)
+        return full, None, None
 
-_Index = _Slice | _Gather
+
+class Taker:
+    """Receives a running model's keys and values and copies out the tokens that groups need.
+
+    Args:
+        groups: what to take.
+        kinds: which of key (0) and value (1).
+        layers: which layers; None for all.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], kinds: Sequence[int], layers: Collection[int] | None
+    ) -> None:
+        self.groups = groups
+        self.taken: list[Taken] = [{} for _ in groups]
+        self._kinds = kinds
+        self._layers = layers
+        self._indices: dict[torch.device, list[Index]] = {}
+
+    def receive(self, layer: int, states: KeyValue) -> None:
+        """A `treft.states.Receiver`."""
+        if self._layers is not None and layer not in self._layers:
+            return
+        num_rows, device = states.key.shape[0], states.key.device
+        if device not in self._indices:
+            self._indices[device] = [group.locate(num_rows, device) for group in self.groups]
+        for index, taken in zip(self._indices[device], self.taken, strict=True):
+            for kind in self._kinds:
+                taken[Entry(layer, kind)] = index.take(states[kind])
 
 
 def group_placements(placements: Sequence[Placement]) -> list[Group]:
@@ -140,7 +205,7 @@ def _broadcast(placements: Sequence[Placement]) -> Group:
     num_tokens = len(placements[0].columns)
     return Group(
         requests=(placements[0].request,),
-        is_shared=placements[0].is_shared,
+        shared=(placements[0].is_shared,),
         rows=tuple((found.row,) * num_tokens for found in placements),
         columns=tuple(found.columns for found in placements),
         weights=tuple((found.weight,) * num_tokens for found in placements),
@@ -158,33 +223,29 @@ def _joined(placements: Sequence[Placement]) -> Group:
         weights += [found.weight] * len(found.columns)
     return Group(
         requests=tuple(found.request for found in placements),
-        is_shared=False,
+        shared=tuple(found.is_shared for found in placements),
         rows=(tuple(rows),),
         columns=(tuple(columns),),
         weights=(tuple(weights),),
     )
 
 
-def stack_references(
-    references: Sequence[RecordedStates], entries: Sequence[Entry], states: States, num_rows: int
-) -> list[Stack]:
+def stack_references(references: Sequence[RecordedStates], taken: Taken) -> list[Stack]:
     """Lay references end to end and stack the entries whose tensors agree in shape and device.
 
     Args:
         references: of a group's requests in their order, layer -> (H, T_i, D).
-        entries: what to hold.
-        states: the batch's states, which say where each layer lives.
-        num_rows: N of the group, to bound the size of one stack.
+        taken: what they will be compared with.
     """
-    by_kin: dict[object, list[tuple[Entry, Tensor]]] = {}
-    for entry in entries:
-        device = states[entry.layer][entry.kind].device
-        parts = [found[entry.layer][entry.kind] for found in references]
-        joined = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).to(device).float()
-        by_kin.setdefault((joined.shape, device), []).append((entry, joined))
+    by_kin: dict[tuple[torch.Size, torch.device], list[tuple[Entry, Tensor]]] = {}
+    for entry, found in taken.items():
+        parts = [reference[entry.layer][entry.kind] for reference in references]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        kin = by_kin.setdefault((found.shape, found.device), [])
+        kin.append((entry, joined.to(found.device).float()))
     stacks = []
-    for kin in by_kin.values():
-        size = max(1, MAX_STACKED_VECTORS // (num_rows * kin[0][1].shape[1]))
+    for (shape, _), kin in by_kin.items():
+        size = max(1, MAX_STACKED_VECTORS // (shape[0] * shape[2]))
         for chunk in (kin[start : start + size] for start in range(0, len(kin), size)):
             reference = torch.stack([tensor for _, tensor in chunk]).unsqueeze(1)
             stacks.append(

@@ -13,14 +13,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from treft.batched_drift import Entry, Group, Placement, Stack, group_placements, stack_references
+from treft.batched_drift import (
+    Entry,
+    Group,
+    Placement,
+    Stack,
+    Taker,
+    group_placements,
+    stack_references,
+)
 from treft.documents import Document, documents_of_batch, require_region
 from treft.errors import AttentionError, ConfigError, DataError
 from treft.recording import RecordedStates, ReferenceRequest
 from treft.reference import ReferenceBank
 from treft.regions import REGION_CODES, RegionName
 from treft.requests import PostfixReference, own_request, postfix_requests, prefix_request
-from treft.states import KeyValue, States, capture, pretrained_model
+from treft.states import KeyValue, States, capture, listen, pretrained_model
 
 __all__ = ["Document", "KVRegularizer", "Penalty", "documents_of_batch"]
 
@@ -68,9 +76,10 @@ class Penalty:
 class KVRegularizer:
     """Hold the keys and values of template tokens at the unfinetuned model's.
 
-        with regularizer.capture():
-            loss = model(**batch).loss
-        loss = loss + regularizer.penalty(documents).weighted
+        documents = documents_of_batch(input_ids, codes, turns, attention_mask)
+        with regularizer.capture(documents):
+            loss = model(input_ids, attention_mask=attention_mask, labels=labels).loss
+        loss = loss + regularizer.penalty().weighted
 
     Prefix and postfix are compared with references that prompts share (see `treft.requests`);
     query and response with the conversation itself as the reference model reads it. With the query
@@ -118,29 +127,43 @@ class KVRegularizer:
         )
         self.layers = None if layers is None else _resolve_layers(model, layers)
         self.postfix_reference = postfix_reference
+        self._documents: Sequence[Document] | None = None
+        self._taker: Taker | None = None
         self._states: States = {}
         self._prepared: OrderedDict[tuple[ReferenceRequest, ...], list[Stack]] = OrderedDict()
 
     @contextmanager
-    def capture(self) -> Iterator[None]:
+    def capture(self, documents: Sequence[Document] | None = None) -> Iterator[None]:
         """Take the keys and values of the forward made inside the block.
 
+        Args:
+            documents: the conversations of that forward's batch. Told beforehand, only their held
+                tokens are kept in memory and bad rows are refused before the model runs; otherwise
+                all states are kept until `penalty(documents)`.
+
         Raises:
-            AttentionError: they cannot be captured from this model.
+            AttentionError: keys and values cannot be captured from this model.
+            DataError: there is no document, or one lacks a held region.
         """
-        self._states = {}
+        self._documents, self._taker, self._states = documents, None, {}
         if self.weight == 0:
             yield
-            return
-        with capture(self.model) as states:
-            yield
-        self._states = states
+        elif documents is None:
+            with capture(self.model) as states:
+                yield
+            self._states = states
+        else:
+            taker = self._new_taker(documents)
+            with listen(self.model, taker.receive):
+                yield
+            self._taker = taker
 
-    def penalty(self, documents: Sequence[Document]) -> Penalty:
+    def penalty(self, documents: Sequence[Document] | None = None) -> Penalty:
         """Eq. (3) for the forward that was captured last; its states are let go afterwards.
 
         Args:
-            documents: the conversations of that forward's batch, from `documents_of_batch`.
+            documents: the conversations of that forward's batch, from `documents_of_batch`; not
+                needed when `capture` was told.
 
         Raises:
             DataError: there is no document, or one lacks a held region.
@@ -148,21 +171,20 @@ class KVRegularizer:
             ReferenceMismatchError: the bank lacks a reference and cannot record it.
             ReferenceStatesError: a recorded reference is NaN, infinite or zero.
         """
+        documents = documents if self._documents is None else self._documents
         if self.weight == 0:
             nothing = torch.zeros((), device=pretrained_model(self.model).device)
-            return Penalty(nothing, len(documents), 0.0, (), nothing[None][:0], nothing[None][:0])
-        if not self._states:
-            raise AttentionError("run the model inside capture() before asking for the penalty.")
-        if not documents:
-            raise DataError("the batch holds no conversation with a region to hold.")
-        states, self._states = self._states, {}
-        entries = self._entries(states)
-        placements = [found for document in documents for found in self._placements(document)]
-        totals: dict[Entry, Tensor] = {}
-        for group, stacks in self._compared(placements, entries, states):
-            for entry, summed in group.drift(states, stacks).items():
-                totals[entry] = totals[entry] + summed if entry in totals else summed
-        return self._sum_up(totals, len(documents))
+            num_documents = len(documents or ())
+            return Penalty(nothing, num_documents, 0.0, (), nothing[None][:0], nothing[None][:0])
+        taker = self._taker
+        if taker is None:
+            if not self._states or documents is None:
+                raise AttentionError("run the model inside capture() before asking for a penalty.")
+            taker = self._new_taker(documents)
+            for layer, pair in self._states.items():
+                taker.receive(layer, pair)
+        self._documents, self._taker, self._states = None, None, {}
+        return self._compare(taker, len(documents or ()))
 
     def requests(self, document: Document) -> list[ReferenceRequest]:
         """What the bank must hold for this document, e.g. to `pin` it before training.
@@ -210,48 +232,46 @@ class KVRegularizer:
             for request, is_shared in requests
         ]
 
-    def _entries(self, states: States) -> list[Entry]:
-        """The tensors to hold.
-
-        Raises:
-            ConfigError: a chosen layer has no keys and values.
-        """
-        layers = tuple(states) if self.layers is None else self.layers
-        absent = sorted(set(layers) - set(states))
-        if absent:
-            raise ConfigError(f"layers {absent} have no attention; those that do: {list(states)}.")
+    def _new_taker(self, documents: Sequence[Document]) -> Taker:
+        """What to copy out of the forward for these documents."""
+        if not documents:
+            raise DataError("the batch holds no conversation with a region to hold.")
+        placements = [found for document in documents for found in self._placements(document)]
         kinds = [index for index, kind in enumerate(KeyValue._fields) if kind in self.kinds]
-        return [Entry(layer, kind) for layer in layers for kind in kinds]
+        return Taker(group_placements(placements), kinds, self.layers)
 
-    def _compared(
-        self, placements: Sequence[Placement], entries: Sequence[Entry], states: States
-    ) -> Iterator[tuple[Group, list[Stack]]]:
-        """Each group of tokens with its stacked reference."""
-        groups = group_placements(placements)
-        waiting = {
-            request
-            for group in groups
-            if group.requests not in self._prepared
-            for request in group.requests
-        }
-        references = self._references([found for found in placements if found.request in waiting])
-        for group in groups:
+    def _compare(self, taker: Taker, num_documents: int) -> Penalty:
+        """Eq. (3) from the tokens that were taken."""
+        absent = sorted(set(self.layers or ()) - {entry.layer for entry in taker.taken[0]})
+        if absent:
+            raise ConfigError(f"layers {absent} have no attention whose keys could be held.")
+        waiting = [group for group in taker.groups if group.requests not in self._prepared]
+        references = self._references(waiting)
+        totals: dict[Entry, Tensor] = {}
+        for group, taken in zip(taker.groups, taker.taken, strict=True):
             stacks = self._prepared.get(group.requests)
             if stacks is None:
                 found = [references[request] for request in group.requests]
-                stacks = stack_references(found, entries, states, len(group.rows))
-                if group.is_shared:
-                    self._prepared[group.requests] = stacks
-                    if len(self._prepared) > MAX_PREPARED:
-                        self._prepared.popitem(last=False)
-            yield group, stacks
+                stacks = stack_references(found, taken)
+                self._keep(group, stacks)
+            for entry, summed in group.drift(taken, stacks).items():
+                totals[entry] = totals[entry] + summed if entry in totals else summed
+        return self._sum_up(totals, num_documents)
 
-    def _references(
-        self, placements: Sequence[Placement]
-    ) -> dict[ReferenceRequest, RecordedStates]:
+    def _keep(self, group: Group, stacks: list[Stack]) -> None:
+        """Spare later batches with the same reference the stacking."""
+        if group.is_shared:
+            self._prepared[group.requests] = stacks
+            if len(self._prepared) > MAX_PREPARED:
+                self._prepared.popitem(last=False)
+
+    def _references(self, groups: Sequence[Group]) -> dict[ReferenceRequest, RecordedStates]:
         """The bank keeps what other conversations can use, and forgets the rest."""
-        shared = list({found.request: None for found in placements if found.is_shared})
-        own = list({found.request: None for found in placements if not found.is_shared})
+        held: dict[ReferenceRequest, bool] = {}
+        for group in groups:
+            held.update(zip(group.requests, group.shared, strict=True))
+        shared = [request for request, is_shared in held.items() if is_shared]
+        own = [request for request, is_shared in held.items() if not is_shared]
         return {
             **dict(zip(shared, self.bank.get(shared), strict=True)),
             **dict(zip(own, self.bank.look_up(own), strict=True)),

@@ -2,10 +2,10 @@
 
 Shapes: B batch rows, H key/value heads, T tokens, D head dimension.
 
-`capturable` switches a model to an attention function of the same kinship (`sdpa` becomes
-`treft_sdpa`) that hands its key and value arguments to whoever listens and then calls the function
-it replaced. `capture` listens. Nothing is computed on the way: the tensors are those of the model's
-own graph, so they carry gradient and are bit-equal to what a `DynamicCache` would store.
+`capturable` switches a model to a twin of its attention function (`sdpa` becomes `treft_sdpa`) that
+hands its key and value arguments to whoever listens and then calls the function it stands for.
+`listen` listens, `capture` collects. Nothing is computed on the way: the tensors are those of the
+model's own graph, so they carry gradient and are bit-equal to what a `DynamicCache` would store.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from treft.errors import AttentionError
 
-__all__ = ["KeyValue", "States", "capturable", "capture", "pretrained_model"]
+__all__ = ["KeyValue", "Receiver", "States", "capturable", "capture", "listen", "pretrained_model"]
 
 PREFIX = "treft_"
 """Names of capturing attention functions: this, then the name of the function they wrap."""
@@ -43,13 +43,18 @@ States = dict[int, KeyValue]
 """Layer index to its keys and values, in the order the layers ran (ascending)."""
 
 
-@dataclass(frozen=True)
+Receiver = Callable[[int, KeyValue], None]
+"""Is called with a layer's index and its keys and values while the model runs."""
+
+
+@dataclass
 class _Listener:
-    """One open `capture`: which modules it listens to, and what it heard."""
+    """One open `listen`: which modules it listens to, whom it tells, whether it heard anything."""
 
     layers: dict[int, int]
     """id of an attention module -> its layer index."""
-    states: States = field(default_factory=dict)
+    receive: Receiver
+    has_heard: bool = False
 
 
 _listeners: list[_Listener] = []
@@ -102,15 +107,31 @@ def capturable(model: nn.Module) -> Iterator[None]:
 def capture(model: nn.Module) -> Iterator[States]:
     """Collect the keys and values of each forward of `model` made inside the block.
 
-    The dictionary is filled while the model runs, and a second forward overwrites the first. The
-    replay of gradient checkpointing in a backward pass is not a forward and is ignored. When blocks
-    for one model nest, the innermost collects.
+    The dictionary is filled while the model runs, and a second forward overwrites the first. See
+    `listen` for nesting, checkpointing and errors.
 
     Args:
         model: a Transformers model, possibly wrapped; other models may run meanwhile, unheard.
 
     Yields:
         Layer -> `KeyValue` of (B, H, T, D) tensors, part of the model's graph.
+    """
+    states: States = {}
+    with listen(model, states.__setitem__):
+        yield states
+
+
+@contextmanager
+def listen(model: nn.Module, receive: Receiver) -> Iterator[None]:
+    """Call `receive` with the keys and values of each layer as `model` runs inside the block.
+
+    The replay of gradient checkpointing in a backward pass is not a forward and is not told. For
+    the same reason `receive` must not save tensors for its own backward: under checkpointing they
+    would be missed in the replay. When blocks for one model nest, the innermost is told.
+
+    Args:
+        model: a Transformers model, possibly wrapped.
+        receive: gets the layer's index and its (B, H, T, D) tensors.
 
     Raises:
         AttentionError: on entry for attention or checkpointing that cannot be captured; on a clean
@@ -118,14 +139,14 @@ def capture(model: nn.Module) -> Iterator[States]:
     """
     pretrained = pretrained_model(model)
     _refuse_reentrant_checkpointing(pretrained)
-    listener = _Listener(_attention_layers(pretrained))
+    listener = _Listener(_attention_layers(pretrained), receive)
     with capturable(model):
         _listeners.append(listener)
         try:
-            yield listener.states
+            yield
         finally:
             _listeners.remove(listener)
-    if not listener.states:
+    if not listener.has_heard:
         raise AttentionError(
             f"no attention layer of {type(pretrained).__name__} was heard: run a forward of this "
             "model inside capture(); if you did, its attention does not use Transformers' "
@@ -134,13 +155,14 @@ def capture(model: nn.Module) -> Iterator[States]:
 
 
 def _hear(module: nn.Module, key: Tensor, value: Tensor) -> None:
-    """Store the layer's tensors with the innermost listener to this module."""
+    """Tell the innermost listener to this module."""
     if torch._C._current_graph_task_id() != -1:  # inside backward: a checkpoint replays the layer
         return
     for listener in reversed(_listeners):
         layer = listener.layers.get(id(module))
         if layer is not None:
-            listener.states[layer] = KeyValue(key, value)
+            listener.has_heard = True
+            listener.receive(layer, KeyValue(key, value))
             return
 
 
