@@ -1,4 +1,4 @@
-"""`treft sft`: what `trl sft` takes, flags and YAML alike, plus the `kv_*` options and own files."""
+"""`treft sft`: what `trl sft` takes, flags and YAML alike, plus `kv_*` options and own files."""
 
 from __future__ import annotations
 

@@ -16,8 +16,9 @@ from typing import Any, cast
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
-from trl.data_utils import is_conversational
+from trl.data_utils import is_conversational, maybe_convert_to_chatml
 
+from treft.data import check_messages
 from treft.documents import Document
 from treft.errors import ConfigError, DataError, TreftError
 from treft.regions import REGION_CODES, ChatRegions, RegionName, find_regions
@@ -28,12 +29,14 @@ __all__ = [
     "RegionOptions",
     "annotate",
     "as_document",
+    "check_conversations",
     "column_names",
     "draw_row",
     "has_label",
     "kept_tokens",
     "pack",
     "refuse_split",
+    "row_messages",
     "row_regions",
     "truncate",
 ]
@@ -79,10 +82,9 @@ def column_names(dataset: Any) -> list[str]:
 def row_regions(row: Mapping[str, Any], options: RegionOptions) -> ChatRegions:
     """Regions of a conversational row, rendered the way TRL renders it."""
     tools = row.get("tools")
-    messages = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
     return find_regions(
         options.tokenizer,
-        messages,
+        row_messages(row),
         tools=json.loads(tools) if isinstance(tools, str) else tools,
         chat_template=options.chat_template,
         include_think_block=options.include_think_block,
@@ -90,18 +92,39 @@ def row_regions(row: Mapping[str, Any], options: RegionOptions) -> ChatRegions:
     )
 
 
-def annotate(dataset: Any, options: RegionOptions, **map_kwargs: Any) -> Any:
-    """Add the region columns to a dataset that TRL tokenised (and still holds the messages).
+def check_conversations(dataset: Any, options: RegionOptions, **map_kwargs: Any) -> Any:
+    """Look at every row before anything is rendered: a template would fail without naming it.
 
     Raises:
         DataError: the dataset is not conversational, or a row cannot be used; names the row.
     """
-    if not is_conversational(next(iter(dataset))):
+    first = maybe_convert_to_chatml(dict(next(iter(dataset))))
+    if not is_conversational(first):
         raise DataError(
             f"the {options.dataset_name} dataset is not conversational, so it has no regions: give "
             "rows with `messages`, or `prompt` and `completion` lists of messages (or set "
             "kv_weight=0 and assistant_only_loss=False)."
         )
+    return dataset.map(_check_row, with_indices=True, fn_kwargs={"options": options}, **map_kwargs)
+
+
+def _check_row(row: Mapping[str, Any], index: int, options: RegionOptions) -> dict[str, Any]:
+    check_messages(row_messages(maybe_convert_to_chatml(dict(row))), options.where(index))
+    return {}
+
+
+def row_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The whole conversation of a row with `messages`, or with `prompt` and `completion`."""
+    return row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
+
+
+def annotate(dataset: Any, options: RegionOptions, **map_kwargs: Any) -> Any:
+    """Add the region columns to a dataset that TRL tokenised (and that still holds the messages).
+
+    Raises:
+        TemplateError: a row lacks a held region; names the row.
+        DataError: a row's tokens are not those of its messages.
+    """
     return dataset.map(
         _annotate_row, with_indices=True, fn_kwargs={"options": options}, **map_kwargs
     )

@@ -180,6 +180,9 @@ class ReferenceKeeper:
             current = identity_before(self._model, record.kind, self._template_hash)
             bank.check(current, ignore=("weights",))
             self._open(record.kind, bank)
+            self._weights = record.weights
+            if self._documents is not None:
+                bank.look_up(self._distinct_requests(self._documents()))
             return
         if record.weights != self._weights:
             raise ConfigError(

@@ -140,7 +140,7 @@ class TReFTTrainer(SFTTrainer):
         num_proc = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
         with global_then_local_main_first():
             if not annotated:
-                rows.check_conversations(dataset, options)
+                dataset = rows.check_conversations(dataset, options, **num_proc)
             plain = copy.copy(args)
             plain.max_length, plain.shuffle_dataset = None, False
             plain.assistant_only_loss = args.assistant_only_loss and not self._mask_labels
