@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -92,6 +92,21 @@ def row_regions(row: Mapping[str, Any], options: RegionOptions) -> ChatRegions:
     )
 
 
+def _map(
+    dataset: Any,
+    function: Callable[..., dict[str, Any]],
+    doing: str,
+    options: RegionOptions,
+    map_kwargs: dict[str, Any],
+    **arguments: Any,
+) -> Any:
+    """`dataset.map` by rows with their numbers, with a labelled progress bar where there is one."""
+    if isinstance(dataset, Dataset):  # a streaming dataset takes no description
+        map_kwargs = {**map_kwargs, "desc": f"{doing} {options.dataset_name} dataset"}
+    arguments = {"options": options, **arguments}
+    return dataset.map(function, with_indices=True, fn_kwargs=arguments, **map_kwargs)
+
+
 def check_conversations(dataset: Any, options: RegionOptions, **map_kwargs: Any) -> Any:
     """Look at every row before anything is rendered: a template would fail without naming it.
 
@@ -125,9 +140,7 @@ def annotate(dataset: Any, options: RegionOptions, **map_kwargs: Any) -> Any:
         TemplateError: a row lacks a held region; names the row.
         DataError: a row's tokens are not those of its messages.
     """
-    return dataset.map(
-        _annotate_row, with_indices=True, fn_kwargs={"options": options}, **map_kwargs
-    )
+    return _map(dataset, _annotate_row, "Finding regions in", options, map_kwargs)
 
 
 def _annotate_row(row: Mapping[str, Any], index: int, options: RegionOptions) -> dict[str, Any]:
@@ -184,9 +197,7 @@ def truncate(dataset: Any, options: RegionOptions, kept: slice, **map_kwargs: An
     Raises:
         DataError: a held prompt region would be cut; names the row and the length it needs.
     """
-    return dataset.map(
-        _truncate_row, with_indices=True, fn_kwargs={"options": options, "kept": kept}, **map_kwargs
-    )
+    return _map(dataset, _truncate_row, "Truncating", options, map_kwargs, kept=kept)
 
 
 def _truncate_row(
@@ -229,12 +240,7 @@ def refuse_split(dataset: Any, options: RegionOptions, max_length: int, **map_kw
     Raises:
         DataError: a row is longer than `max_length`; names it.
     """
-    return dataset.map(
-        _refuse_long_row,
-        with_indices=True,
-        fn_kwargs={"options": options, "max_length": max_length},
-        **map_kwargs,
-    )
+    return _map(dataset, _refuse_long_row, "Measuring", options, map_kwargs, max_length=max_length)
 
 
 def _refuse_long_row(

@@ -178,7 +178,7 @@ class ReferenceKeeper:
         if record.kind == "snapshot":
             bank = ReferenceBank.load(folder / REFERENCE_FILE, device=_device(self._model))
             current = identity_before(self._model, record.kind, self._template_hash)
-            bank.check(current, ignore=("weights",))
+            bank.check(current, ignore=("weights", "model_id", "revision"))
             self._open(record.kind, bank)
             self._weights = record.weights
             if self._documents is not None:
