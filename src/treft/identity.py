@@ -122,18 +122,28 @@ NamedParameters = list[tuple[str, nn.Parameter]]
 def _split_parameters(pretrained: PreTrainedModel) -> tuple[NamedParameters, NamedParameters]:
     """The decoder's base parameters, named as if there were no adapter, and the adapters'."""
     decoder = pretrained.get_decoder()
-    wrappers = tuple(f"{name}." for name in _adapter_module_names(decoder))
+    wrappers = set(_adapter_module_names(decoder))
     base: NamedParameters = []
     adapters: NamedParameters = []
     for name, parameter in decoder.named_parameters():
-        owner = max((prefix for prefix in wrappers if name.startswith(prefix)), key=len, default="")
-        inner = name.removeprefix(owner)
-        if owner and not inner.startswith(("base_layer.", "original_module.")):
+        plain = _name_without_wrappers(name, wrappers)
+        if plain is None:
             adapters.append((name, parameter))
         else:
-            plain = inner.removeprefix("base_layer.").removeprefix("original_module.")
-            base.append((owner + plain, parameter))
+            base.append((plain, parameter))
     return base, adapters
+
+
+def _name_without_wrappers(name: str, wrappers: Collection[str]) -> str | None:
+    """A parameter's name in the model without adapter; none if it belongs to the adapter."""
+    parts = name.split(".")
+    plain = []
+    for index, part in enumerate(parts):
+        if ".".join(parts[:index]) not in wrappers:
+            plain.append(part)
+        elif part not in ("base_layer", "original_module"):
+            return None
+    return ".".join(plain)
 
 
 def _adapter_module_names(decoder: nn.Module) -> Iterator[str]:

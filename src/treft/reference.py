@@ -184,10 +184,13 @@ class ReferenceBank:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path} cannot be read as a reference: {error}") from error
-        bank = cls(identity=Identity(**header["identity"]))
-        for index, fields in enumerate(header["requests"]):
-            request = ReferenceRequest(**{name: tuple(value) for name, value in fields.items()})
-            bank.add(request, _unflatten(tensors, index))
+        try:
+            bank = cls(identity=Identity(**header["identity"]))
+            for index, fields in enumerate(header["requests"]):
+                request = ReferenceRequest(**{name: tuple(value) for name, value in fields.items()})
+                bank.add(request, _unflatten(tensors, index))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} is a damaged reference ({error}): record it again.") from error
         return bank
 
     def _held(self, request: ReferenceRequest) -> RecordedStates | None:
