@@ -43,14 +43,13 @@ def make_trainer(
             "disable_tqdm": True,
             **config,
         }
-        arguments = {"processing_class": chat_tokenizer, **(trainer or {})}
+        arguments = {
+            "train_dataset": Dataset.from_list(rows or conversations()),
+            "processing_class": chat_tokenizer,
+            **(trainer or {}),
+        }
         if lora:
             arguments["peft_config"] = LoraConfig(**LORA)
-        return TReFTTrainer(
-            model,
-            TReFTConfig(**options),
-            train_dataset=Dataset.from_list(rows or conversations()),
-            **arguments,
-        )
+        return TReFTTrainer(model, TReFTConfig(**options), **arguments)
 
     return make

@@ -6,6 +6,7 @@ The annotated dataset has, beside TRL's `input_ids` and `labels`, the columns of
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import random
@@ -113,7 +114,7 @@ def check_conversations(dataset: Any, options: RegionOptions, **map_kwargs: Any)
     Raises:
         DataError: the dataset is not conversational, or a row cannot be used; names the row.
     """
-    first = maybe_convert_to_chatml(dict(next(iter(dataset))))
+    first = maybe_convert_to_chatml(copy.deepcopy(dict(next(iter(dataset)))))
     if not is_conversational(first):
         raise DataError(
             f"the {options.dataset_name} dataset is not conversational, so it has no regions: give "
@@ -124,7 +125,8 @@ def check_conversations(dataset: Any, options: RegionOptions, **map_kwargs: Any)
 
 
 def _check_row(row: Mapping[str, Any], index: int, options: RegionOptions) -> dict[str, Any]:
-    check_messages(row_messages(maybe_convert_to_chatml(dict(row))), options.where(index))
+    row = maybe_convert_to_chatml(copy.deepcopy(dict(row)))  # it renames keys in place
+    check_messages(row_messages(row), options.where(index))
     return {}
 
 
