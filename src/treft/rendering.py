@@ -282,32 +282,48 @@ def _with_outer_space(
     The neighbouring template text may end in white space too. Rendering once more with the user's
     white space taken away tells the two apart: what is longer belongs to the user.
     """
-    padded = {
-        index: message["content"]
-        for index, message in enumerate(chat.messages)
-        if message.get("role") == "user"
-        and isinstance(message.get("content"), str)
-        and index in found.complete
-        and message["content"].strip() != message["content"]
-    }
-    if not padded:
-        return found
     starts, ends = dict(found.starts), dict(found.ends)
-    for index, words in padded.items():
-        lead = len(words) - len(words.lstrip())
-        kept = _num_kept(tokenizer, chat, found.text, index, words.lstrip())
-        starts[index] -= min(kept, lead)
-        kept = _num_kept(tokenizer, chat, found.text, index, words.rstrip())
-        ends[index] += min(kept, len(words) - len(words.rstrip()))
+    for index, message in enumerate(chat.messages):
+        if message.get("role") != "user" or index not in found.complete:
+            continue
+        first, last = _outer_texts(message.get("content"))
+        if lead := len(first) - len(first.lstrip()):
+            kept = _num_kept(tokenizer, chat, found.text, index, "start")
+            starts[index] -= min(kept, lead)
+        if trail := len(last) - len(last.rstrip()):
+            kept = _num_kept(tokenizer, chat, found.text, index, "end")
+            ends[index] += min(kept, trail)
     return MarkedText(found.text, starts, ends, found.complete)
 
 
+def _outer_texts(content: Any) -> tuple[str, str]:
+    """First and last text of a message's content; empty when it has only white space there."""
+    texts = (
+        [content]
+        if isinstance(content, str)
+        else [part["text"] for part in content or [] if isinstance(part.get("text"), str)]
+    )
+    first, last = (texts[0], texts[-1]) if texts else ("", "")
+    return (first if first.strip() else "", last if last.strip() else "")
+
+
+def _stripped(content: Any, edge: Edge) -> Any:
+    """Content without the white space at one of its edges."""
+    if isinstance(content, str):
+        return content.lstrip() if edge == "start" else content.rstrip()
+    parts = list(content)
+    texts = [index for index, part in enumerate(parts) if isinstance(part.get("text"), str)]
+    index = texts[0 if edge == "start" else -1]
+    parts[index] = {**parts[index], "text": _stripped(parts[index]["text"], edge)}
+    return parts
+
+
 def _num_kept(
-    tokenizer: PreTrainedTokenizerBase, chat: Chat, text: str, index: int, words: str
+    tokenizer: PreTrainedTokenizerBase, chat: Chat, text: str, index: int, edge: Edge
 ) -> int:
-    """How many characters shorter the text is when one message's content is `words`."""
+    """How much shorter the text is without the white space at an edge of one message."""
     messages = [dict(message) for message in chat.messages]
-    messages[index]["content"] = words
+    messages[index]["content"] = _stripped(messages[index]["content"], edge)
     shorter = Chat(
         messages,
         chat.tools,

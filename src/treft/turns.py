@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from os.path import commonprefix
 from typing import Any
 
 import jinja2
@@ -29,6 +28,7 @@ EMPTY_THOUGHT = re.compile(
     r"<think>\s*</think>\s*|\[THINK\]\s*\[/THINK\]\s*|<\|channel>thought\s*<channel\|>\s*"
 )
 """Think blocks without a thought, as templates write them before a response."""
+EMPTY_THOUGHT_AHEAD = re.compile(rf"\s*(?:{EMPTY_THOUGHT.pattern})")
 DATE_PINS = {
     "date_string": '{"date_string": "26 Jul 2024"}',
     "current_date": '{"current_date": "2024-07-26"}',
@@ -44,7 +44,8 @@ class Frame:
         header: what a generation prompt adds after the user's turn; "" if the template has none.
         after_user: what follows the user's words without a generation prompt.
         turn_end: what follows the assistant's words up to the end-of-turn token, that included.
-        specials: special and added tokens of the tokenizer, as a pattern; None without any.
+        specials: special and added tokens of the tokenizer, as a pattern; None when there are
+            none, or when the template writes nothing after the last assistant's words.
     """
 
     header: str
@@ -93,12 +94,12 @@ def _learn_frame(
 
     after_user = _after(trial(["Hello"]), 0)
     prompted = _after(trial(["Hello"], prompt=True), 0)
-    header = prompted[len(commonprefix([after_user, prompted])) :]
+    header = prompted[len(_shared(after_user, prompted)) :]
     specials = _pattern(added)
     within = _after(trial(["Hello", "Hi", "Bye"]), 1, 2)
     last = _after(trial(["Hello", "Hi"]), 1)
-    shared = commonprefix([within, last]) if within else last
-    return Frame(header, after_user, _turn_end(shared, specials), specials)
+    turn_end = _turn_end(within, last, specials)
+    return Frame(header, after_user, turn_end, specials if last else None)
 
 
 def _after(marked: MarkedText | None, index: int, until: int | None = None) -> str:
@@ -112,10 +113,30 @@ def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
-def _turn_end(shared: str, specials: re.Pattern[str] | None) -> str:
-    """`shared` up to its first special token, that included; whole when it has none."""
-    found = specials.search(shared) if specials else None
-    return shared[: found.end()] if found else shared
+def _turn_end(within: str, last: str, specials: re.Pattern[str] | None) -> str:
+    """The special tokens that end a turn, in the middle of a chat and at its end alike.
+
+    Without a special token, all the text that both have; "" when they have nothing alike.
+    """
+    shared = _shared(within, last) if within else last
+    found = list(specials.finditer(last)) if specials else []
+    whole = [token for token in found if token.end() <= len(shared)]
+    if not whole:
+        return shared[: found[0].start()] if found else shared
+    end = whole[0].end()
+    for token in whole[1:]:
+        if token.start() != end:
+            break
+        end = token.end()
+    return shared[:end]
+
+
+def _shared(left: str, right: str) -> str:
+    """The beginning that two texts have in common."""
+    length = min(len(left), len(right))
+    if left[:length] == right[:length]:
+        return left[:length]
+    return left[: next(place for place in range(length) if left[place] != right[place])]
 
 
 def response_span(
@@ -144,10 +165,10 @@ def response_span(
 def _header_end(before: str, frame: Frame) -> int:
     """Where in the text before the assistant's words the header ends."""
     if not frame.header:
-        return len(commonprefix([before, frame.after_user]))
+        return len(_shared(before, frame.after_user))
     best, best_length = len(before), 0
     for offset in range(len(before)):
-        length = len(commonprefix([before[offset:], frame.header]))
+        length = len(_shared(before[offset:], frame.header))
         if length and length >= best_length:
             best, best_length = offset + length, length
     return best
@@ -165,11 +186,12 @@ def _end_length(after: str, frame: Frame, calls: bool) -> int:
 
 def think_block(marked: MarkedText, index: int, reach: Span, response: Span, include: bool) -> Span:
     """Move an empty think block before the response out of it (include) or into it."""
-    first = marked.starts.get(index, response.end)
-    for block in EMPTY_THOUGHT.finditer(marked.text, reach.start, max(first, reach.start)):
+    first = max(marked.starts.get(index, response.end), response.start)
+    for block in EMPTY_THOUGHT.finditer(marked.text, reach.start, first):
         if block.start() <= response.start <= block.end():
             return response._replace(start=block.end() if include else block.start())
-    return response
+    ahead = EMPTY_THOUGHT_AHEAD.match(marked.text, response.start, first)
+    return response._replace(start=ahead.end()) if include and ahead else response
 
 
 class _Generation(Extension):
