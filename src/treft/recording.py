@@ -180,8 +180,8 @@ def _same_trainable(model: nn.Module) -> Iterator[None]:
 def _plain_forward(model: nn.Module) -> Iterator[None]:
     """No gradient, no dropout, and nothing left behind in the caller's autocast cache.
 
-    Autocast keeps the low-precision copies it makes of weights; copies made without gradient and
-    found again by the training forward would cut its graph.
+    Autocast keeps the low-precision copies it makes of weights. In older versions of torch (2.13 is
+    safe) the training forward would find the copies made here without gradient, and lose its own.
     """
     device_type = pretrained_model(model).device.type
     modes = [(module, module.training) for module in model.modules()]
