@@ -122,32 +122,34 @@ def test_packed_rows_are_trls(
         assert [row["region_codes"][first] for first in firsts] == [1] * len(firsts)
 
 
-@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3"])
-def test_our_assistant_mask_is_trls_where_trl_has_one(
+@pytest.mark.parametrize("name", ["llama3", "gemma3", "glm4moe", "qwen2_5", "qwen3"])
+def test_our_assistant_mask_is_trls_but_for_white_space(
     name: str,
     tiny_model: TinyModel,
     make_trainer: MakeTrainer,
     chat_tokenizer: PreTrainedTokenizerBase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Some of TRL's marked templates also mark line breaks that the model does not write."""
     tokenizer = with_template(chat_tokenizer, name)
-    options = {"assistant_only_loss": True, "trainer": {"processing_class": tokenizer}}
-    rows = conversations(4) + FORMATS["turns"]
-    theirs = make_trainer(tiny_model("llama"), rows, **options)
-    twin = copy.copy(tokenizer)
-    twin.chat_template = theirs.chat_template
-    monkeypatch.setattr("treft.training.trainer.needs_region_mask", lambda *_: True)
-    ours = make_trainer(
-        tiny_model("llama"),
-        rows,
-        assistant_only_loss=True,
-        trainer={"processing_class": twin},
+    rows = conversations(3) + FORMATS["turns"]
+    options = {"assistant_only_loss": True, "kv_include_think_block": False}
+    theirs = make_trainer(
+        tiny_model("llama"), rows, **options, trainer={"processing_class": tokenizer}
     )
     assert theirs.chat_template is not None
-    assert ours.chat_template is None
+    twin = copy.deepcopy(tokenizer)
+    twin.chat_template = theirs.chat_template
+    monkeypatch.setattr("treft.training.trainer.needs_region_mask", lambda *_: True)
+    ours = make_trainer(tiny_model("llama"), rows, **options, trainer={"processing_class": twin})
     for our_row, their_row in zip(ours.train_dataset, theirs.train_dataset, strict=True):
         assert our_row["input_ids"] == their_row["input_ids"]
-        assert our_row["labels"] == their_row["labels"]
+        pairs = list(zip(our_row["labels"], their_row["labels"], strict=True))
+        assert all(their == our for our, their in pairs if our != -100)
+        extra = tokenizer.decode([their for our, their in pairs if our == -100 != their])
+        assert extra.strip() == ""
+        if name == "llama3":
+            assert extra == ""
 
 
 @pytest.mark.parametrize("weight", [0.0, 5.0])
@@ -233,8 +235,10 @@ def test_a_shortened_response_is_trained_as_in_sft(
 def test_bfd_split_refuses_what_it_would_split(
     tiny_model: TinyModel, make_trainer: MakeTrainer
 ) -> None:
+    options = {"packing": True, "packing_strategy": "bfd_split"}
+    length = len(make_trainer(tiny_model("llama")).train_dataset["input_ids"][0])
     with pytest.raises(DataError, match=r"row 1 .*bfd_split"):
-        make_trainer(tiny_model("llama"), packing=True, packing_strategy="bfd_split", max_length=60)
+        make_trainer(tiny_model("llama"), max_length=length - 1, **options)
 
 
 REFUSED_DATA = {

@@ -149,7 +149,7 @@ def _annotate_row(row: Mapping[str, Any], index: int, options: RegionOptions) ->
     try:
         regions = row_regions(row, options)
         for region in options.regions:
-            regions.require(region)
+            regions.require(cast(RegionName, region))
     except TreftError as error:
         raise type(error)(f"{options.where(index)}: {error}") from error
     if list(regions.input_ids) != list(row["input_ids"]):

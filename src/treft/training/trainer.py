@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
@@ -39,6 +40,9 @@ from treft.training.meter import Meter
 __all__ = ["TReFTTrainer"]
 
 logger = logging.getLogger(__name__)
+
+DOCUMENTS = "documents"
+"""Key under which a training batch carries its conversations, found once a step."""
 
 
 class TReFTTrainer(SFTTrainer):
@@ -60,6 +64,7 @@ class TReFTTrainer(SFTTrainer):
     """
 
     args: TReFTConfig
+    data_collator: Any
     _tag_names = ["trl", "sft", "treft"]  # noqa: RUF012 - as TRL declares it
     _name = "TReFT"
 
@@ -189,7 +194,7 @@ class TReFTTrainer(SFTTrainer):
         checks.after_loading(self)
         with capturable(self.model):
             pass
-        collator = self.data_collator
+        collator: Any = self.data_collator
         self.data_collator = (
             RegionCollator(**vars(collator))
             if type(collator) is DataCollatorForLanguageModeling
@@ -246,7 +251,9 @@ class TReFTTrainer(SFTTrainer):
         """Fetch one optimizer step's batches and count its conversations, over all processes."""
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._keeper is not None and samples:
-            counted = sum(len(_documents(batch, batch)) for batch in samples)
+            for batch in samples:
+                batch[DOCUMENTS] = _documents(batch, batch)
+            counted = sum(len(batch[DOCUMENTS]) for batch in samples)
             total = self.accelerator.reduce(torch.tensor(float(counted), device=device), "sum")
             self._num_documents = max(int(total), 1)
             self._meters["train"].start_step()
@@ -261,6 +268,7 @@ class TReFTTrainer(SFTTrainer):
     ) -> Any:
         """TRL's loss plus λ L_KV of this micro-batch's share of the step (eq. 3)."""
         regions = {name: inputs.pop(name) for name in REGION_COLUMNS if name in inputs}
+        documents: list[Document] | None = inputs.pop(DOCUMENTS, None)
         if self._regularizer is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         forward = _FirstForward(model, self._regularizer)
@@ -268,7 +276,7 @@ class TReFTTrainer(SFTTrainer):
             cast(nn.Module, forward), inputs, return_outputs, num_items_in_batch
         )
         sft_loss: Tensor = result[0] if return_outputs else result
-        penalty = self._regularizer.penalty(_documents(inputs, regions))
+        penalty = self._regularizer.penalty(documents or _documents(inputs, regions))
         if self.model.training:
             loss = self._add_in_training(sft_loss, penalty, num_items_in_batch)
         else:
@@ -295,7 +303,8 @@ class TReFTTrainer(SFTTrainer):
                 **self._layer_entries(penalty, per_layer),
             }
         )
-        return sft_loss + penalty.weight * raw * num_divided
+        loss: Tensor = sft_loss + penalty.weight * raw * num_divided
+        return loss
 
     @property
     def _num_micro_batches(self) -> int:
@@ -390,8 +399,5 @@ def _as_treft_config(args: TReFTConfig | TrainingArguments | None, model: Any) -
     if args is None:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         return TReFTConfig(f"{name.split('/')[-1]}-TReFT")
-    options = args.to_dict()
-    options["hub_token"] = args.hub_token  # to_dict hides it
-    if isinstance(args, SFTConfig):
-        logger.info("the SFTConfig is used with the default kv_* options")
+    options = {item.name: getattr(args, item.name) for item in fields(args) if item.init}
     return TReFTConfig(**options)
