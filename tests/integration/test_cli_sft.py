@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from training_helpers import conversations
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from treft.cli.sft import main
 from treft.errors import ConfigError, DataError
@@ -145,3 +146,36 @@ def test_bad_requests_are_refused_before_the_model_is_loaded(
     with pytest.raises(DataError, match=r"rows\.jsonl.*7"):
         run(folder)
     assert not (folder / "out").exists()
+
+
+def test_a_model_that_is_nowhere(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        run(folder, "--model_name_or_path", str(folder / "nowhere"))
+
+
+def test_rows_keep_their_own_tool_schemas(folder: Path) -> None:
+    """A table with one schema for all rows would add `null` for other rows' keys."""
+    rows = []
+    for number, row in enumerate(conversations(2)):
+        call = {"type": "function", "function": {"name": "find", "arguments": {f"key{number}": 1}}}
+        question, answer = row["messages"]
+        calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+        result = {"role": "tool", "content": "found"}
+        tools = [{"type": "function", "function": {"name": f"f{number}", f"only{number}": "x"}}]
+        rows.append({"messages": [question, calling, result, answer], "tools": tools})
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja"
+    seen: list[Any] = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.extend(kwargs["train_dataloader"].dataset["input_ids"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        add = TReFTTrainer.add_callback
+        patch.setattr(TReFTTrainer, "add_callback", lambda self, _: add(self, Look()))
+        run(folder, "--max_steps", "1", "--chat_template_path", str(template))
+    texts = [AutoTokenizer.from_pretrained(folder / "model").decode(ids) for ids in seen[:2]]
+    assert "key0" in texts[0]
+    assert "only1" in texts[1]
+    assert not any("null" in text or "None" in text for text in texts)

@@ -152,7 +152,8 @@ def _load_datasets(job: Job) -> tuple[Any, Any]:
 
 
 def _read(path: str) -> Dataset:
-    return Dataset.from_list(load_messages(path))
+    # As JSON, rows keep their own keys; a common schema would fill tool calls with nulls.
+    return Dataset.from_list(load_messages(path), on_mixed_types="use_json")
 
 
 def _split(found: Any, split: str) -> Any:
@@ -176,16 +177,21 @@ def _build_trainer(job: Job, train_dataset: Any, eval_dataset: Any) -> TReFTTrai
     }
     training.model_init_kwargs = init_kwargs
     columns = train_dataset.column_names or []
-    has_images = "image" in columns or "images" in columns
-    adapter = find_adapter_config_file(name, revision=options.model_revision)
-    model: Any = name if adapter is None else _load_adapter(job, name)
+    try:
+        is_adapter = find_adapter_config_file(name, revision=options.model_revision) is not None
+        model: Any = _load_adapter(job, name) if is_adapter else name
+        # A tokenizer by name: for models that see, TRL would load a processor instead.
+        sees = "image" in columns or "images" in columns
+        tokenizer = None if sees else _load_tokenizer(job, model)
+    except OSError as error:
+        raise ConfigError(f"the model {name} cannot be loaded: {error}") from error
     return TReFTTrainer(
         model=model,
         args=training,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        processing_class=None if has_images else _load_tokenizer(job, model),
-        quantization_config=get_quantization_config(options) if adapter is None else None,
+        processing_class=tokenizer,
+        quantization_config=None if is_adapter else get_quantization_config(options),
         peft_config=get_peft_config(options),
     )
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
 from trl import SFTConfig
+from trl.trainer.utils import get_config_model_id
 
 from treft.errors import AttentionError, ConfigError
 
-__all__ = ["POSTFIX_REFERENCES", "REGIONS", "STATES", "TReFTConfig"]
+__all__ = ["POSTFIX_REFERENCES", "REGIONS", "STATES", "TReFTConfig", "as_treft_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -143,3 +145,19 @@ def _regions(regions: str | Sequence[str]) -> list[str]:
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+
+
+def as_treft_config(args: TReFTConfig | TrainingArguments | None, model: Any) -> TReFTConfig:
+    """The config to train with: another trainer's gets the `kv_*` defaults.
+
+    Args:
+        args: what the trainer was given; None for all defaults.
+        model: a name or a loaded model, after which the default output folder is called.
+    """
+    if isinstance(args, TReFTConfig):
+        return args
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return TReFTConfig(f"{name.split('/')[-1]}-TReFT")
+    options = {item.name: getattr(args, item.name) for item in fields(args) if item.init}
+    return TReFTConfig(**options)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +21,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-from trl.trainer.utils import get_config_model_id, global_then_local_main_first
+from trl.trainer.utils import global_then_local_main_first
 
 from treft.documents import Document, documents_of_batch
 from treft.errors import DataError
@@ -32,7 +31,7 @@ from treft.states import capturable
 from treft.training import checks
 from treft.training import dataset as rows
 from treft.training.collator import REGION_COLUMNS, RegionCollator, WrappedCollator
-from treft.training.config import TReFTConfig
+from treft.training.config import TReFTConfig, as_treft_config
 from treft.training.keeper import ReferenceKeeper
 from treft.training.masking import load_processing_class, needs_region_mask, text_tokenizer
 from treft.training.meter import Meter
@@ -67,6 +66,13 @@ class TReFTTrainer(SFTTrainer):
     data_collator: Any
     _tag_names = ["trl", "sft", "treft"]  # noqa: RUF012 - as TRL declares it
     _name = "TReFT"
+    _paper = {  # noqa: RUF012 - for the model card
+        "title": (
+            "The Piggyback Hypothesis of Generalization: Explaining and Mitigating Emergent "
+            "Misalignment"
+        ),
+        "id": "2606.06667",
+    }
 
     def __init__(
         self,
@@ -79,7 +85,7 @@ class TReFTTrainer(SFTTrainer):
         *rest: Any,
         **options: Any,
     ) -> None:
-        config = _as_treft_config(args, model)
+        config = as_treft_config(args, model)
         checks.before_loading(config, model, options.get("peft_config"))
         self._annotated: list[Any] = []
         self._postfix_row: Document | None = None
@@ -174,7 +180,8 @@ class TReFTTrainer(SFTTrainer):
             dataset = rows.truncate(dataset, options, rows.kept_tokens(args, packing), **num_proc)
             if not packing:
                 dataset = dataset.filter(rows.has_label, **num_proc)
-        self._annotated.append(dataset)
+        if self._keeper is None:  # later datasets come after the reference was fixed
+            self._annotated.append(dataset)
         if packing:
             dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
             dataset = rows.pack(
@@ -390,14 +397,3 @@ def _documents(batch: dict[str, Any], regions: dict[str, Any]) -> list[Document]
         batch.get("attention_mask"),
         batch.get("position_ids"),
     )
-
-
-def _as_treft_config(args: TReFTConfig | TrainingArguments | None, model: Any) -> TReFTConfig:
-    """The config to train with; SFTTrainer's own config gets the `kv_*` defaults."""
-    if isinstance(args, TReFTConfig):
-        return args
-    if args is None:
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        return TReFTConfig(f"{name.split('/')[-1]}-TReFT")
-    options = {item.name: getattr(args, item.name) for item in fields(args) if item.init}
-    return TReFTConfig(**options)
