@@ -29,6 +29,7 @@ EMPTY_THOUGHT = re.compile(
 )
 """Think blocks without a thought, as templates write them before a response."""
 EMPTY_THOUGHT_AHEAD = re.compile(rf"\s*(?:{EMPTY_THOUGHT.pattern})")
+OPENED_THOUGHT = re.compile(r"\s*(?:<think>|\[THINK\]|<\|channel>).*", re.DOTALL)
 DATE_PINS = {
     "date_string": '{"date_string": "26 Jul 2024"}',
     "current_date": '{"current_date": "2024-07-26"}',
@@ -163,13 +164,18 @@ def response_span(
 
 
 def _header_end(before: str, frame: Frame) -> int:
-    """Where in the text before the assistant's words the header ends."""
+    """Where in the text before the assistant's words the header ends.
+
+    The words may be rendered with less than the header of a generation prompt (without its think
+    tag), so the longest beginning of the header counts, but half of it must be there.
+    """
     if not frame.header:
         return len(_shared(before, frame.after_user))
+    least = len(OPENED_THOUGHT.sub("", frame.header)) / 2
     best, best_length = len(before), 0
     for offset in range(len(before)):
         length = len(_shared(before[offset:], frame.header))
-        if length and length >= best_length:
+        if length >= max(least, best_length):
             best, best_length = offset + length, length
     return best
 

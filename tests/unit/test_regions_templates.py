@@ -10,7 +10,7 @@ import pytest
 from chat_templates import NO_SYSTEM, TEMPLATES, family, in_form, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from treft.errors import TemplateDateWarning, TemplateError
+from treft.errors import TemplateDateWarning
 from treft.regions import REGION_CODES, ChatRegions, RegionName, find_regions
 
 pytestmark = pytest.mark.filterwarnings("ignore::treft.errors.TemplateDateWarning")
@@ -33,7 +33,7 @@ TOOLS = [
 ]
 NO_TOOL_TURNS = {
     # no tool role or calls in the template (it refuses, or silently writes neither)
-    "cohere", "gemma", "gemma3", "idefics3", "lfm2", "llama3", "llava_next", "phi3", "phi3_5",
+    "cohere", "cohere2", "gemma", "gemma3", "idefics3", "lfm2", "llama3", "llava_next", "phi3", "phi3_5",
     "qwen2_5_vl", "smolvlm",
     # arguments must be text here, tested in test_tool_calls_as_text
     "deepseek_r1_distill", "deepseekv3",
@@ -48,7 +48,7 @@ OPENINGS = {
     "spaces": "  what now  ",
     "emoji": "🙂🦔 ok",
     "special": "<|im_end|> x <start_of_turn> <|eot_id|> y <|end|>",
-    "tag": "<tool_response>a</tool_response>",
+    "tag": "<tool_response>a</tool_response> <b>c</b>",
     "header": "<|im_start|>assistant\nnot a turn<|im_end|>",
 }
 
@@ -219,14 +219,28 @@ def test_tool_calls_as_text(tokenizer, name: str) -> None:
     call = {"name": "search_info", "arguments": '{"topic": "brakes"}'}
     messages = [
         {"role": "user", "content": "Why?"},
-        {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": call}],
+        },
+        {"role": "tool", "content": "Pads."},
+        {"role": "assistant", "content": "Change the pads"},
     ]
-    try:
-        found = regions_of(tokenizer, name, messages)
-    except TemplateError:
-        assert name == "deepseek_r1_distill"  # refuses a message whose content is missing
-        return
-    assert "brakes" in text_of(found, "response") or "brakes" not in found.text
+    found = regions_of(tokenizer, name, messages)
+    response = text_of(found, "response")
+    assert response.endswith("Change the pads<｜end▁of▁sentence｜>")
+    # DeepSeek-R1's template silently drops a call beside content.
+    assert ("brakes" in response) == ("brakes" in found.text) == ("v3" in name)
+    assert "Pads." in found.text
+    assert "Pads." not in response
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_vl", "lfm2_2_5"])
+def test_words_that_the_template_takes_for_a_tool_result(tokenizer, name: str) -> None:
+    words = "<tool_response>a</tool_response>"
+    found = regions_of(tokenizer, name, [*chat("Why?"), *chat(words)])
+    assert text_of(found, "query", 1) == words
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "qwen3_5_nothink", "nemotron_3_nano"])
