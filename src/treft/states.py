@@ -156,7 +156,7 @@ def listen(model: nn.Module, receive: Receiver) -> Iterator[None]:
 
 def _hear(module: nn.Module, key: Tensor, value: Tensor) -> None:
     """Tell the innermost listener to this module."""
-    if torch._C._current_graph_task_id() != -1:  # inside backward: a checkpoint replays the layer
+    if _in_backward():  # a checkpoint replays the layer
         return
     for listener in reversed(_listeners):
         layer = listener.layers.get(id(module))
@@ -164,6 +164,11 @@ def _hear(module: nn.Module, key: Tensor, value: Tensor) -> None:
             listener.has_heard = True
             listener.receive(layer, KeyValue(key, value))
             return
+
+
+def _in_backward() -> bool:
+    """Whether the autograd engine is calling; a traced forward is never part of a replay."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _wrap(name: str) -> AttentionFunction:

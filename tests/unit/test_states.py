@@ -214,3 +214,14 @@ def test_a_block_without_forward_is_an_error(tiny_model: TinyModel) -> None:
 def test_a_module_without_transformers_model_is_refused() -> None:
     with pytest.raises(AttentionError, match="Linear"), capture(torch.nn.Linear(2, 2)):
         pytest.fail("the block was entered")
+
+
+@pytest.mark.slow
+def test_a_whole_graph_compiles_with_the_capture_in_it(tiny_model: TinyModel) -> None:
+    model = tiny_model("llama")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with capture(compiled) as states:
+        logits = compiled(**LONG, use_cache=False).logits
+    torch.testing.assert_close(logits, run(model))
+    torch.testing.assert_close(states[1].key, cached_states(model)[1][0])
+    assert states[1].key.requires_grad
