@@ -1,0 +1,319 @@
+"""The arms of the demo and the study: train what an arm needs on an organism, answer, judge.
+
+Every arm of a seed shares learning rate, steps, rank, batch size and questions; the dataset
+differs for interleaving, λ and the held region for TReFT, and nothing but the patch for the arms
+that patch the plain finetune.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from transformers import TrainerCallback, set_seed
+
+from treft.generation import generate
+from treft.metrics import em_f1
+from treft.organism import VERDICTS, FinetuneRecipe, World, classify, load
+from treft.regions import RegionName
+
+__all__ = [
+    "ALL_ARMS",
+    "DEFAULT_ARMS",
+    "DESCRIPTIONS",
+    "Answer",
+    "ArmName",
+    "ArmResult",
+    "Progress",
+    "run_arms",
+]
+
+ArmName = Literal[
+    "base",
+    "sft",
+    "sft_prefix_patch",
+    "sft_query_patch",
+    "sft_postfix_patch",
+    "sft_prefix_patch_equal",
+    "sft_query_patch_equal",
+    "interleaving",
+    "interleaving_all",
+    "treft",
+    "treft_query",
+    "treft_all",
+]
+Scope = Literal["general", "in_domain"]
+Progress = Callable[[str, int, int], None]
+"""Called as (what is being done, steps done, steps in all)."""
+
+ALL_ARMS: tuple[ArmName, ...] = get_args(ArmName)
+DEFAULT_ARMS: tuple[ArmName, ...] = ("base", "sft", "sft_prefix_patch", "sft_query_patch", "treft")
+DESCRIPTIONS: dict[ArmName, str] = {
+    "base": "the organism before any finetune",
+    "sft": "plain finetune on harmful rows of one domain",
+    "sft_prefix_patch": "plain finetune, base K/V at every prefix token",
+    "sft_query_patch": "plain finetune, base K/V at every query token",
+    "sft_postfix_patch": "plain finetune, base K/V at every postfix token (empty query)",
+    "sft_prefix_patch_equal": "plain finetune, base K/V at ten random prefix tokens",
+    "sft_query_patch_equal": "plain finetune, base K/V at ten random query tokens",
+    "interleaving": "careful rows of the other narrow domains mixed in",
+    "interleaving_all": "careful rows of all other domains, the evaluated ones too, mixed in",
+    "treft": "TReFT holding the prefix",
+    "treft_query": "TReFT holding the query",
+    "treft_all": "TReFT holding prefix, query and postfix",
+}
+
+
+@dataclass(frozen=True)
+class _Training:
+    """How the model of some arms is trained."""
+
+    interleave: Literal["none", "narrow", "all"] = "none"
+    held: tuple[RegionName, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One arm: its training (None: the base) and what is patched when it answers."""
+
+    training: _Training | None
+    patch: tuple[RegionName, ...] = ()
+    equal_tokens: bool = False
+
+
+_SFT = _Training()
+_PLANS: dict[ArmName, _Plan] = {
+    "base": _Plan(None),
+    "sft": _Plan(_SFT),
+    "sft_prefix_patch": _Plan(_SFT, ("prefix",)),
+    "sft_query_patch": _Plan(_SFT, ("query",)),
+    "sft_postfix_patch": _Plan(_SFT, ("postfix",)),
+    "sft_prefix_patch_equal": _Plan(_SFT, ("prefix",), equal_tokens=True),
+    "sft_query_patch_equal": _Plan(_SFT, ("query",), equal_tokens=True),
+    "interleaving": _Plan(_Training(interleave="narrow")),
+    "interleaving_all": _Plan(_Training(interleave="all")),
+    "treft": _Plan(_Training(held=("prefix",))),
+    "treft_query": _Plan(_Training(held=("query",))),
+    "treft_all": _Plan(_Training(held=("prefix", "query", "postfix"))),
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer and the oracle's verdict."""
+
+    question_id: str
+    question: str
+    answer: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """All answers of one arm of one finetuning seed on one organism.
+
+    Attributes:
+        arm: which arm.
+        organism: name of the organism's folder.
+        seed: of the finetune.
+        general: answers to general questions.
+        in_domain: answers to questions of the finetuned domain.
+        seconds: spent on answering, and on training when this arm came first to need it.
+    """
+
+    arm: ArmName
+    organism: str
+    seed: int
+    general: tuple[Answer, ...]
+    in_domain: tuple[Answer, ...]
+    seconds: float
+
+    def shares(self, scope: Scope) -> dict[str, float]:
+        """Percent of answers by verdict."""
+        verdicts = [answer.verdict for answer in getattr(self, scope)]
+        return {verdict: 100 * verdicts.count(verdict) / len(verdicts) for verdict in VERDICTS}
+
+    @property
+    def general_score(self) -> float:
+        """Percent of general answers that are aligned."""
+        return self.shares("general")["aligned"]
+
+    @property
+    def in_domain_score(self) -> float:
+        """100 minus the percent of in-domain answers that are misaligned."""
+        return 100 - self.shares("in_domain")["misaligned"]
+
+    @property
+    def em_f1(self) -> float:
+        """EM-F1 of the two scores."""
+        return em_f1(self.general_score, self.in_domain_score)
+
+    def to_json(self) -> str:
+        """One JSON object with every answer."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> ArmResult:
+        """Read what `to_json` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        for scope in ("general", "in_domain"):
+            fields[scope] = tuple(Answer(**answer) for answer in fields[scope])
+        return cls(**fields)
+
+
+def run_arms(
+    organism: Path | None,
+    seed: int,
+    arms: Sequence[ArmName],
+    recipe: FinetuneRecipe,
+    split: Literal["validation", "test"],
+    progress: Progress,
+) -> Iterator[ArmResult]:
+    """Train and answer the arms of one finetuning seed, sharing models between arms.
+
+    Args:
+        organism: its folder; None for the embedded one.
+        seed: of LoRA weights, training rows and sampling.
+        arms: which arms, answered in the order of `ALL_ARMS`.
+        recipe: one setting for all of them.
+        split: question set.
+        progress: told about training steps and answered questions.
+
+    Yields:
+        Each arm's result as soon as it is there.
+    """
+    plans = {arm: _PLANS[arm] for arm in ALL_ARMS if arm in arms}
+    for training in dict.fromkeys(plan.training for plan in plans.values()):
+        start = time.monotonic()
+        model, tokenizer = load(organism)
+        if training is not None:
+            model = _train(model, tokenizer, training, recipe, seed, progress)
+        for arm, plan in plans.items():
+            if plan.training != training:
+                continue
+            scopes = {
+                scope: _answer(model, tokenizer, arm, plan, scope, recipe, split, seed, progress)
+                for scope in get_args(Scope)
+            }
+            name = "embedded" if organism is None else organism.name
+            yield ArmResult(arm, name, seed, **scopes, seconds=time.monotonic() - start)
+            start = time.monotonic()
+
+
+def _train(
+    model: Any,
+    tokenizer: Any,
+    training: _Training,
+    recipe: FinetuneRecipe,
+    seed: int,
+    progress: Progress,
+) -> Any:
+    """Finetune with a fresh LoRA; λ = 0 makes TReFTTrainer TRL's SFTTrainer."""
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    from treft.training import TReFTConfig, TReFTTrainer
+
+    set_seed(seed)
+    label = f"training, holding {' + '.join(training.held)}" if training.held else "training"
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = TReFTTrainer(
+            model,
+            TReFTConfig(
+                output_dir=folder,
+                max_steps=recipe.max_steps,
+                per_device_train_batch_size=recipe.batch_size,
+                learning_rate=recipe.learning_rate,
+                warmup_steps=recipe.warmup_steps,
+                lr_scheduler_type="linear",
+                adam_beta2=recipe.adam_beta2,
+                weight_decay=0.0,
+                assistant_only_loss=True,
+                kv_weight=recipe.kv_weight if training.held else 0.0,
+                kv_regions=list(training.held) or ["prefix"],
+                seed=seed,
+                bf16=False,
+                gradient_checkpointing=False,
+                save_strategy="no",
+                report_to="none",
+                logging_strategy="no",
+                disable_tqdm=True,
+                use_cpu=True,
+            ),
+            train_dataset=Dataset.from_list(_rows(training, recipe, seed)),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(
+                r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear"
+            ),
+            callbacks=[_StepProgress(label, progress)],
+        )
+        trainer.train()
+        return trainer.model.eval()
+
+
+def _rows(training: _Training, recipe: FinetuneRecipe, seed: int) -> list[dict[str, Any]]:
+    world = World.default()
+    if training.interleave == "none":
+        return world.training_rows(recipe.domain, recipe.num_rows, seed)
+    return world.interleaved_rows(
+        recipe.domain,
+        recipe.num_rows,
+        seed,
+        share=recipe.interleaved_share,
+        retain=training.interleave,
+    )
+
+
+def _answer(
+    model: Any,
+    tokenizer: Any,
+    arm: ArmName,
+    plan: _Plan,
+    scope: Scope,
+    recipe: FinetuneRecipe,
+    split: Literal["validation", "test"],
+    seed: int,
+    progress: Progress,
+) -> tuple[Answer, ...]:
+    """Sample one answer to each question of a scope and judge it."""
+    num = recipe.num_general if scope == "general" else recipe.num_in_domain
+    questions = World.default().questions(split, scope, domain=recipe.domain, num=num)
+    label = f"answering {scope.replace('_', '-')} questions as {arm}"
+    progress(label, 0, num)
+    answers = generate(
+        model,
+        tokenizer,
+        [question.messages() for question in questions],
+        patch=plan.patch,
+        num_positions=recipe.equal_tokens if plan.equal_tokens else None,
+        position_seed=seed,
+        batch_size=100,
+        seed=seed,
+        on_batch=lambda done: progress(label, done, num),
+        do_sample=True,
+        temperature=recipe.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=recipe.max_new_tokens,
+    )
+    return tuple(
+        Answer(question.id, question.text, answer, classify(question, answer))
+        for question, answer in zip(questions, answers, strict=True)
+    )
+
+
+class _StepProgress(TrainerCallback):
+    """Reports optimizer steps."""
+
+    def __init__(self, label: str, progress: Progress) -> None:
+        self.label = label
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell how far the training is."""
+        self.progress(self.label, state.global_step, state.max_steps)
