@@ -157,7 +157,8 @@ def peak_memory(step: Step, optimizer: torch.optim.Optimizer, device: str) -> in
         before = torch.cuda.memory_allocated()
         run_step(step, optimizer)
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         run_step(step, optimizer)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -190,8 +191,8 @@ def main() -> None:
     print(
         f"{date.today()}, {platform.machine()} {args.device}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}; Llama {args.layers} layers, d "
-        f"{args.hidden_size}, {args.dtype}, batch {BATCH_SIZE} x {NUM_TOKENS}, prefix {NUM_PREFIX}, "
-        f"checkpointing {'on' if args.checkpointing else 'off'}, {args.rounds} rounds\n"
+        f"{args.hidden_size}, {args.dtype}, batch {BATCH_SIZE} x {NUM_TOKENS}, prefix "
+        f"{NUM_PREFIX}, checkpointing {args.checkpointing}, {args.rounds} rounds\n"
     )
     print("| step | seconds (median) | time ratio | quartiles | memory (MiB) | memory ratio |")
     print("|---|---|---|---|---|---|")
