@@ -240,20 +240,24 @@ def _tokenize(
     tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[CodedSpan]
 ) -> ChatRegions:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = tuple((int(start), int(end)) for start, end in encoded["offset_mapping"])
-    char_codes = [0] * len(text)
-    char_turns = [0] * len(text)
+    offsets = tuple(map(tuple, encoded["offset_mapping"]))
+    char_codes = bytearray(len(text))
+    char_turns: list[int] = []
     turn = 0
-    for span, code, turn in spans:
-        width = span.end - span.start
-        char_codes[span.start : span.end] = [code] * width
-        char_turns[span.start :] = [turn] * (len(text) - span.start)
+    for span, code, next_turn in spans:
+        char_turns += [turn] * (span.start - len(char_turns))
+        char_codes[span.start : span.end] = bytes([code]) * (span.end - span.start)
+        turn = next_turn
+    char_turns += [turn] * (len(text) - len(char_turns))
     codes = tuple(_code_of(char_codes[start:end]) for start, end in offsets)
-    turns = tuple(char_turns[min(max(end - 1, 0), len(text) - 1)] for _, end in offsets)
+    turns = tuple(char_turns[end - 1] if end else 0 for _, end in offsets)
     return ChatRegions(text, tuple(encoded["input_ids"]), offsets, codes, turns)
 
 
-def _code_of(codes: Sequence[int]) -> int:
+def _code_of(codes: bytearray) -> int:
     """Region of a token from those of its characters: own words win over template text."""
-    own = [code for code in codes if code in OWN_WORDS]
-    return own[0] if own else (codes[0] if codes else 0)
+    if not codes:
+        return 0
+    if codes.count(codes[0]) == len(codes):
+        return codes[0]
+    return next((code for code in codes if code in OWN_WORDS), codes[0])

@@ -173,10 +173,12 @@ def _header_end(before: str, frame: Frame) -> int:
         return len(_shared(before, frame.after_user))
     least = len(OPENED_THOUGHT.sub("", frame.header)) / 2
     best, best_length = len(before), 0
-    for offset in range(len(before)):
+    offset = before.find(frame.header[0])
+    while offset >= 0:
         length = len(_shared(before[offset:], frame.header))
         if length >= max(least, best_length):
             best, best_length = offset + length, length
+        offset = before.find(frame.header[0], offset + 1)
     return best
 
 
