@@ -274,6 +274,15 @@ def test_unknown_attention_is_refused(tiny_model: TinyModel, make_trainer: MakeT
         make_trainer(model, lora=False)
 
 
+def test_flattened_rows_that_see_each_other_are_refused(
+    tiny_model: TinyModel, make_trainer: MakeTrainer
+) -> None:
+    """Transformers' GPT-OSS masks packed rows as one conversation unless attention is flash."""
+    with pytest.raises(ConfigError, match="see each other"):
+        make_trainer(tiny_model("gpt_oss"), packing=True, max_length=256)
+    make_trainer(tiny_model("gemma3"), packing=True, max_length=256)
+
+
 def test_layers_are_checked_before_training(
     tiny_model: TinyModel, make_trainer: MakeTrainer
 ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from treft.errors import AttentionError, ConfigError, DataError
-from treft.states import pretrained_model
+from treft.states import capture, pretrained_model
 from treft.training.collator import REGION_COLUMNS
 from treft.training.config import TReFTConfig
 from treft.training.dataset import column_names
@@ -15,7 +17,10 @@ from treft.training.reference_source import ReferenceKind, is_peft
 if TYPE_CHECKING:
     from treft.training.trainer import TReFTTrainer
 
-__all__ = ["after_loading", "before_loading", "packed_length", "sharding"]
+__all__ = ["after_loading", "before_loading", "isolation", "packed_length", "sharding"]
+
+NUM_PROBED = 6
+"""Tokens of each of the two conversations that `isolation` runs."""
 
 
 def before_loading(config: TReFTConfig, model: Any, peft_config: Any) -> None:
@@ -88,10 +93,46 @@ def sharding(trainer: TReFTTrainer, kind: ReferenceKind) -> None:
     Raises:
         ConfigError: it would have to be.
     """
-    plugin = trainer.args.deepspeed_plugin
-    is_sharded = trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
-    if is_sharded and kind in ("snapshot", "kept_model"):
+    if _is_sharded(trainer) and kind in ("snapshot", "kept_model"):
         raise ConfigError(
             "all weights train and are sharded, so the reference cannot be taken from the model: "
             "record it beforehand (treft reference record) and pass kv_reference."
+        )
+
+
+def _is_sharded(trainer: TReFTTrainer) -> bool:
+    plugin = trainer.args.deepspeed_plugin
+    return bool(trainer.is_fsdp_enabled) or (plugin is not None and plugin.zero_stage == 3)
+
+
+def isolation(trainer: TReFTTrainer) -> None:
+    """In a flattened batch each conversation must be read as if it were alone.
+
+    Not every model does so with every attention: Transformers' GPT-OSS, for one, needs flash
+    attention. The model is asked: does a second conversation's last layer notice what the first one
+    says? Two forwards of a dozen tokens.
+
+    Raises:
+        ConfigError: it does, so its prefix is not the reference's from the first step on.
+    """
+    if not trainer.padding_free or _is_sharded(trainer):
+        return
+    model = trainer.model
+    device = next(model.parameters()).device
+    half = torch.arange(3, 3 + NUM_PROBED, device=device)
+    positions = torch.arange(NUM_PROBED, device=device).repeat(2)[None]
+    heard = []
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        for first in (half, half.flip(0)):
+            with capture(model) as states:
+                model(torch.cat([first, half])[None], position_ids=positions, use_cache=False)
+            heard.append(states[max(states)].value[:, :, NUM_PROBED:].float())
+    model.train(was_training)
+    if not torch.allclose(heard[0], heard[1], rtol=1e-2, atol=1e-3):
+        raise ConfigError(
+            f"{type(pretrained_model(model)).__name__} with this attention implementation lets "
+            "conversations of one flattened row see each other, so their prefixes are not what "
+            "they are alone: use packing=False and padding_free=False, or flash attention."
         )

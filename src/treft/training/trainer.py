@@ -217,6 +217,7 @@ class TReFTTrainer(SFTTrainer):
             lambda: self.accelerator.autocast(AutocastKwargs(cache_enabled=False)),
         )
         checks.sharding(self, self._keeper.kind)
+        checks.isolation(self)
 
     @property
     def reference_kind(self) -> str | None:
@@ -299,7 +300,9 @@ class TReFTTrainer(SFTTrainer):
         it gets by the number of accumulated micro-batches, that is undone for the penalty.
         """
         share = self.accelerator.num_processes / self._num_documents
-        num_divided = 1 if self._is_scaled(num_items_in_batch) else self._num_micro_batches
+        num_divided = (
+            1 if self._is_scaled(num_items_in_batch) else self.current_gradient_accumulation_steps
+        )
         raw = penalty.raw_sum * share
         per_layer = (penalty.key + penalty.value) * penalty.num_documents * share
         self._meters["train"].add(
@@ -312,10 +315,6 @@ class TReFTTrainer(SFTTrainer):
         )
         loss: Tensor = sft_loss + penalty.weight * raw * num_divided
         return loss
-
-    @property
-    def _num_micro_batches(self) -> int:
-        return int(self.current_gradient_accumulation_steps)
 
     def _is_scaled(self, num_items_in_batch: Tensor | int | None) -> bool:
         """Whether TRL's loss is this micro-batch's share of the step already, as `Trainer` asks."""
@@ -363,9 +362,9 @@ class TReFTTrainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as SFTTrainer does, with the penalty's entries."""
-        mode = "train" if self.model.training else "eval"
-        prefix = "" if mode == "train" else f"{self._eval_prefix}_"
-        found = self._meters[mode].read()
+        trains = self.model.training
+        prefix = "" if trains else f"{self._eval_prefix}_"
+        found = self._meters["train" if trains else "eval"].read()
         logs.update({f"{prefix}{name}": value for name, value in found.items()})
         super().log(logs, start_time)
 
