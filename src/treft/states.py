@@ -10,6 +10,7 @@ model's own graph, so they carry gradient and are bit-equal to what a `DynamicCa
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -286,17 +287,12 @@ def _refuse_reentrant_checkpointing(pretrained: PreTrainedModel) -> None:
         if not attributes.get("gradient_checkpointing"):
             continue
         function: Any = attributes.get("_gradient_checkpointing_func")
-        if _partial_keywords(function).get("use_reentrant", True):
+        keywords = function.keywords if isinstance(function, functools.partial) else {}
+        if keywords.get("use_reentrant", True):  # torch's own default is reentrant
             raise AttentionError(
                 "reentrant gradient checkpointing gives captured keys and values no gradient: pass "
                 'gradient_checkpointing_kwargs={"use_reentrant": False}.'
             )
-
-
-def _partial_keywords(function: Any) -> dict[str, Any]:
-    """Keywords that a `functools.partial` fixes; none for another callable."""
-    keywords = getattr(function, "keywords", None)
-    return keywords if isinstance(keywords, dict) else {}
 
 
 for _name in ("sdpa", "eager"):

@@ -93,11 +93,12 @@ def test_checkpointing_leaves_states_and_gradient_alone(tiny_model: TinyModel, n
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("options", [{"use_reentrant": True}, {"preserve_rng_state": True}])
 def test_reentrant_checkpointing_is_refused_only_where_it_would_cut_the_graph(
-    tiny_model: TinyModel,
+    tiny_model: TinyModel, options: dict[str, bool]
 ) -> None:
     model = tiny_model("llama").train()
-    model.activation_checkpointing_enable({"use_reentrant": True})
+    model.activation_checkpointing_enable(options)
     with pytest.raises(AttentionError, match="use_reentrant"), capture(model):
         pytest.fail("the block was entered")
     with torch.no_grad(), capture(model) as states:
