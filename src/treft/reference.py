@@ -1,5 +1,7 @@
 """The unfinetuned model's keys and values: a bank that records, keeps, stores and checks them.
 
+Which tokens to record is decided in `treft.requests`, how in `treft.recording`.
+
 Shapes: H key/value heads, T kept tokens of one request, D head dimension.
 """
 
