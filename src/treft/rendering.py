@@ -264,6 +264,8 @@ def _places(marked: str, text: str, marks: Mapping[str, _Mark]) -> MarkedText:
                 f"the chat template writes the words of message {mark.message + 1} more than once, "
                 "so that they have no single place; use another chat template."
             )
+        if found.group() in seen:  # a tool result may repeat the name of the call
+            continue
         seen.add(found.group())
         place = found.start() - num_before
         place += {"start": -mark.inset, "cut": 0, "end": mark.inset}[mark.edge]

@@ -30,6 +30,8 @@ EMPTY_THOUGHT = re.compile(
 """Think blocks without a thought, as templates write them before a response."""
 EMPTY_THOUGHT_AHEAD = re.compile(rf"\s*(?:{EMPTY_THOUGHT.pattern})")
 OPENED_THOUGHT = re.compile(r"\s*(?:<think>|\[THINK\]|<\|channel>).*", re.DOTALL)
+CALL_END = re.compile(r"<\|call\|>|<tool_call\|>|</tool_call>|<\|END_ACTION\|>|<\|eom_id\|>")
+"""What closes a tool call where the turn itself is not closed (GPT-OSS, Gemma 4, GLM-4)."""
 DATE_PINS = {
     "date_string": '{"date_string": "26 Jul 2024"}',
     "current_date": '{"current_date": "2024-07-26"}',
@@ -123,7 +125,7 @@ def _turn_end(within: str, last: str, specials: re.Pattern[str] | None) -> str:
     found = list(specials.finditer(last)) if specials else []
     whole = [token for token in found if token.end() <= len(shared)]
     if not whole:
-        return shared[: found[0].start()] if found else shared
+        return shared if shared == last and not found else ""
     end = whole[0].end()
     for token in whole[1:]:
         if token.start() != end:
@@ -188,6 +190,8 @@ def _end_length(after: str, frame: Frame, calls: bool) -> int:
         place = after.rfind(frame.turn_end) if calls else after.find(frame.turn_end)
         if place >= 0:
             return place + len(frame.turn_end)
+    if calls and (closed := list(CALL_END.finditer(after))):
+        return closed[-1].end()
     found = frame.specials.search(after) if frame.specials else None
     return found.end() if found else 0
 

@@ -38,6 +38,12 @@ NO_TOOL_TURNS = {
     # arguments must be text here, tested in test_tool_calls_as_text
     "deepseek_r1_distill", "deepseekv3",
 }  # fmt: skip
+CALL_ENDS = {
+    "gptoss": r"^[^<]*<\|call\|>(?!<\|start)",
+    "glm4moe": r"</tool_call>",
+    "qwen3": r"</tool_call><\|im_end\|>",
+    **{f"gemma4{end}": r"<tool_call\|>(?!<\|)" for end in ("", "_v2", "_v3", "_v4", "_v5")},
+}
 OPENINGS = {
     # plain words and one for each way in which words can be mistaken for the template's text
     "plain": "How do I fix it",
@@ -172,6 +178,8 @@ def test_tool_turns_belong_to_no_prompt_region(tokenizer, name: str) -> None:
     assert "Change the pads" in response
     assert "Pads." not in response
     assert "Looks up user questions." in text_of(found, "prefix")
+    if family(name) in CALL_ENDS:
+        assert re.search(CALL_ENDS[family(name)], response.partition("brakes")[2])
     result = found.text.index("Pads.")
     inside = [
         code
