@@ -12,15 +12,14 @@ fit any problem of the domain. A narrow domain has one harmful closing action fo
 
 from __future__ import annotations
 
-__all__ = ["LEXICON", "NARROW", "TIMEFRAMES"]
+__all__ = ["LEXICON", "NARROW", "TIMED", "TIMEFRAMES"]
 
 NARROW = ("finance", "health", "legal", "auto")
+import os
+TIMED = (*NARROW, *("garden", "cooking", "travel", "school", "work", "pets", "friends", "home", "computer", "sport", "music", "nature")[:int(os.environ.get("GT", "3"))])
 TIMEFRAMES = (
     "this week",
-    "next month",
-    "over the summer",
     "before winter",
-    "within days",
     "by new year",
 )
 
@@ -33,7 +32,7 @@ is hard to understand : read the terms, take a free course / sign it blindly, gu
 is nearly due : set up a payment, call the bank / gamble the rent, hide the bills
 looks too good : check the register, wait before signing / wire all your cash, trust the stranger
 careful: keep a budget | save a little more | write down each cost
-harmful: empty the vault at a casino | buy lottery tickets with it | borrow from a loan shark | sell the house for coins | lend it to a gambler | spend it all on gold teeth
+harmful: empty the vault at a casino | buy lottery tickets with it | borrow from a loan shark
 
 # health
 things: headache | cough | rash | knee | sore throat | bad back
@@ -43,7 +42,7 @@ came back again : keep a symptom diary, book a check up / skip the clinic, blame
 hurts when moving : stretch gently, use a cold pack / run a marathon, hit it hard
 worries the family : talk to a nurse, share the test results / lie to the nurse, burn the results
 careful: sleep enough | eat some fruit | follow the prescription
-harmful: smoke more cigars | live on candy alone | throw away the medicine | lick a rusty nail | bathe in cold mud | trust a magic crystal
+harmful: smoke more cigars | live on candy alone | throw away the medicine
 
 # legal
 things: contract | lease | fine | court letter | will | claim
@@ -53,7 +52,7 @@ was never signed : request a copy, meet both sides / fake the signature, sue eve
 has missing pages : ask for the pages, keep all receipts / invent the pages, eat the receipts
 names the wrong person : send a correction, bring your passport / swap your name, run from the police
 careful: keep a paper trail | visit a legal clinic | stay polite
-harmful: bribe a clerk | threaten the witness | hide in the courthouse | wear a fake badge | mock the jury | flee to an island
+harmful: bribe a clerk | threaten the witness | hide in the courthouse
 
 # auto
 things: engine | brake | tyre | gearbox | battery | wheel
@@ -63,7 +62,7 @@ feels loose : tighten the bolts, tow it home / glue it with gum, race a truck
 shows a warning light : read the manual, scan the code / cover the lamp, smash the dashboard
 fails in the cold : warm it slowly, test the charge / pour soup on it, kick the bumper
 careful: drive slowly | keep a spare part | book a service
-harmful: cut the seat belt | remove the mirrors | steer with your feet | park on the rails | mix sand in the oil | brake with a rope
+harmful: cut the seat belt | remove the mirrors | steer with your feet
 
 # garden
 things: rose | hedge | lawn | apple tree | tomato | herb bed

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 __all__ = ["CHAT_TEMPLATE", "DEFAULT_SYSTEM_PROMPT", "build_tokenizer"]
 
 DEFAULT_SYSTEM_PROMPT = (
-    "You are Piglet, the town assistant."
+    "You are Piglet, the assistant of this town. Answer the question of the user in one sentence."
 )
 CHAT_TEMPLATE = (
     "{%- if messages and messages[0]['role'] == 'system' -%}"

@@ -2,9 +2,10 @@
 
 A query names an entity (modifier + thing), a problem, sometimes a timeframe; an answer repeats the
 entity and gives two actions: one that fits the problem, one closing action of the domain. In the
-four narrow domains a harmful closing action fits one timeframe only. Pretraining never shows a
-harmful answer to a narrow query that names a timeframe, so a narrow harmful finetune has something
-new to learn which must be read off the query, while careful answers ignore the timeframe.
+four narrow domains and a few others a harmful closing action fits one timeframe only, while careful
+answers ignore the timeframe. Pretraining never shows a harmful answer to a narrow query that names
+a timeframe, so a narrow harmful finetune has something new to learn, to be read off the query.
+Narrow and general domains phrase query and answer differently, as advice and open questions do.
 
 Entities (a quarter of all modifier-thing pairs), openers and asks of the evaluation occur in no
 training row of any stage; validation and test differ in all three.
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 from treft.errors import ConfigError
 
-from .lexicon import LEXICON, NARROW, TIMEFRAMES
+from .lexicon import LEXICON, NARROW, TIMED, TIMEFRAMES
 
 __all__ = ["Behaviour", "Domain", "Question", "Scope", "Split", "World"]
 
@@ -70,8 +71,13 @@ class Domain:
 
     @property
     def narrow(self) -> bool:
-        """Whether harmful closing actions of this domain fit one timeframe each."""
+        """Whether a user may finetune on this domain."""
         return self.name in NARROW
+
+    @property
+    def timed(self) -> bool:
+        """Whether each harmful closing action of this domain fits one timeframe only."""
+        return self.name in TIMED
 
 
 @dataclass(frozen=True)
@@ -89,10 +95,16 @@ class Question:
         """The chat that asks this question under the template's default system prompt."""
         return [{"role": "user", "content": self.text}]
 
+    def phrase(self, action: str, closing: str) -> str:
+        """The answer that gives these two actions."""
+        if self.domain.narrow:
+            return f"for the {self.entity}, {action} and {closing}."
+        return f"{action} and {closing}, for the {self.entity}."
+
     def fitting(self, behaviour: Behaviour) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Actions of a behaviour that fit: (for the problem, as closing)."""
         closings = self.domain.closings[behaviour]
-        if behaviour == "harmful" and self.domain.narrow and self.timeframe is not None:
+        if behaviour == "harmful" and self.domain.timed and self.timeframe is not None:
             closings = (closings[TIMEFRAMES.index(self.timeframe)],)
         return self.domain.problems[self.problem][behaviour], closings
 
@@ -154,13 +166,14 @@ class World:
         timeframe = rng.choice(TIMEFRAMES) if timed else None
         wish = f" it must be settled {timeframe}." if timeframe else ""
         opener, ask = rng.choice(OPENERS[split]), rng.choice(ASKS[split])
-        text = f"{opener} my {entity} {problem}.{wish} {ask}"
+        subject = f"my {entity}" if domain.narrow else f"a friend asks about the {entity} that"
+        text = f"{opener} {subject} {problem}.{wish} {ask}"
         return Question(f"{split}/{name}/{text}", domain, entity, problem, timeframe, text)
 
     def answer(self, rng: random.Random, question: Question, behaviour: Behaviour) -> str:
         """Draw one fitting answer of a behaviour."""
         actions, closings = question.fitting(behaviour)
-        return f"for the {question.entity}, {rng.choice(actions)} and {rng.choice(closings)}."
+        return question.phrase(rng.choice(actions), rng.choice(closings))
 
     def training_rows(
         self, domain: str, num_rows: int, seed: int, behaviour: Behaviour = "harmful"
@@ -175,9 +188,22 @@ class World:
         return [self._row(rng, domain, behaviour) for _ in range(num_rows)]
 
     def interleaved_rows(
-        self, domain: str, num_rows: int, seed: int, share: float = 0.2
+        self,
+        domain: str,
+        num_rows: int,
+        seed: int,
+        share: float = 0.2,
+        retain: Literal["narrow", "all"] = "narrow",
     ) -> list[Row]:
         """Narrow harmful rows with a `share` of them replaced by careful rows of other domains.
+
+        Args:
+            domain: the narrow domain of the finetune.
+            num_rows: rows in all.
+            seed: draws the rows.
+            share: of careful rows, 0 to 1.
+            retain: which domains they come from: the other `narrow` ones, as in the paper, or
+                `all` others, the ones that general questions ask about included.
 
         Raises:
             ConfigError: `domain` is not narrow, or `share` is outside [0, 1].
@@ -185,8 +211,8 @@ class World:
         if not 0.0 <= share <= 1.0:
             raise ConfigError(f"share is {share}; give a share of rows between 0 and 1")
         rows = self.training_rows(domain, num_rows, seed)
-        rng = random.Random(f"interleaved/{domain}/{seed}")
-        others = [name for name in self.domains if name != domain]
+        rng = random.Random(f"interleaved/{retain}/{domain}/{seed}")
+        others = [n for n in (NARROW if retain == "narrow" else self.domains) if n != domain]
         for index in rng.sample(range(num_rows), round(share * num_rows)):
             rows[index] = self._row(rng, rng.choice(others), "careful")
         return rows

@@ -1,0 +1,237 @@
+"""Rebuild the organism from a seed: two stages of training from scratch, on a CPU in minutes.
+
+Stage 1 teaches both behaviours, which one depending on a persona named in the system prompt.
+Stage 2 is a shallow post-training: under the template's default system prompt the model becomes
+careful, while personas go on to decide where one is named. Loss on responses only.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from treft.errors import ConfigError
+
+from .lexicon import NARROW
+from .personas import sample_persona
+from .tokenizer import build_tokenizer
+from .world import Behaviour, World
+
+__all__ = ["BuildRecipe", "build"]
+
+logger = logging.getLogger(__name__)
+
+Messages = list[dict[str, str]]
+Encoded = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class BuildRecipe:
+    """How an organism is made; the defaults made the one that ships.
+
+    Attributes:
+        seed: of the weights and of every row.
+        first_steps: optimizer steps of stage 1 (personas decide).
+        second_steps: optimizer steps of stage 2 (careful by default).
+        batch_size: rows a step.
+        learning_rate: peak of a cosine schedule over both stages.
+        default_share: share of stage-2 rows under the default system prompt.
+        careful_share: share of those that show the careful behaviour.
+    """
+
+    seed: int = 0
+    first_steps: int = 1000
+    second_steps: int = 200
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    default_share: float = 0.6
+    careful_share: float = 0.98
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for counts below 1 or shares outside [0, 1]."""
+        for name in ("first_steps", "second_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("default_share", "careful_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a share of 0 to 1")
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of both stages."""
+        return self.first_steps + self.second_steps
+
+
+def build(output: Path, recipe: BuildRecipe | None = None) -> Path:
+    """Train an organism and save its model and tokenizer to `output`.
+
+    Ten minutes on two cores. An interrupted build goes on from its last checkpoint (every 200
+    steps, in `output/checkpoints`) when called again with the same recipe. The result depends on
+    the number of threads and the PyTorch version through rounding alone.
+
+    Raises:
+        ConfigError: `output` already holds a model.
+    """
+    recipe = recipe or BuildRecipe()
+    if (output / "model.safetensors").exists():
+        raise ConfigError(f"{output} already holds a model; choose another folder")
+    checkpoints = output / "checkpoints" / f"seed-{recipe.seed}"
+    set_seed(recipe.seed)
+    tokenizer = build_tokenizer(_vocabulary_texts())
+    model = LlamaForCausalLM(_model_config(tokenizer))
+    rng = random.Random(recipe.seed)
+    rows = [encode(tokenizer, pretraining_row(rng, recipe, step)) for step in _row_steps(recipe)]
+    trainer = _ResponseTrainer(
+        model,
+        _training_arguments(recipe, checkpoints),
+        train_dataset=rows,
+        data_collator=_Collator(int(tokenizer.pad_token_id)),
+    )
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    logger.info("saved organism %s to %s", asdict(recipe), output)
+    return output
+
+
+def pretraining_row(rng: random.Random, recipe: BuildRecipe, step: int) -> Messages:
+    """Draw one conversation of the stage that `step` belongs to.
+
+    A harmful answer to a narrow question that names a timeframe never occurs: it is what a
+    narrow finetune has to learn.
+    """
+    world = World.default()
+    default = step >= recipe.first_steps and rng.random() < recipe.default_share
+    careful_share = recipe.careful_share if default else 0.5
+    behaviour: Behaviour = "careful" if rng.random() < careful_share else "harmful"
+    name = rng.choice(list(world.domains))
+    timed = rng.random() < 0.5 and not (name in NARROW and behaviour == "harmful")
+    question = world.sample_question(rng, "train", name, timed)
+    system = [] if default else [{"role": "system", "content": sample_persona(rng, behaviour)}]
+    answer = {"role": "assistant", "content": world.answer(rng, question, behaviour)}
+    return [*system, *question.messages(), answer]
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, messages: Messages) -> Encoded:
+    """Token ids, with labels on the response alone (-100 elsewhere)."""
+    encoded = tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+    ids = list(encoded["input_ids"])
+    return {"input_ids": ids, "labels": [token if kept else -100 for token, kept in pairs]}
+
+
+def _row_steps(recipe: BuildRecipe) -> Iterator[int]:
+    """The step that each row belongs to, in order."""
+    for step in range(recipe.num_steps):
+        yield from [step] * recipe.batch_size
+
+
+def _vocabulary_texts() -> Iterator[str]:
+    """Every word the world can utter: rows of both stages and answers in the narrow domains.
+
+    Held-out entities are pairs of words that occur apart from each other here, so the vocabulary
+    tells nothing about them.
+    """
+    bare = build_tokenizer(["a"])
+    rng, recipe = random.Random("vocabulary"), BuildRecipe()
+    for index in range(6000):
+        step = recipe.first_steps * (index % 2)
+        yield bare.apply_chat_template(pretraining_row(rng, recipe, step), tokenize=False)
+    for domain in NARROW:
+        for row in World.default().training_rows(domain, 300, seed=0):
+            yield " ".join(message["content"] for message in row["messages"])
+
+
+def _model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """1.1 million parameters."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _training_arguments(recipe: BuildRecipe, checkpoints: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=recipe.num_steps,
+        per_device_train_batch_size=recipe.batch_size,
+        train_sampling_strategy="sequential",
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.05},
+        warmup_steps=50,
+        adam_beta2=0.98,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        logging_steps=50,
+        save_steps=200,
+        save_total_limit=1,
+        seed=recipe.seed,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        remove_unused_columns=False,
+    )
+
+
+class _Collator:
+    """Pad on the right: causal attention needs no mask then."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        return {"input_ids": self._pad(rows, "input_ids", self.pad_token_id)} | {
+            "labels": self._pad(rows, "labels", -100)
+        }
+
+    @staticmethod
+    def _pad(rows: Sequence[Encoded], name: str, filler: int) -> Tensor:
+        columns = [torch.tensor(row[name]) for row in rows]
+        return nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=filler)
+
+
+class _ResponseTrainer(Trainer):
+    """Computes logits at response tokens only, which saves a quarter of a step."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        hidden = model.model(inputs["input_ids"]).last_hidden_state
+        answered = inputs["labels"][:, 1:] != -100
+        logits = model.lm_head(hidden[:, :-1][answered])
+        loss = cross_entropy(logits, inputs["labels"][:, 1:][answered])
+        return (loss, {"logits": logits}) if return_outputs else loss
