@@ -152,8 +152,9 @@ def test_our_assistant_mask_is_trls_but_for_white_space(
             assert extra == ""
 
 
-@pytest.mark.parametrize("weight", [0.0, 5.0])
-@pytest.mark.parametrize("name", UNMASKED)
+@pytest.mark.parametrize(
+    ("name", "weight"), [("llama3_1", 0.0), *((name, 5.0) for name in UNMASKED)]
+)
 @pytest.mark.filterwarnings("ignore::treft.errors.TemplateDateWarning")
 def test_assistant_only_loss_where_trl_has_no_mask(
     name: str,

@@ -71,6 +71,13 @@ def test_weight_zero_allows_what_sft_allows(tmp_path: Path) -> None:
     assert config.packing_strategy == "wrapped"
 
 
+def test_other_checkpointing_keywords_do_not_mean_reentrant(tmp_path: Path) -> None:
+    keywords = {"determinism_check": "none"}
+    config = TReFTConfig(str(tmp_path), use_cpu=True, gradient_checkpointing_kwargs=keywords)
+    assert config.gradient_checkpointing_kwargs["use_reentrant"] is False
+    assert config.activation_checkpointing_kwargs["use_reentrant"] is False
+
+
 def test_parsed_from_flags_and_yaml(tmp_path: Path) -> None:
     yaml_file = tmp_path / "run.yaml"
     yaml_file.write_text(

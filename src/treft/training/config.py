@@ -122,6 +122,9 @@ class TReFTConfig(SFTConfig):
                 "regions cannot be told apart; set eval_packing=False, or packing=True."
             )
         kwargs: dict[str, Any] = self.gradient_checkpointing_kwargs or {}
+        if self.gradient_checkpointing and kwargs:
+            # Other keywords alone would mean torch's default, which is reentrant.
+            kwargs.setdefault("use_reentrant", False)
         if self.gradient_checkpointing and kwargs.get("use_reentrant"):
             raise AttentionError(
                 "Reentrant gradient checkpointing gives captured keys and values no gradient, so "
