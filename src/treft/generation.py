@@ -1,0 +1,366 @@
+"""Answer conversations, with or without the unfinetuned model's keys and values at chosen regions.
+
+    repaired = patch(model, tokenizer, regions=("prefix",))
+    answers = repaired.generate(conversations, max_new_tokens=200)
+
+Shapes: B batch rows, T columns of the padded prompts.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from treft.errors import ConfigError, DataError
+from treft.patching import PatchedCache, RowPatch, has_sliding_window, prefix_cache
+from treft.recording import RecordedStates, adapter_off, other_model
+from treft.reference import ReferenceBank, identify
+from treft.regions import ChatRegions, RegionName, find_regions, template_hash
+from treft.requests import PostfixReference, region_requests
+from treft.states import KeyValue, pretrained_model
+
+__all__ = ["RepairedModel", "generate", "patch"]
+
+Messages = Sequence[dict[str, Any]]
+PATCHABLE: tuple[RegionName, ...] = ("prefix", "query", "postfix")
+
+
+@dataclass(frozen=True)
+class RepairedModel:
+    """A model that answers with the reference's keys and values at some regions (eq. (1)).
+
+    Attributes:
+        model: the finetuned model, possibly wrapped; it is not changed.
+        tokenizer: its tokenizer.
+        bank: where reference states come from.
+        regions: which tokens are patched: prefix, query, postfix. The postfix of every turn in the
+            prompt is patched; prefix and query likewise reach as far as the conversation has them.
+        num_positions: patch only so many tokens of each region, drawn at random for each
+            conversation; None patches all.
+        position_seed: of that draw.
+        postfix_reference: "empty_query" (nothing of the query leaks in), or one training row.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    bank: ReferenceBank | None
+    regions: tuple[RegionName, ...] = ("prefix",)
+    num_positions: int | None = None
+    position_seed: int = 0
+    postfix_reference: PostfixReference = "empty_query"
+
+    def generate(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        tools: Sequence[Any] | None = None,
+        chat_template: str | None = None,
+        template_kwargs: dict[str, Any] | None = None,
+        include_think_block: bool = True,
+        batch_size: int = 32,
+        seed: int | None = None,
+        streamer: Any = None,
+        on_batch: Callable[[int], None] | None = None,
+        **generate_kwargs: Any,
+    ) -> list[str]:
+        """Answer each conversation.
+
+        Conversations of similar length run together, padded on the left; the order of answers is
+        that of the conversations. With `num_return_sequences` n each has n answers in a row.
+
+        Args:
+            conversations: messages, each ending with a user or tool message.
+            tools: JSON schemas or functions given to the template.
+            chat_template: used instead of the tokenizer's own.
+            template_kwargs: further template variables.
+            include_think_block: an empty think block after the query counts as postfix.
+            batch_size: conversations run together.
+            seed: set before the first batch; sampled answers then repeat.
+            streamer: a Transformers streamer; one conversation only.
+            on_batch: told how many conversations are answered, after each batch.
+            **generate_kwargs: for the model's `generate`.
+
+        Raises:
+            ConfigError: an option cannot work.
+            DataError: there is no conversation, or one does not end with a user or tool message.
+            TemplateError: the conversation lacks a patched region.
+            ReferenceMismatchError: the bank lacks a reference and cannot record it.
+        """
+        self._check(conversations, batch_size, streamer, generate_kwargs)
+        chats = [
+            find_regions(
+                self.tokenizer,
+                messages,
+                tools=tools,
+                chat_template=chat_template,
+                add_generation_prompt=True,
+                include_think_block=include_think_block,
+                template_kwargs=template_kwargs,
+            )
+            for messages in conversations
+        ]
+        for chat in chats:
+            for region in self.regions:
+                chat.require(region)
+        if seed is not None:
+            set_seed(seed)
+        answers: dict[int, list[str]] = {}
+        for batch in _batches(chats, batch_size):
+            found = self._answer(
+                [chats[index] for index in batch], batch, streamer, generate_kwargs
+            )
+            for index, texts in zip(batch, found, strict=True):
+                answers[index] = texts
+            if on_batch is not None:
+                on_batch(len(answers))
+        return [text for index in range(len(chats)) for text in answers[index]]
+
+    def _check(
+        self,
+        conversations: Sequence[Messages],
+        batch_size: int,
+        streamer: Any,
+        generate_kwargs: dict[str, Any],
+    ) -> None:
+        if not conversations:
+            raise DataError("there is no conversation to answer.")
+        for number, messages in enumerate(conversations, start=1):
+            if not messages or messages[-1].get("role") not in ("user", "tool"):
+                raise DataError(
+                    f"conversation {number} does not end with a user or tool message, so there is "
+                    "nothing to answer."
+                )
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+        if streamer is not None and len(conversations) > 1:
+            raise ConfigError("a streamer follows one conversation; give one.")
+        given = {"past_key_values", "input_ids", "attention_mask"} & set(generate_kwargs)
+        if given:
+            raise ConfigError(f"{sorted(given)} are made here and cannot be given.")
+
+    @torch.no_grad()
+    def _answer(
+        self,
+        chats: Sequence[ChatRegions],
+        indices: Sequence[int],
+        streamer: Any,
+        generate_kwargs: dict[str, Any],
+    ) -> list[list[str]]:
+        """One batch; the answers of each row."""
+        pretrained = pretrained_model(self.model)
+        config = pretrained.config.get_text_config(decoder=True)
+        patches = [self._patches(chat, index) for chat, index in zip(chats, indices, strict=True)]
+        shared = self._shared_prefix(chats, patches, config, generate_kwargs)
+        head = 0 if shared is None else len(chats[0].positions("prefix"))
+        width = max(len(chat.input_ids) for chat in chats)
+        pad = _pad_token_id(self.tokenizer)
+        ids, mask = [], []
+        for chat in chats:
+            num_pads = width - len(chat.input_ids)
+            ids.append([*chat.input_ids[:head], *[pad] * num_pads, *chat.input_ids[head:]])
+            mask.append([1] * head + [0] * num_pads + [1] * (width - num_pads - head))
+        options: dict[str, Any] = {}
+        if shared is not None:
+            options["past_key_values"] = prefix_cache(shared, config, len(chats))
+        elif self.regions:
+            rows = [
+                [found.moved(width - len(chat.input_ids)) for found in row]
+                for chat, row in zip(chats, patches, strict=True)
+            ]
+            options["past_key_values"] = PatchedCache(config, rows, width)
+        training = self.model.training
+        self.model.eval()
+        try:
+            output: Any = self.model.generate(  # type: ignore[operator]
+                input_ids=torch.tensor(ids, device=pretrained.device),
+                attention_mask=torch.tensor(mask, device=pretrained.device),
+                pad_token_id=pad,
+                streamer=streamer,
+                **{"tokenizer": self.tokenizer} if "stop_strings" in generate_kwargs else {},
+                **options,
+                **generate_kwargs,
+            )
+        finally:
+            self.model.train(training)
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        texts = self.tokenizer.batch_decode(sequences[:, width:], skip_special_tokens=True)
+        repeats = len(texts) // len(chats)
+        return [texts[row * repeats : (row + 1) * repeats] for row in range(len(chats))]
+
+    def _patches(self, chat: ChatRegions, index: int) -> list[RowPatch]:
+        """What to replace in one conversation; columns count from its first token."""
+        requests = [
+            request
+            for region in self.regions
+            for request in region_requests(chat, region, self.postfix_reference)
+        ]
+        if not requests:
+            return []
+        assert self.bank is not None
+        shared = len(requests) == 1 and self.regions == ("prefix",)
+        states = self.bank.get(requests) if shared else self.bank.look_up(requests)
+        found = [
+            RowPatch(request.positions, recorded)
+            for request, recorded in zip(requests, states, strict=True)
+        ]
+        if self.num_positions is None:
+            return found
+        rng = random.Random(f"{self.position_seed}/{index}")
+        return [_draw(rng, patch, self.num_positions) for patch in found]
+
+    def _shared_prefix(
+        self,
+        chats: Sequence[ChatRegions],
+        patches: Sequence[Sequence[RowPatch]],
+        config: Any,
+        generate_kwargs: dict[str, Any],
+    ) -> RecordedStates | None:
+        """The prefix states when a ready-made cache can serve the whole batch."""
+        if self.regions != ("prefix",) or self.num_positions is not None:
+            return None
+        if has_sliding_window(config) or _repeats_rows(self.model, generate_kwargs):
+            return None
+        prefixes = {chat.input_ids[: len(chat.positions("prefix"))] for chat in chats}
+        return patches[0][0].states if len(prefixes) == 1 else None
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Messages],
+    *,
+    patch: Sequence[RegionName] = (),
+    bank: ReferenceBank | None = None,
+    num_positions: int | None = None,
+    position_seed: int = 0,
+    postfix_reference: PostfixReference = "empty_query",
+    **options: Any,
+) -> list[str]:
+    """Answer conversations, patched at the regions in `patch` or, by default, not at all.
+
+    `RepairedModel` documents the arguments and `RepairedModel.generate` the further options.
+    """
+    repaired = _repaired(
+        model, tokenizer, patch, bank, num_positions, position_seed, postfix_reference
+    )
+    return repaired.generate(conversations, **options)
+
+
+def patch(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    regions: Sequence[RegionName] = ("prefix",),
+    *,
+    reference: ReferenceBank | nn.Module | str | os.PathLike[str] | None = None,
+    postfix_reference: PostfixReference = "empty_query",
+) -> RepairedModel:
+    """Repair a finetuned model without training, by the base's keys and values at some regions.
+
+    Args:
+        model: the finetuned model; an adapter may be on top.
+        tokenizer: its tokenizer, with a chat template.
+        regions: prefix (default), postfix, query, or several.
+        reference: the unfinetuned model, a bank, or a reference file; None switches the adapter of
+            a PEFT model off to get at it.
+        postfix_reference: see `RepairedModel`.
+
+    Raises:
+        ConfigError: a region is unknown, or there is no adapter to switch off.
+        ReferenceMismatchError: the file was recorded with another model or template.
+    """
+    if not regions:
+        raise ConfigError("name at least one region to patch: prefix, postfix or query.")
+    bank = _bank(model, tokenizer, reference)
+    return _repaired(model, tokenizer, regions, bank, None, 0, postfix_reference)
+
+
+def _bank(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    reference: ReferenceBank | nn.Module | str | os.PathLike[str] | None,
+) -> ReferenceBank:
+    """The bank behind what the user gave as reference."""
+    if isinstance(reference, ReferenceBank):
+        return reference
+    if isinstance(reference, nn.Module):
+        return ReferenceBank(other_model(reference))
+    if reference is None:
+        return ReferenceBank(adapter_off(model))
+    bank = ReferenceBank.load(reference, pretrained_model(model).device)
+    # A full finetune changed the weights on purpose; an adapter's base must be the recorded one.
+    ignore = () if _has_adapter(model) else ("weights", "model_id", "revision")
+    bank.check(identify(model, template_hash(tokenizer)), ignore)
+    return bank
+
+
+def _repaired(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    regions: Sequence[RegionName],
+    bank: ReferenceBank | None,
+    num_positions: int | None,
+    position_seed: int,
+    postfix_reference: PostfixReference,
+) -> RepairedModel:
+    unknown = [region for region in regions if region not in PATCHABLE]
+    if unknown:
+        raise ConfigError(f"regions to patch are some of {list(PATCHABLE)}, not {unknown}.")
+    if num_positions is not None and num_positions < 1:
+        raise ConfigError(f"num_positions is {num_positions}; patch at least one token.")
+    if regions and bank is None:
+        bank = ReferenceBank(adapter_off(model))
+    return RepairedModel(
+        model, tokenizer, bank, tuple(regions), num_positions, position_seed, postfix_reference
+    )
+
+
+def _has_adapter(model: nn.Module) -> bool:
+    try:
+        adapter_off(model)
+    except (ConfigError, ImportError):
+        return False
+    return True
+
+
+def _repeats_rows(model: nn.Module, generate_kwargs: dict[str, Any]) -> bool:
+    """Whether `generate` will run more rows than prompts."""
+    defaults: Any = pretrained_model(model).generation_config
+    config: Any = generate_kwargs.get("generation_config") or defaults
+    counts = (
+        generate_kwargs.get(name, getattr(config, name, None))
+        for name in ("num_beams", "num_return_sequences")
+    )
+    return any((count or 1) > 1 for count in counts)
+
+
+def _draw(rng: random.Random, patch: RowPatch, num: int) -> RowPatch:
+    """Keep `num` of the patched tokens, or all when there are fewer."""
+    kept = sorted(rng.sample(range(len(patch.columns)), min(num, len(patch.columns))))
+    index = torch.tensor(kept)
+    states = {
+        layer: KeyValue(*(tensor[:, index.to(tensor.device)] for tensor in pair))
+        for layer, pair in patch.states.items()
+    }
+    return RowPatch(tuple(patch.columns[position] for position in kept), states)
+
+
+def _batches(chats: Sequence[ChatRegions], batch_size: int) -> Iterator[list[int]]:
+    """Indices of conversations of similar length."""
+    order = sorted(range(len(chats)), key=lambda index: len(chats[index].input_ids))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any id does at masked columns."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
