@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 
+import torch
 from datasets import load_dataset
 from peft import LoraConfig
 
@@ -30,6 +31,7 @@ def main(model: str, rows: str, output: str) -> None:
             num_train_epochs=1,
             logging_steps=1,
             report_to="none",
+            use_cpu=not torch.accelerator.is_available(),
         ),
         train_dataset=load_dataset("json", data_files=rows, split="train"),
         peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"),

@@ -30,7 +30,7 @@ def folder(tmp_path: Path, tiny_model: TinyModel, chat_tokenizer: PreTrainedToke
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "run.yaml").write_text(
         f"model_name_or_path: {tmp_path / 'model'}\nmax_steps: 4\nlogging_steps: 1\n"
-        "per_device_train_batch_size: 2\nreport_to: none\nuse_cpu: true\nuse_peft: true\n"
+        "per_device_train_batch_size: 2\nreport_to: none\nuse_peft: true\n"
         "lora_r: 4\nlora_target_modules: [q_proj, v_proj]\nkv_weight: 3\nlearning_rate: 0.01\n"
         "bf16: false\ndisable_tqdm: true\nsave_strategy: 'no'\n"
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from datasets import Dataset, load_dataset
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -79,6 +80,8 @@ def main(argv: list[str]) -> None:
     parser = TrlParser(
         (SftArguments, TReFTConfig, ModelConfig, DatasetMixtureConfig), prog="treft sft"
     )
+    if not torch.accelerator.is_available():
+        parser.set_defaults(use_cpu=True)  # else TRL's bf16 default refuses to start here
     job = Job(*parser.parse_args_and_config(argv))
     # Whatever libraries print goes to stderr when stdout has to be JSON.
     aside = contextlib.redirect_stdout(sys.stderr) if job.script.json else contextlib.nullcontext()
