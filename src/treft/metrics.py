@@ -132,7 +132,5 @@ def _t_distribution(t: float, degrees: int) -> float:
     for k in range(1, (degrees - 1) // 2 if odd else degrees // 2):
         term *= cosine2 * (2 * k / (2 * k + 1) if odd else (2 * k - 1) / (2 * k))
         total += term
-    both_tails = (
-        2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-    )
+    both_tails = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
     return 0.5 + both_tails / 2

@@ -58,7 +58,7 @@ class BuildRecipe:
 
     seed: int = 0
     first_steps: int = 1000
-    second_steps: int = 200
+    second_steps: int = 300
     batch_size: int = 32
     learning_rate: float = 2e-3
     default_share: float = 0.6

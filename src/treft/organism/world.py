@@ -228,7 +228,7 @@ class World:
 
 
 def _entities(domain: Domain, split: Split) -> list[str]:
-    """Modifier-thing pairs of a split: an eighth each for validation and test, the rest to train."""
+    """Modifier-thing pairs of a split: an eighth for validation, an eighth for test, the rest."""
     groups: dict[int, Split] = {0: "validation", 4: "test"}
     pairs = [(i + j) for i in range(len(MODIFIERS)) for j in range(len(domain.things))]
     names = [f"{modifier} {thing}" for modifier in MODIFIERS for thing in domain.things]
