@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from transformers import TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from treft.generation import generate
 from treft.metrics import em_f1
@@ -252,6 +252,7 @@ def _train(
             ),
             callbacks=[_StepProgress(label, progress)],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         return trainer.model.eval()
 
