@@ -10,26 +10,48 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.modeling_utils import PreTrainedModel
 
+from treft.batching import batches_by_length, pad_left, pad_token_id
 from treft.errors import ConfigError, DataError
-from treft.patching import PatchedCache, RowPatch, has_sliding_window, prefix_cache
-from treft.recording import RecordedStates, adapter_off, other_model
+from treft.patching import (
+    PatchedCache,
+    RowPatch,
+    draw_tokens,
+    has_sliding_window,
+    prefix_cache,
+)
+from treft.recording import (
+    RecordedStates,
+    ReferenceRequest,
+    adapter_off,
+    eval_mode,
+    other_model,
+)
 from treft.reference import ReferenceBank, identify
 from treft.regions import ChatRegions, RegionName, find_regions, template_hash
 from treft.requests import PostfixReference, region_requests
-from treft.states import KeyValue, pretrained_model
+from treft.states import pretrained_model
 
 __all__ = ["RepairedModel", "generate", "patch"]
 
 Messages = Sequence[dict[str, Any]]
 PATCHABLE: tuple[RegionName, ...] = ("prefix", "query", "postfix")
+OWN_ARGUMENTS = ("past_key_values", "input_ids", "inputs", "attention_mask", "position_ids")
+NEEDS_OWN_CACHE = (
+    "cache_implementation",
+    "assistant_model",
+    "prompt_lookup_num_tokens",
+    "assistant_early_exit",
+)
+"""Options of `generate` that do not write one prompt, then token by token, into the cache."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +64,9 @@ class RepairedModel:
         bank: where reference states come from.
         regions: which tokens are patched: prefix, query, postfix. The postfix of every turn in the
             prompt is patched; prefix and query likewise reach as far as the conversation has them.
-        num_positions: patch only so many tokens of each region, drawn at random for each
-            conversation; None patches all.
-        position_seed: of that draw.
+        num_positions: patch only so many tokens of each region (all when it has fewer), drawn at
+            random for each conversation; None patches all.
+        position_seed: of that draw, together with the conversation's index.
         postfix_reference: "empty_query" (nothing of the query leaks in), or one training row.
     """
 
@@ -93,7 +115,9 @@ class RepairedModel:
             TemplateError: the conversation lacks a patched region.
             ReferenceMismatchError: the bank lacks a reference and cannot record it.
         """
-        self._check(conversations, batch_size, streamer, generate_kwargs)
+        _check_conversations(conversations)
+        self._check_options(len(conversations), batch_size, streamer, generate_kwargs)
+        self._check_identity(chat_template)
         chats = [
             find_regions(
                 self.tokenizer,
@@ -112,38 +136,40 @@ class RepairedModel:
         if seed is not None:
             set_seed(seed)
         answers: dict[int, list[str]] = {}
-        for batch in _batches(chats, batch_size):
+        for batch in batches_by_length(chats, batch_size):
             found = self._answer(
                 [chats[index] for index in batch], batch, streamer, generate_kwargs
             )
-            for index, texts in zip(batch, found, strict=True):
-                answers[index] = texts
+            answers.update(zip(batch, found, strict=True))
             if on_batch is not None:
                 on_batch(len(answers))
         return [text for index in range(len(chats)) for text in answers[index]]
 
-    def _check(
-        self,
-        conversations: Sequence[Messages],
-        batch_size: int,
-        streamer: Any,
-        generate_kwargs: dict[str, Any],
+    def _check_options(
+        self, num: int, batch_size: int, streamer: Any, generate_kwargs: dict[str, Any]
     ) -> None:
-        if not conversations:
-            raise DataError("there is no conversation to answer.")
-        for number, messages in enumerate(conversations, start=1):
-            if not messages or messages[-1].get("role") not in ("user", "tool"):
-                raise DataError(
-                    f"conversation {number} does not end with a user or tool message, so there is "
-                    "nothing to answer."
-                )
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
-        if streamer is not None and len(conversations) > 1:
-            raise ConfigError("a streamer follows one conversation; give one.")
-        given = {"past_key_values", "input_ids", "attention_mask"} & set(generate_kwargs)
+        if streamer is not None and num > 1:
+            raise ConfigError(f"a streamer follows one conversation, not {num}.")
+        given = sorted(set(OWN_ARGUMENTS) & set(generate_kwargs))
         if given:
-            raise ConfigError(f"{sorted(given)} are made here and cannot be given.")
+            raise ConfigError(f"{given} are made from the conversations and cannot be given.")
+        barred = [name for name in NEEDS_OWN_CACHE if generate_kwargs.get(name) is not None]
+        if not generate_kwargs.get("use_cache", True):
+            barred.append("use_cache=False")
+        if self.regions and barred:
+            raise ConfigError(f"patching works in the cache and cannot go with {barred}.")
+
+    def _check_identity(self, chat_template: str | None) -> None:
+        """Refuse a bank that says it belongs to another model or template."""
+        if not self.regions or self.bank is None or self.bank.identity is None:
+            return
+        # A full finetune changed the weights on purpose; an adapter's base must be the recorded
+        # one.
+        ignore = ("adapter",) if _has_adapter(self.model) else _CHANGED_BY_FINETUNE
+        template = template_hash(chat_template or self.tokenizer)
+        self.bank.check(identify(self.model, template), ignore)
 
     @torch.no_grad()
     def _answer(
@@ -156,17 +182,15 @@ class RepairedModel:
         """One batch; the answers of each row."""
         pretrained = pretrained_model(self.model)
         config = pretrained.config.get_text_config(decoder=True)
-        patches = [self._patches(chat, index) for chat, index in zip(chats, indices, strict=True)]
-        shared = self._shared_prefix(chats, patches, config, generate_kwargs)
+        patches = self._patches(chats, indices)
+        shared = self._shared_prefix(chats, patches, generate_kwargs)
         head = 0 if shared is None else len(chats[0].positions("prefix"))
-        width = max(len(chat.input_ids) for chat in chats)
-        pad = _pad_token_id(self.tokenizer)
-        ids, mask = [], []
-        for chat in chats:
-            num_pads = width - len(chat.input_ids)
-            ids.append([*chat.input_ids[:head], *[pad] * num_pads, *chat.input_ids[head:]])
-            mask.append([1] * head + [0] * num_pads + [1] * (width - num_pads - head))
-        options: dict[str, Any] = {}
+        pad = pad_token_id(self.tokenizer)
+        ids, mask = pad_left(chats, head, pad)
+        width = len(ids[0])
+        options: dict[str, Any] = {"use_cache": True, "pad_token_id": pad, **generate_kwargs}
+        if "stop_strings" in options:
+            options["tokenizer"] = self.tokenizer
         if shared is not None:
             options["past_key_values"] = prefix_cache(shared, config, len(chats))
         elif self.regions:
@@ -175,60 +199,70 @@ class RepairedModel:
                 for chat, row in zip(chats, patches, strict=True)
             ]
             options["past_key_values"] = PatchedCache(config, rows, width)
-        training = self.model.training
-        self.model.eval()
-        try:
+        with eval_mode(self.model):
             output: Any = self.model.generate(  # type: ignore[operator]
                 input_ids=torch.tensor(ids, device=pretrained.device),
                 attention_mask=torch.tensor(mask, device=pretrained.device),
-                pad_token_id=pad,
                 streamer=streamer,
-                **{"tokenizer": self.tokenizer} if "stop_strings" in generate_kwargs else {},
                 **options,
-                **generate_kwargs,
             )
-        finally:
-            self.model.train(training)
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         texts = self.tokenizer.batch_decode(sequences[:, width:], skip_special_tokens=True)
         repeats = len(texts) // len(chats)
         return [texts[row * repeats : (row + 1) * repeats] for row in range(len(chats))]
 
-    def _patches(self, chat: ChatRegions, index: int) -> list[RowPatch]:
-        """What to replace in one conversation; columns count from its first token."""
-        requests = [
-            request
-            for region in self.regions
-            for request in region_requests(chat, region, self.postfix_reference)
-        ]
-        if not requests:
-            return []
+    def _patches(
+        self, chats: Sequence[ChatRegions], indices: Sequence[int]
+    ) -> list[list[RowPatch]]:
+        """What to replace in each conversation; columns count from its first token."""
+        if not self.regions:
+            return [[] for _ in chats]
         assert self.bank is not None
-        shared = len(requests) == 1 and self.regions == ("prefix",)
-        states = self.bank.get(requests) if shared else self.bank.look_up(requests)
-        found = [
-            RowPatch(request.positions, recorded)
-            for request, recorded in zip(requests, states, strict=True)
+        plans = [
+            [region_requests(chat, region, self.postfix_reference) for region in self.regions]
+            for chat in chats
         ]
-        if self.num_positions is None:
-            return found
-        rng = random.Random(f"{self.position_seed}/{index}")
-        return [_draw(rng, patch, self.num_positions) for patch in found]
+        states: dict[ReferenceRequest, RecordedStates] = {}
+        for part, region in enumerate(self.regions):
+            wanted = [request for plan in plans for request in plan[part]]
+            # Prefixes come again and stay in the bank; what depends on the conversation does not.
+            ask = self.bank.get if region == "prefix" else self.bank.look_up
+            states.update(zip(wanted, ask(wanted), strict=True))
+        rows: list[list[RowPatch]] = []
+        for plan, index in zip(plans, indices, strict=True):
+            rng = random.Random(f"{self.position_seed}/{index}")
+            row: list[RowPatch] = []
+            for requests in plan:
+                found = [RowPatch(request.positions, states[request]) for request in requests]
+                if self.num_positions is not None:
+                    found = draw_tokens(rng, found, self.num_positions)
+                row += found
+            rows.append(row)
+        return rows
 
     def _shared_prefix(
         self,
         chats: Sequence[ChatRegions],
         patches: Sequence[Sequence[RowPatch]],
-        config: Any,
         generate_kwargs: dict[str, Any],
     ) -> RecordedStates | None:
         """The prefix states when a ready-made cache can serve the whole batch."""
         if self.regions != ("prefix",) or self.num_positions is not None:
             return None
-        if has_sliding_window(config) or _repeats_rows(self.model, generate_kwargs):
+        pretrained = pretrained_model(self.model)
+        if has_sliding_window(pretrained.config.get_text_config(decoder=True)):
             return None
+        if _repeats_rows(pretrained, generate_kwargs):
+            return None
+        states = patches[0][0].states
+        if next(iter(states.values())).key.dtype != pretrained.dtype:
+            return None  # PatchedCache converts
         prefixes = {chat.input_ids[: len(chat.positions("prefix"))] for chat in chats}
-        return patches[0][0].states if len(prefixes) == 1 else None
+        return states if len(prefixes) == 1 else None
+
+
+_CHANGED_BY_FINETUNE = ("weights", "model_id", "revision", "adapter")
+"""Fields of an identity that differ between a fully finetuned model and the one it was before."""
 
 
 def generate(
@@ -278,7 +312,9 @@ def patch(
     if not regions:
         raise ConfigError("name at least one region to patch: prefix, postfix or query.")
     bank = _bank(model, tokenizer, reference)
-    return _repaired(model, tokenizer, regions, bank, None, 0, postfix_reference)
+    repaired = _repaired(model, tokenizer, regions, bank, None, 0, postfix_reference)
+    repaired._check_identity(None)
+    return repaired
 
 
 def _bank(
@@ -290,14 +326,11 @@ def _bank(
     if isinstance(reference, ReferenceBank):
         return reference
     if isinstance(reference, nn.Module):
-        return ReferenceBank(other_model(reference))
+        identity = identify(reference, template_hash(tokenizer))
+        return ReferenceBank(other_model(reference), identity)
     if reference is None:
         return ReferenceBank(adapter_off(model))
-    bank = ReferenceBank.load(reference, pretrained_model(model).device)
-    # A full finetune changed the weights on purpose; an adapter's base must be the recorded one.
-    ignore = () if _has_adapter(model) else ("weights", "model_id", "revision")
-    bank.check(identify(model, template_hash(tokenizer)), ignore)
-    return bank
+    return ReferenceBank.load(reference, pretrained_model(model).device)
 
 
 def _repaired(
@@ -329,9 +362,9 @@ def _has_adapter(model: nn.Module) -> bool:
     return True
 
 
-def _repeats_rows(model: nn.Module, generate_kwargs: dict[str, Any]) -> bool:
+def _repeats_rows(pretrained: PreTrainedModel, generate_kwargs: dict[str, Any]) -> bool:
     """Whether `generate` will run more rows than prompts."""
-    defaults: Any = pretrained_model(model).generation_config
+    defaults: Any = pretrained.generation_config
     config: Any = generate_kwargs.get("generation_config") or defaults
     counts = (
         generate_kwargs.get(name, getattr(config, name, None))
@@ -340,27 +373,12 @@ def _repeats_rows(model: nn.Module, generate_kwargs: dict[str, Any]) -> bool:
     return any((count or 1) > 1 for count in counts)
 
 
-def _draw(rng: random.Random, patch: RowPatch, num: int) -> RowPatch:
-    """Keep `num` of the patched tokens, or all when there are fewer."""
-    kept = sorted(rng.sample(range(len(patch.columns)), min(num, len(patch.columns))))
-    index = torch.tensor(kept)
-    states = {
-        layer: KeyValue(*(tensor[:, index.to(tensor.device)] for tensor in pair))
-        for layer, pair in patch.states.items()
-    }
-    return RowPatch(tuple(patch.columns[position] for position in kept), states)
-
-
-def _batches(chats: Sequence[ChatRegions], batch_size: int) -> Iterator[list[int]]:
-    """Indices of conversations of similar length."""
-    order = sorted(range(len(chats)), key=lambda index: len(chats[index].input_ids))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any id does at masked columns."""
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
-            return int(token_id)
-    return 0
+def _check_conversations(conversations: Sequence[Messages]) -> None:
+    if not conversations:
+        raise DataError("there is no conversation to answer.")
+    for number, messages in enumerate(conversations, start=1):
+        if not messages or messages[-1].get("role") not in ("user", "tool"):
+            raise DataError(
+                f"conversation {number} does not end with a user or tool message, so there is "
+                "nothing to answer."
+            )

@@ -5,6 +5,7 @@ Shapes: B batch rows, H key/value heads, T tokens, D head dimension, N patched t
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
-from treft.errors import ConfigError
+from treft.errors import ConfigError, ReferenceMismatchError
 from treft.recording import RecordedStates
 from treft.states import KeyValue
 
-__all__ = ["PatchedCache", "RowPatch", "has_sliding_window", "prefix_cache"]
+__all__ = ["PatchedCache", "RowPatch", "draw_tokens", "has_sliding_window", "prefix_cache"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,30 @@ class RowPatch:
     columns: tuple[int, ...]
     states: RecordedStates
 
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def only(self, tokens: Sequence[int]) -> RowPatch:
+        """The same patch at the given ones of its tokens, counted from 0."""
+        states = {
+            layer: KeyValue(*(tensor[:, list(tokens)] for tensor in pair))
+            for layer, pair in self.states.items()
+        }
+        return RowPatch(tuple(self.columns[token] for token in tokens), states)
+
     def moved(self, num_columns: int) -> RowPatch:
         """The same patch with `num_columns` of padding before it."""
         return RowPatch(tuple(column + num_columns for column in self.columns), self.states)
+
+
+def draw_tokens(rng: random.Random, patches: Sequence[RowPatch], num: int) -> list[RowPatch]:
+    """Keep `num` of a region's patched tokens, or all when there are fewer."""
+    tokens = [(part, token) for part, found in enumerate(patches) for token in range(len(found))]
+    kept = sorted(rng.sample(tokens, min(num, len(tokens))))
+    return [
+        found.only([token for of_part, token in kept if of_part == part])
+        for part, found in enumerate(patches)
+    ]
 
 
 class _Patch(NamedTuple):
@@ -50,11 +72,12 @@ class PatchedCache(DynamicCache):
 
     Attention in prefill sees the replaced states, and so does every later step, with sliding
     windows too: a window drops tokens only after they were written. A prompt written in chunks is
-    followed chunk by chunk. `generate` may repeat rows (beams, `num_return_sequences`).
+    followed chunk by chunk. `generate` may repeat rows (beams, `num_return_sequences`). A cache
+    serves one prompt; a second one is refused, since its tokens would go unpatched.
 
     Args:
-        config: of the model that will write.
-        patches: for each row of the prompt, the replacements to make.
+        config: of the text decoder that will write (`model.config.get_text_config(decoder=True)`).
+        patches: for each row of the prompt, the replacements to make; empty for a row as it is.
         num_columns: columns T of the padded prompt.
     """
 
@@ -75,11 +98,16 @@ class PatchedCache(DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """Store the new tokens of a layer, (B, H, T, D) each, patched where they are the prompt's.
 
+        Returns:
+            What attention is to see: keys and values of this layer, earlier tokens included.
+
         Raises:
-            ConfigError: the rows are no multiple of the planned ones.
+            ConfigError: these are not the planned rows and columns, or a second prompt.
+            ReferenceMismatchError: the reference has other layers or heads than the model.
         """
         start = self._written.get(layer_idx, 0)
         end = start + key_states.shape[-2]
+        self._refuse_another_prompt(start, end)
         self._written[layer_idx] = end
         if start < self._num_columns:
             if start == 0:
@@ -87,12 +115,23 @@ class PatchedCache(DynamicCache):
             patch = self._patches[layer_idx]
             key_states = _replace(key_states, patch, patch.states.key, start, end)
             value_states = _replace(value_states, patch, patch.states.value, start, end)
-            if end >= self._num_columns:
+            if end == self._num_columns:
                 del self._patches[layer_idx]
         stored: tuple[Tensor, Tensor] = super().update(
             key_states, value_states, layer_idx, *args, **kwargs
         )
         return stored
+
+    def _refuse_another_prompt(self, start: int, end: int) -> None:
+        """After the planned columns come single tokens; more at once are not of this prompt."""
+        is_prompt = end <= self._num_columns
+        is_step = start >= self._num_columns and end - start == 1
+        if not (is_prompt or is_step):
+            raise ConfigError(
+                f"this cache was planned for a prompt of {self._num_columns} columns and would get "
+                f"columns {start} to {end - 1} at once: make a new PatchedCache for each prompt, "
+                "and generate one token at a time (no assisted decoding)."
+            )
 
     def _gather(self, layer: int, like: Tensor) -> _Patch:
         """The layer's patched tokens, rows repeated as the batch repeats them."""
@@ -108,6 +147,8 @@ class PatchedCache(DynamicCache):
         for row, patches in enumerate(self._rows):
             for repeat in range(repeats):
                 for patch in patches:
+                    if layer not in patch.states:
+                        raise _other_shape(f"{len(patch.states)} layers", f"layer {layer}")
                     rows += [row * repeats + repeat] * len(patch.columns)
                     columns += patch.columns
                     states.append(patch.states[layer])
@@ -118,6 +159,10 @@ class PatchedCache(DynamicCache):
         key, value = (
             torch.cat(parts, dim=1).transpose(0, 1).to(like) for parts in zip(*states, strict=True)
         )
+        if key.shape[1:] != (like.shape[1], like.shape[3]):
+            raise _other_shape(
+                f"heads of shape {tuple(key.shape[1:])}", f"{(like.shape[1], like.shape[3])}"
+            )
         where = [torch.tensor(part, device=like.device) for part in (rows, columns)]
         return _Patch(where[0], where[1], KeyValue(key, value))
 
@@ -130,6 +175,13 @@ def _replace(new: Tensor, patch: _Patch, states: Tensor, start: int, end: int) -
     return patched
 
 
+def _other_shape(reference: str, model: str) -> ReferenceMismatchError:
+    return ReferenceMismatchError(
+        f"the reference is of another model: it has {reference} where this model has {model}; "
+        "record it from the model that this one was finetuned from."
+    )
+
+
 def has_sliding_window(config: PretrainedConfig) -> bool:
     """Whether some layer of the text decoder sees a window of tokens only."""
     return any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=config).layers)
@@ -140,14 +192,16 @@ def prefix_cache(
 ) -> DynamicCache:
     """A cache that starts with the reference's prefix, whose prefill is thereby saved.
 
-    `generate` lets it grow: make a new one for each call.
+    Prompts are given whole, as [prefix | padding | rest] with an attention mask 1...1 0...0 1...1.
+    `generate` lets the cache grow: make a new one for each call.
 
     Args:
         reference: states of the whole prefix, (H, T, D) a layer.
-        config: of the model that will use it.
-        batch_size: rows B; beams and `num_return_sequences` are repeated by `generate` itself.
+        config: of the text decoder that will use it.
+        batch_size: rows B that the model will run, repeats for beams included.
 
     Raises:
+        ReferenceMismatchError: the reference has other layers than the model.
         ConfigError: some layer has a sliding window; there the pads of shorter prompts would push
             the prefix out of it. Use `PatchedCache`.
     """
@@ -157,6 +211,8 @@ def prefix_cache(
             "unequal lengths: use PatchedCache."
         )
     cache = DynamicCache(config=config)
+    if list(reference) != list(range(len(cache.layers))):
+        raise _other_shape(f"{len(reference)} layers", f"{len(cache.layers)} layers")
     for layer, states in reference.items():
         key, value = (tensor.expand(batch_size, *tensor.shape) for tensor in states)
         cache.update(key, value, layer)

@@ -25,6 +25,7 @@ __all__ = [
     "ReferenceRequest",
     "Source",
     "adapter_off",
+    "eval_mode",
     "kept_adapter",
     "other_model",
     "record",
@@ -184,19 +185,26 @@ def _plain_forward(model: nn.Module) -> Iterator[None]:
     safe) the training forward would find the copies made here without gradient, and lose its own.
     """
     device_type = pretrained_model(model).device.type
-    modes = [(module, module.training) for module in model.modules()]
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
             stack.enter_context(torch.autocast(device_type, dtype=dtype, cache_enabled=False))
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        stack.enter_context(eval_mode(model))
+        yield
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout inside; the mode of every module is given back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _batches(requests: Sequence[ReferenceRequest], max_tokens: int) -> Iterator[list[int]]:
