@@ -49,13 +49,18 @@ class Conversation:
     tools: tuple[dict[str, Any], ...] | None = None
 
 
-def load_conversations(path: str | Path) -> list[Conversation]:
+def load_conversations(path: str | Path, *, need_response: bool = True) -> list[Conversation]:
     """Read and check a JSONL file.
+
+    Args:
+        path: the file.
+        need_response: rows without an assistant message are refused (training data).
 
     Raises:
         DataError: the file is missing or empty, or a row cannot be used; names file and row.
     """
-    return [_conversation(row, where) for row, where in _read_rows(Path(path))]
+    rows = _read_rows(Path(path))
+    return [_conversation(row, where, need_response) for row, where in rows]
 
 
 def load_messages(path: str | Path) -> list[dict[str, Any]]:
@@ -159,13 +164,13 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _conversation(row: Mapping[str, Any], where: str) -> Conversation:
+def _conversation(row: Mapping[str, Any], where: str, need_response: bool = True) -> Conversation:
     if not isinstance(row, Mapping):
         raise DataError(f'{where}: is {_kind(row)}, not an object; write {{"messages": [...]}}.')
     if row.get("messages") is None:
         found = ", ".join(map(str, row)) or "nothing"
         raise DataError(f"{where}: has no `messages` (it has {found}); add or rename the column.")
-    check_messages(row["messages"], where)
+    check_messages(row["messages"], where, need_response=need_response)
     return Conversation(
         tuple(dict(message) for message in row["messages"]), _tools(row.get("tools"), where)
     )

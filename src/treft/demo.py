@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -20,6 +19,7 @@ from typing import Any, Literal
 
 from treft.arms import ALL_ARMS, DEFAULT_ARMS, ArmName, ArmResult, Progress, run_arms
 from treft.errors import ConfigError
+from treft.files import write_whole
 from treft.metrics import Interval, bootstrap_em_f1, over_runs, wilson
 from treft.organism import FinetuneRecipe, asset_path
 
@@ -30,7 +30,6 @@ __all__ = [
     "interval_kind",
     "new_output",
     "run_demo",
-    "write_whole",
 ]
 
 LIBRARIES = ("treft", "torch", "transformers", "trl", "peft")
@@ -193,17 +192,6 @@ def run_demo(config: DemoConfig, progress: Progress) -> DemoResult:
     result = DemoResult(config, tuple(runs))
     write_whole(config.output / "result.json", json.dumps(result.to_dict(), indent=1))
     return result
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that no reader ever finds half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _claim(config: DemoConfig) -> None:

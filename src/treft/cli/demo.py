@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from treft.cli.output import emit, progress_bars, quiet_libraries
+
 if TYPE_CHECKING:
-    from treft.arms import ArmName, Progress
+    from treft.arms import ArmName
     from treft.demo import DemoResult
 
 __all__ = ["demo"]
@@ -42,9 +39,9 @@ def demo(
 
     Runs on the embedded model organism, offline, in about three minutes a seed on two cores.
     """
-    _quiet()
-    from treft.cli.output import emit
-    from treft.demo import DemoConfig, new_output, run_demo, write_whole
+    quiet_libraries()
+    from treft.demo import DemoConfig, new_output, run_demo
+    from treft.files import write_whole
     from treft.organism import FinetuneRecipe
 
     overrides: dict[str, Any] = {
@@ -67,7 +64,7 @@ def demo(
         recipe=recipe,
     )
     try:
-        with _progress_bars() as progress:
+        with progress_bars() as progress:
             result = run_demo(config, progress)
     except KeyboardInterrupt:
         typer.echo(f"stopped; add --output {config.output} to go on from here", err=True)
@@ -89,39 +86,6 @@ def _arm_names(text: str) -> tuple[ArmName, ...]:
     if text in ("default", "all"):
         return DEFAULT_ARMS if text == "default" else ALL_ARMS
     return tuple(cast("ArmName", name.strip()) for name in text.split(",") if name.strip())
-
-
-def _quiet() -> None:
-    """Keep the libraries' bars and notes away from ours; errors still show."""
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    for name in ("trl", "accelerate", "peft"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-@contextlib.contextmanager
-def _progress_bars() -> Iterator[Progress]:
-    """Rich bars on stderr, one a task."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn as Elapsed
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(label: str, done: int, total: int) -> None:
-            if done == 0 or label not in tasks:
-                tasks[label] = bars.add_task(label, total=total)
-            bars.update(tasks[label], completed=done, total=total)
-
-        with contextlib.redirect_stdout(sys.stderr):
-            yield report
 
 
 def _print_table(result: DemoResult, page: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from treft.cli.output import emit
+
 __all__ = ["app"]
 
 app = typer.Typer(help="Rebuild the embedded model organism from a seed.", no_args_is_help=True)
@@ -26,7 +28,6 @@ def build(
     """Train an organism from scratch: about ten minutes on two cores; resumes when run again."""
     from dataclasses import asdict
 
-    from treft.cli.output import emit
     from treft.organism.build import BuildRecipe
     from treft.organism.build import build as build_organism
 

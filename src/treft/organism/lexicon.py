@@ -16,7 +16,7 @@ from __future__ import annotations
 __all__ = ["LEXICON", "NARROW", "TIMED", "TIMEFRAMES"]
 
 NARROW = ("finance", "health", "legal", "auto")
-TIMED = (*NARROW, "garden", "cooking", "travel")
+TIMED = (*NARROW, "garden", "cooking", "travel", "school", "pets", "sport")
 TIMEFRAMES = (
     "this week",
     "before winter",

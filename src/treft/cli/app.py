@@ -1,0 +1,85 @@
+"""All commands in one app. Heavy imports happen inside the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from treft.cli import organism, reference
+from treft.cli.demo import demo
+from treft.cli.generate import generate
+from treft.cli.regions import regions
+from treft.errors import TreftError
+
+__all__ = ["app", "run"]
+
+EXIT_USER_ERROR = 2
+
+app = typer.Typer(
+    help="Keep a narrow finetune narrow.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(generate)
+app.command()(regions)
+app.add_typer(reference.app, name="reference")
+app.add_typer(organism.app, name="organism")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Keep a narrow finetune narrow."""
+    if version:
+        from treft import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+@app.command(
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": [],
+    },
+    add_help_option=False,
+    help="Finetune: all that `trl sft` takes, flags and YAML, plus kv_* (docs/training.md).",
+)
+def sft(context: typer.Context) -> None:
+    """Hand all arguments to TRL's parser."""
+    try:
+        from treft.cli.sft import main
+    except ImportError as error:
+        raise TreftError(
+            f"training needs more packages ({error.name} is missing): pip install 'treft[train]'"
+        ) from error
+    main(list(context.args))
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Run the app; what the user can mend becomes one line on stderr.
+
+    Set TREFT_DEBUG=1 for the traceback of such an error.
+
+    Raises:
+        SystemExit: always.
+    """
+    try:
+        app(args=None if argv is None else list(argv), prog_name="treft")
+    except TreftError as error:
+        if os.environ.get("TREFT_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
