@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from treft.cli import organism, reference
 from treft.cli.demo import demo
 from treft.cli.generate import generate
+from treft.cli.organism import app as organism_app
+from treft.cli.reference import app as reference_app
 from treft.cli.regions import regions
 from treft.errors import TreftError
 
@@ -28,8 +29,8 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(generate)
 app.command()(regions)
-app.add_typer(reference.app, name="reference")
-app.add_typer(organism.app, name="organism")
+app.add_typer(reference_app, name="reference")
+app.add_typer(organism_app, name="organism")
 
 
 @app.callback(invoke_without_command=True)
