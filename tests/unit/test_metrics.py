@@ -1,0 +1,115 @@
+"""Scores and intervals, against printed tables, worked values and simulation."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from treft.errors import ConfigError
+from treft.metrics import bootstrap_em_f1, em_f1, over_runs, t_quantile, wilson
+
+
+@pytest.mark.parametrize(
+    ("general", "in_domain", "expected"),
+    [
+        (47.5, 13.3, 61.4),  # the paper's Table 3: SFT,
+        (64.1, 15.3, 73.0),  # interleaving,
+        (91.0, 79.0, 34.1),  # TReFT on the query
+        (85.6, 27.7, 78.4),  # and on the prefix
+    ],
+)
+def test_em_f1_gives_the_papers_rows(general: float, in_domain: float, expected: float) -> None:
+    assert em_f1(general, in_domain) == pytest.approx(expected, abs=0.06)
+
+
+def test_em_f1_at_the_edges() -> None:
+    assert em_f1(0, 0) == 0
+    assert em_f1(100, 100) == 0
+    assert em_f1(0, 100) == 0
+    assert em_f1(100, 0) == 100
+
+
+@pytest.mark.parametrize("scores", [(-0.1, 50), (50, 100.1), (math.nan, 50), (50, math.nan)])
+def test_em_f1_refuses_what_is_no_percentage(scores: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="percentages from 0 to 100"):
+        em_f1(*scores)
+
+
+@pytest.mark.parametrize(
+    ("count", "num", "low", "high"),
+    # Roots of (p - share)^2 = z^2 p (1 - p) / num, to the digits given.
+    [(8, 10, 49.02, 94.33), (0, 10, 0.0, 27.75), (10, 10, 72.25, 100.0), (50, 100, 40.38, 59.62)],
+)
+def test_wilson_gives_known_intervals(count: int, num: int, low: float, high: float) -> None:
+    interval = wilson(count, num)
+    assert interval.mean == pytest.approx(100 * count / num)
+    assert interval.low == pytest.approx(low, abs=0.01)
+    assert interval.high == pytest.approx(high, abs=0.01)
+
+
+def test_wilson_ends_solve_its_equation() -> None:
+    for count, num in ((3, 17), (60, 200)):
+        for end in wilson(count, num)[1:]:
+            share, p = count / num, end / 100
+            assert (p - share) ** 2 == pytest.approx(1.959963984540054**2 * p * (1 - p) / num)
+
+
+@pytest.mark.parametrize("shares", [(1, 0), (5, 4), (-1, 4)])
+def test_wilson_refuses_what_is_no_share(shares: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match="no share"):
+        wilson(*shares)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (14, 2.145), (60, 2.000)],
+)
+def test_t_quantiles_are_those_of_printed_tables(degrees: int, quantile: float) -> None:
+    assert t_quantile(degrees) == pytest.approx(quantile, abs=6e-4)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 7, 8])
+def test_t_quantile_inverts_the_integrated_density(degrees: int) -> None:
+    quantile = t_quantile(degrees, 0.9)
+    grid = np.linspace(0, quantile, 20_001)
+    constant = math.gamma((degrees + 1) / 2) / (
+        math.sqrt(degrees * math.pi) * math.gamma(degrees / 2)
+    )
+    density = constant * (1 + grid**2 / degrees) ** (-(degrees + 1) / 2)
+    assert 0.5 + np.trapezoid(density, grid) == pytest.approx(0.9, abs=1e-6)
+
+
+def test_over_runs_is_mean_and_t_interval() -> None:
+    # s = 2, n = 3: half width 4.3027 * 2 / sqrt(3).
+    interval = over_runs([8.0, 10.0, 12.0])
+    assert interval.mean == 10
+    assert interval.high - 10 == pytest.approx(4.9683, abs=1e-3)
+    assert 10 - interval.low == pytest.approx(4.9683, abs=1e-3)
+    with pytest.raises(ConfigError, match="at least two runs"):
+        over_runs([50.0])
+
+
+def test_bootstrap_covers_the_true_em_f1() -> None:
+    rng = random.Random(0)
+    general, learnt = 0.8, 0.9
+    truth = em_f1(100 * general, 100 - 100 * learnt)
+    hits = 0
+    for study in range(60):
+        interval = bootstrap_em_f1(
+            [rng.random() < general for _ in range(200)],
+            [rng.random() < learnt for _ in range(100)],
+            num_draws=200,
+            seed=study,
+        )
+        assert interval.low <= interval.mean <= interval.high
+        hits += interval.low <= truth <= interval.high
+    assert 51 <= hits <= 60  # 95 % of 60 is 57; P(fewer than 51) is below 1 % when coverage is 93 %
+
+
+def test_bootstrap_repeats_and_has_no_width_without_variation() -> None:
+    mixed = [True, False, True, True]
+    assert bootstrap_em_f1(mixed, mixed, 50) == bootstrap_em_f1(mixed, mixed, 50)
+    assert bootstrap_em_f1([True] * 4, [True] * 4, 50) == (100, 100, 100)
