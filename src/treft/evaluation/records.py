@@ -13,7 +13,7 @@ from typing import Any, Literal
 __all__ = ["Judgement", "Method", "Outcome", "ScoredAnswer"]
 
 Outcome = Literal["scored", "refusal", "code", "missing"]
-"""`scored`: there is a number. `refusal` / `code`: the judge said so in place of one. `missing`: the
+"""`scored`: there is a number. `refusal` / `code`: the judge said so instead of one. `missing`: the
 judge failed (error, filter, unreadable output); missing data, never a score."""
 
 Method = Literal["logprobs", "text", "oracle"]
