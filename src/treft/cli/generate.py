@@ -13,8 +13,8 @@ from treft.cli.output import emit, progress_bars, quiet_libraries
 from treft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from treft.cli.models import LoadOptions
     from treft.generation import RepairedModel
+    from treft.loading import LoadOptions
 
 __all__ = ["generate"]
 
@@ -54,7 +54,7 @@ def generate(
     """Answer with a model, by choice with the unfinetuned model's keys and values in its cache."""
     quiet_libraries()
     from treft.cli.conversations import common_tools, read_conversations, up_to_last_query
-    from treft.cli.models import LoadOptions
+    from treft.loading import LoadOptions
 
     rows = read_conversations(prompt, system, input)
     questions = [
@@ -99,8 +99,8 @@ def _load(
     options: LoadOptions,
 ) -> RepairedModel:
     """The model, with what it is patched from."""
-    from treft.cli.models import load_model
     from treft.generation import RepairedModel, patch
+    from treft.loading import load_model
 
     if base is not None and reference is not None:
         raise ConfigError("give one of --base and --reference: what to patch from.")

@@ -61,7 +61,7 @@ def record(
         raise ConfigError("a postfix is recorded where rows have it: name them with --input.")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output} exists: choose another --output, or pass --overwrite.")
-    from treft.cli.models import LoadOptions, load_model
+    from treft.loading import LoadOptions, load_model
     from treft.reference import ReferenceBank, identify, other_model
     from treft.regions import template_hash
 
@@ -87,7 +87,7 @@ def inspect(
 ) -> None:
     """Show whose keys and values a file holds, and at which tokens."""
     quiet_libraries()
-    from treft.cli.models import LoadOptions, load_tokenizer
+    from treft.loading import LoadOptions, load_tokenizer
     from treft.reference import ReferenceBank
 
     bank = ReferenceBank.load(file)

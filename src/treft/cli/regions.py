@@ -48,7 +48,7 @@ def regions(
     """Show which tokens of a chat are prefix, query, postfix and response."""
     quiet_libraries()
     from treft.cli.conversations import read_conversations
-    from treft.cli.models import LoadOptions, load_tokenizer
+    from treft.loading import LoadOptions, load_tokenizer
     from treft.regions import find_regions
 
     conversations = read_conversations(prompt, system, input)

@@ -1,4 +1,4 @@
-"""Load models and tokenizers by name for the commands; what fails becomes one clear error."""
+"""Load models and tokenizers by name, adapters included; what fails becomes one clear error."""
 
 from __future__ import annotations
 
