@@ -19,6 +19,7 @@ __all__ = [
     "check_messages",
     "load_conversations",
     "load_messages",
+    "read_rows",
     "validate_conversations",
 ]
 
@@ -59,7 +60,7 @@ def load_conversations(path: str | Path, *, need_response: bool = True) -> list[
     Raises:
         DataError: the file is missing or empty, or a row cannot be used; names file and row.
     """
-    rows = _read_rows(Path(path))
+    rows = read_rows(Path(path))
     return [_conversation(row, where, need_response) for row, where in rows]
 
 
@@ -69,7 +70,7 @@ def load_messages(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         DataError: as `load_conversations`.
     """
-    rows = _read_rows(Path(path))
+    rows = read_rows(Path(path))
     for row, where in rows:
         _conversation(row, where)
     return [row for row, _ in rows]
@@ -123,7 +124,12 @@ def check_messages(messages: Any, where: str, *, need_response: bool = True) -> 
         )
 
 
-def _read_rows(path: Path) -> list[tuple[dict[str, Any], str]]:
+def read_rows(path: Path) -> list[tuple[dict[str, Any], str]]:
+    """The JSON objects of a JSONL file, each with the words that name its row in errors.
+
+    Raises:
+        DataError: the file is missing, empty or not UTF-8, or a row is no JSON object.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
