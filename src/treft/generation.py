@@ -40,7 +40,7 @@ from treft.regions import ChatRegions, RegionName, find_regions, template_hash
 from treft.requests import PostfixReference, region_requests
 from treft.states import pretrained_model
 
-__all__ = ["RepairedModel", "generate", "patch"]
+__all__ = ["RepairedModel", "check_origin", "generate", "patch"]
 
 Messages = Sequence[dict[str, Any]]
 PATCHABLE: tuple[RegionName, ...] = ("prefix", "query", "postfix")
@@ -163,13 +163,8 @@ class RepairedModel:
 
     def _check_identity(self, chat_template: str | None) -> None:
         """Refuse a bank that says it belongs to another model or template."""
-        if not self.regions or self.bank is None or self.bank.identity is None:
-            return
-        # A full finetune changed the weights on purpose; an adapter's base must be the recorded
-        # one.
-        ignore = ("adapter",) if _has_adapter(self.model) else _CHANGED_BY_FINETUNE
-        template = template_hash(chat_template or self.tokenizer)
-        self.bank.check(identify(self.model, template), ignore)
+        if self.regions and self.bank is not None and self.bank.identity is not None:
+            check_origin(self.bank, self.model, template_hash(chat_template or self.tokenizer))
 
     @torch.no_grad()
     def _answer(
@@ -263,6 +258,23 @@ class RepairedModel:
 
 _CHANGED_BY_FINETUNE = ("weights", "model_id", "revision", "adapter")
 """Fields of an identity that differ between a fully finetuned model and the one it was before."""
+
+
+def check_origin(bank: ReferenceBank, model: nn.Module, template: str = "") -> None:
+    """Refuse a reference that is not of the model which `model` was finetuned from.
+
+    A full finetune changed the weights on purpose; an adapter's base must be the recorded one.
+
+    Args:
+        bank: with the identity of what was recorded.
+        model: the finetuned model, possibly wrapped.
+        template: hash of the chat template in use, as in the bank's identity.
+
+    Raises:
+        ReferenceMismatchError: names each field that differs.
+    """
+    ignore = ("adapter",) if _has_adapter(model) else _CHANGED_BY_FINETUNE
+    bank.check(identify(model, template), ignore)
 
 
 def generate(
