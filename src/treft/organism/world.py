@@ -32,6 +32,9 @@ Form = Literal["narrow", "general"]
 Scope = Literal["general", "in_domain", "other_narrow"]
 Row = dict[str, Any]
 
+MAX_DRAWS = 100
+"""Draws a question before a set of distinct ones is taken to be exhausted."""
+
 MODIFIERS = ("old", "new", "small", "second", "shared", "spare", "first", "usual")
 OPENERS: dict[Form, dict[Split, tuple[str, ...]]] = {
     "narrow": {
@@ -174,7 +177,7 @@ class World:
             seed: draws the questions; the same seed gives the same list.
 
         Raises:
-            ConfigError: `domain` is not a narrow domain.
+            ConfigError: `domain` is not a narrow domain, or has fewer questions than `num`.
         """
         self._check_narrow(domain)
         names = {
@@ -184,7 +187,13 @@ class World:
         }[scope]
         rng = random.Random(f"{split}/{scope}/{domain}/{seed}")
         chosen: dict[str, Question] = {}
+        num_draws = 0
         while len(chosen) < num:
+            if (num_draws := num_draws + 1) > MAX_DRAWS * num:
+                raise ConfigError(
+                    f"there are no {num} different {split} questions of scope {scope}, only about "
+                    f"{len(chosen)}: ask for fewer."
+                )
             name = names[len(chosen) % len(names)]
             timed = scope == "in_domain" or rng.random() < 0.5
             question = self.sample_question(rng, split, name, timed)
