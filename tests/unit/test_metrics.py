@@ -7,9 +7,19 @@ import random
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap, ttest_1samp
+from statsmodels.stats.proportion import proportion_confint
 
 from treft.errors import ConfigError
-from treft.metrics import bootstrap_em_f1, em_f1, over_runs, t_quantile, wilson
+from treft.metrics import (
+    Interval,
+    bootstrap_em_f1,
+    em_f1,
+    em_f1_interval,
+    over_runs,
+    t_quantile,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +67,12 @@ def test_wilson_ends_solve_its_equation() -> None:
             assert (p - share) ** 2 == pytest.approx(1.959963984540054**2 * p * (1 - p) / num)
 
 
+@pytest.mark.parametrize("count", [0, 0.5, 1, 13.7, 25])
+def test_wilson_is_statsmodels_wilson(count: float) -> None:
+    low, high = proportion_confint(count, 25, method="wilson")
+    assert wilson(count, 25) == pytest.approx((4 * count, 100 * low, 100 * high))
+
+
 @pytest.mark.parametrize("shares", [(1, 0), (5, 4), (-1, 4)])
 def test_wilson_refuses_what_is_no_share(shares: tuple[int, int]) -> None:
     with pytest.raises(ConfigError, match="no share"):
@@ -92,6 +108,48 @@ def test_over_runs_is_mean_and_t_interval() -> None:
         over_runs([50.0])
 
 
+def test_over_runs_is_scipys_interval() -> None:
+    values = [61.5, 70.2, 58.9, 66.0, 64.4]
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert over_runs(values)[1:] == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "probability"), [(0.9, 0.9), (math.nan, 0.9), (3, 1), (3, 0.4)]
+)
+def test_t_quantile_refuses_what_has_none(degrees: float, probability: float) -> None:
+    with pytest.raises(ConfigError, match="no t quantile"):
+        t_quantile(degrees, probability)
+
+
+def test_em_f1_of_one_uncertain_score_has_the_images_of_its_ends() -> None:
+    exact = Interval(20.0, 20.0, 20.0)
+    found = em_f1_interval(Interval(70.0, 60.0, 85.0), exact)
+    assert found == pytest.approx((em_f1(70, 20), em_f1(60, 20), em_f1(85, 20)))
+    found = em_f1_interval(Interval(70.0, 70.0, 70.0), Interval(20.0, 10.0, 40.0))
+    assert found == pytest.approx((em_f1(70, 20), em_f1(70, 40), em_f1(70, 10)))
+
+
+def test_em_f1_interval_adds_independent_errors_as_the_delta_method_does() -> None:
+    # Small errors: the standard error of 2gl/(g+l) is sqrt((2l^2 a)^2 + (2g^2 b)^2) / (g+l)^2.
+    general, learnt, a, b = 80.0, 60.0, 0.02, 0.03
+    half = math.hypot(2 * learnt**2 * a, 2 * general**2 * b) / (general + learnt) ** 2
+    found = em_f1_interval(
+        Interval(general, general - a, general + a),
+        Interval(100 - learnt, 100 - learnt - b, 100 - learnt + b),
+    )
+    assert found.high - found.mean == pytest.approx(half, rel=1e-3)
+    assert found.mean - found.low == pytest.approx(half, rel=1e-3)
+
+
+def test_em_f1_interval_keeps_a_width_at_the_edges() -> None:
+    none, full = Interval(0.0, 0.0, 7.0), Interval(100.0, 93.0, 100.0)
+    low = 100 - math.sqrt(2) * (100 - em_f1(93, 0))
+    assert em_f1_interval(full, none) == pytest.approx((100, low, 100))
+    assert em_f1_interval(none, full) == pytest.approx((0, 0, em_f1(7, 93)))
+    assert em_f1_interval(none, none) == pytest.approx((0, 0, em_f1(7, 0)))
+
+
 def test_bootstrap_covers_the_true_em_f1() -> None:
     rng = random.Random(0)
     general, learnt = 0.8, 0.9
@@ -107,6 +165,22 @@ def test_bootstrap_covers_the_true_em_f1() -> None:
         assert interval.low <= interval.mean <= interval.high
         hits += interval.low <= truth <= interval.high
     assert 51 <= hits <= 60  # 95 % of 60 is 57; P(fewer than 51) is below 1 % when coverage is 93 %
+
+
+def test_bootstrap_is_that_of_the_questions() -> None:
+    general = np.array([True] * 31 + [False] * 9)
+    learnt = np.array([True] * 50 + [False] * 10)
+
+    def score(aligned: np.ndarray, learnt: np.ndarray, axis: int) -> np.ndarray:
+        g, k = 100 * aligned.mean(axis), 100 * learnt.mean(axis)
+        return 2 * g * k / (g + k)
+
+    expected = bootstrap(
+        (general, learnt), score, method="percentile", n_resamples=20_000, rng=1
+    ).confidence_interval
+    found = bootstrap_em_f1(list(general), list(learnt), num_draws=20_000)
+    assert found.low == pytest.approx(expected.low, abs=0.4)
+    assert found.high == pytest.approx(expected.high, abs=0.4)
 
 
 def test_bootstrap_repeats_and_has_no_width_without_variation() -> None:
