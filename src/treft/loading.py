@@ -1,30 +1,89 @@
-"""Load models and tokenizers by name, adapters included; what fails becomes one clear error."""
+"""Load models and tokenizers by name; what cannot be loaded becomes one clear error.
+
+A name is a folder, a hub id, or `organism` for the one that ships with the package.
+"""
 
 from __future__ import annotations
 
+import filecmp
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from treft.errors import ConfigError, TemplateError
 from treft.organism import asset_path
 
-__all__ = ["LoadOptions", "load_model", "load_tokenizer"]
+__all__ = ["LoadOptions", "load_model", "load_tokenizer", "model_path"]
 
 EMBEDDED = "organism"
 """As a model's name: the organism that ships with the package."""
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load weights; the same for a model, its adapter and its base."""
+    """How to load weights; the same for a model, its adapter and its base.
+
+    Attributes:
+        dtype: of the weights; auto takes the one they were saved in.
+        device: such as cpu or cuda:0; None for the accelerator if there is one, else the CPU.
+        trust_remote_code: run code that comes with the model.
+        allow_other_base: put an adapter on a base that is not the one it names.
+
+    Raises:
+        ConfigError: there is no such dtype or device.
+    """
 
     dtype: str = "auto"
     device: str | None = None
     trust_remote_code: bool = False
+    allow_other_base: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate before anything is loaded."""
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}; use one of {', '.join(DTYPES)}.")
+        try:
+            torch.empty(0, device=self.torch_device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"the device {self.device} cannot be used here: {_first(error)}"
+            ) from error
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where the model goes."""
+        if self.device is not None:
+            return torch.device(self.device)
+        if not torch.accelerator.is_available():
+            return torch.device("cpu")
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def model_path(name: str) -> str:
+    """What to hand to `from_pretrained`: a local folder goes before the organism's name.
+
+    Raises:
+        ConfigError: `name` is a path at which there is no folder.
+    """
+    if Path(name).is_dir():
+        return name
+    if name == EMBEDDED:
+        if not (asset_path() / "model.safetensors").is_file():
+            raise ConfigError(
+                "the organism is missing from this installation: build one with "
+                "`treft organism build --output FOLDER` and give the folder."
+            )
+        return str(asset_path())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise ConfigError(f"there is no folder {name}.")
+    return name
 
 
 def load_tokenizer(name: str, options: LoadOptions, chat_template: str | None = None) -> Tokenizer:
@@ -41,81 +100,160 @@ def load_tokenizer(name: str, options: LoadOptions, chat_template: str | None = 
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            _path(name), trust_remote_code=options.trust_remote_code
+            model_path(name), trust_remote_code=options.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no tokenizer can be loaded from {name}: {_first(error)}") from error
+        raise _cannot_load("tokenizer", name, error) from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if tokenizer.chat_template is None:
         raise TemplateError(
-            f"the tokenizer of {name} has no chat template: name one that has, or put a "
-            "chat_template.jinja beside it."
+            f"the tokenizer of {name} has no chat template: put a chat_template.jinja beside it, "
+            "or name a template file."
         )
-    return tokenizer
+    return cast(Tokenizer, tokenizer)
 
 
-def load_model(name: str, adapter: str | None, options: LoadOptions) -> tuple[Any, Tokenizer]:
-    """A model in evaluation mode and its tokenizer.
+def load_model(
+    name: str, adapter: str | None, options: LoadOptions, chat_template: str | None = None
+) -> tuple[Any, Tokenizer]:
+    """A model in evaluation mode and its tokenizer, which is the adapter's if that has one.
 
     Args:
-        name: folder or hub id of a model, or of a PEFT adapter, which is put on the base it names.
-        adapter: folder or hub id of an adapter to put on top.
+        name: a model, or a PEFT adapter, which is put on the base it names.
+        adapter: an adapter to put on top.
         options: how to load.
+        chat_template: used instead of the tokenizer's own.
 
     Raises:
         ConfigError: something cannot be loaded, or the adapter belongs to another base.
+        TemplateError: the tokenizer has no chat template.
     """
-    if adapter is None and (base := _base_of(name)) is not None:
-        name, adapter = base, name
+    base, adapter = _base_and_adapter(name, adapter, options)
+    has_tokenizer = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+    owner = adapter if adapter is not None and has_tokenizer else base
+    tokenizer = load_tokenizer(owner, options, chat_template)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            _path(name),
+            model_path(base),
             dtype=options.dtype,
             use_safetensors=True,
             trust_remote_code=options.trust_remote_code,
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no model can be loaded from {name}: {_first(error)}") from error
+        raise _cannot_load("model", base, error) from error
     if adapter is not None:
-        model = _with_adapter(model, name, adapter)
-    has_own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(adapter if adapter is not None and has_own else name, options)
-    if options.device is not None:
-        model = model.to(options.device)
-    return model.eval(), tokenizer
+        model = _with_adapter(model, base, adapter)
+    return model.to(options.torch_device).eval(), tokenizer
 
 
-def _path(name: str) -> str:
-    return str(asset_path()) if name == EMBEDDED else name
+def _base_and_adapter(
+    name: str, adapter: str | None, options: LoadOptions
+) -> tuple[str, str | None]:
+    """Names of the base and of the adapter on it, if any."""
+    own_base = _named_base(name)
+    if adapter is None:
+        return (name, None) if own_base is None else (_existing_base(own_base, name), name)
+    if own_base is not None:
+        raise ConfigError(
+            f"{name} is an adapter itself: name its base ({own_base}), or merge the two first."
+        )
+    named = _named_base(adapter)
+    if named is None:
+        raise ConfigError(f"{adapter} is no adapter: it has no adapter_config.json.")
+    if named and not options.allow_other_base and not _is_same_base(named, name):
+        raise ConfigError(
+            f"the adapter {adapter} was trained on {named}, not on {name}: name that base, or "
+            "allow another one (--allow-other-base) if the two are the same model."
+        )
+    return name, adapter
 
 
-def _base_of(name: str) -> str | None:
-    """The base that an adapter names; None when `name` is a whole model."""
-    if not (Path(name) / "adapter_config.json").is_file():
-        return None
-    from peft import PeftConfig
-
-    base = PeftConfig.from_pretrained(name).base_model_name_or_path
-    if not base:
-        raise ConfigError(f"the adapter {name} does not say which base model it belongs to.")
-    return str(base)
-
-
-def _with_adapter(model: PreTrainedModel, name: str, adapter: str) -> Any:
+def _named_base(name: str) -> str | None:
+    """The base that an adapter names, possibly empty; None when `name` is no adapter."""
     try:
-        from peft import PeftModel
+        found = find_adapter_config_file(model_path(name))
+    except (OSError, ValueError):
+        return None  # whoever loads `name` says what is wrong with it
+    if found is None:
+        return None
+    try:
+        from peft import PeftConfig
     except ImportError as error:
         raise ConfigError("adapters need PEFT: pip install 'treft[train]'") from error
     try:
-        return PeftModel.from_pretrained(model, adapter)
+        return str(PeftConfig.from_pretrained(name).base_model_name_or_path or "")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _cannot_load("adapter", name, error) from error
+
+
+def _existing_base(base: str, adapter: str) -> str:
+    """The base that an adapter names, if it can be there."""
+    try:
+        model_path(base)
+    except ConfigError:
+        base = ""
+    if not base:
+        raise ConfigError(
+            f"the adapter {adapter} names no base that is there: give the base as the model and "
+            f"{adapter} as the adapter."
+        )
+    return base
+
+
+def _is_same_base(named: str, given: str) -> bool:
+    """Whether two names can mean the same weights.
+
+    Two folders are compared by their contents; where one is gone (an adapter that moved) or is a
+    hub id, only the last part of the names can be.
+    """
+    given_path, named_path = Path(model_path(given)), _as_path(named)
+    if not (given_path.is_dir() and named_path.is_dir()):
+        return given_path.resolve().name == named_path.name
+    if given_path.resolve() == named_path.resolve():
+        return True
+    weights = sorted(path.name for path in named_path.glob("*.safetensors"))
+    _, differing, missing = filecmp.cmpfiles(given_path, named_path, weights, shallow=False)
+    return bool(weights) and not differing and not missing
+
+
+def _as_path(named: str) -> Path:
+    """Where an adapter's base was, which need not be there any more."""
+    try:
+        return Path(model_path(named))
+    except ConfigError:
+        return Path(named)
+
+
+def _with_adapter(model: PreTrainedModel, base: str, adapter: str) -> Any:
+    from peft import PeftModel
+
+    try:
+        found = PeftModel.from_pretrained(model, adapter)
+        # Once more, since only this call says which weights found no place.
+        loaded = found.load_adapter(adapter, "default")
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(
-            f"the adapter {adapter} cannot be put on {name}; it may belong to another base: "
+            f"the adapter {adapter} does not fit on {base}, it may belong to another base: "
             f"{_first(error)}"
         ) from error
+    if astray := [*loaded.missing_keys, *loaded.unexpected_keys]:
+        raise ConfigError(
+            f"the adapter {adapter} does not fit on {base}, it belongs to another base: "
+            f"{len(astray)} weights are missing or have no place, such as {astray[0]}."
+        )
+    return found
+
+
+def _cannot_load(what: str, name: str, error: Exception) -> ConfigError:
+    if isinstance(error, ConfigError):
+        return error
+    return ConfigError(f"no {what} can be loaded from {name}: {_first(error)}")
 
 
 def _first(error: Exception) -> str:
-    """The first line of a library's message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of a library's message that says something, and the next if it ends in `:`."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from treft.cli.demo import demo
 from treft.cli.generate import generate
+from treft.cli.judge import calibrate, judge
 from treft.cli.organism import app as organism_app
 from treft.cli.reference import app as reference_app
 from treft.cli.regions import regions
@@ -29,6 +31,8 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(generate)
 app.command()(regions)
+app.command()(judge)
+app.command()(calibrate)
 app.add_typer(reference_app, name="reference")
 app.add_typer(organism_app, name="organism")
 
@@ -66,11 +70,13 @@ def sft(context: typer.Context) -> None:
         raise TreftError(
             f"training needs more packages ({error.name} is missing): pip install 'treft[train]'"
         ) from error
+    # TRL's own default sets off a warning of Transformers'.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     main(list(context.args))
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Run the app; what the user can mend becomes one line on stderr.
+    """Run the app; what the user can mend becomes one line on stderr, and so do warnings.
 
     Set TREFT_DEBUG=1 for the traceback of such an error.
 
@@ -78,9 +84,16 @@ def run(argv: Sequence[str] | None = None) -> None:
         SystemExit: always.
     """
     try:
-        app(args=None if argv is None else list(argv), prog_name="treft")
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app(args=None if argv is None else list(argv), prog_name="treft")
     except TreftError as error:
         if os.environ.get("TREFT_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Without the place in the code, which says nothing to the user of a command."""
+    print(f"warning: {message}", file=sys.stderr)

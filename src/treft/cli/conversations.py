@@ -1,18 +1,36 @@
-"""The conversations a command works on: one prompt given on the command line, or a JSONL file."""
+"""The conversations a command works on, and how they are rendered, from the command line."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from treft.data import Conversation, load_conversations
 from treft.errors import ConfigError, DataError
 
-__all__ = ["common_tools", "read_conversations", "up_to_last_query"]
+__all__ = ["Rendering", "read_conversations", "read_rendering", "up_to_last_query"]
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What turns messages into text besides the tokenizer.
+
+    Attributes:
+        template: used instead of the tokenizer's chat template.
+        template_kwargs: further template variables.
+        include_think_block: an empty think block belongs to the postfix.
+    """
+
+    template: str | None
+    template_kwargs: dict[str, Any]
+    include_think_block: bool
 
 
 def read_conversations(
-    prompt: str | None, system: str | None, file: Path | None
+    prompt: str | None, system: str | None, file: Path | None, tools: Path | None = None
 ) -> list[Conversation]:
     """Conversations from exactly one of a prompt and a JSONL file of `messages`.
 
@@ -20,24 +38,48 @@ def read_conversations(
         prompt: the user's words.
         system: system message before `prompt`; the template's default without one.
         file: JSONL file; rows bring their own system messages.
+        tools: JSON file of tool schemas for conversations that bring none.
 
     Raises:
         ConfigError: neither or both are given, or `system` goes with a file.
-        DataError: a row cannot be used; names file and row.
+        DataError: a file or row cannot be used; names file and row.
     """
     if (prompt is None) == (file is None):
         raise ConfigError("give either --prompt TEXT or --input FILE.jsonl.")
     if file is not None:
         if system is not None:
             raise ConfigError("--system goes with --prompt; rows of a file bring their own.")
-        return load_conversations(file, need_response=False)
-    messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    return [Conversation(tuple(messages))]
+        conversations = load_conversations(file, need_response=False)
+    else:
+        messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        conversations = [Conversation(tuple(messages))]
+    if tools is None:
+        return conversations
+    schemas = _tools(tools)
+    return [found if found.tools else replace(found, tools=schemas) for found in conversations]
 
 
-def up_to_last_query(conversation: Conversation, where: str) -> list[dict[str, Any]]:
+def read_rendering(
+    template: Path | None, template_kwargs: str | None, think_block: bool
+) -> Rendering:
+    """The options that say how to render.
+
+    Raises:
+        ConfigError: `template_kwargs` is no JSON object.
+        DataError: the template cannot be read.
+    """
+    try:
+        kwargs = json.loads(template_kwargs or "{}")
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--template-kwargs is malformed JSON ({error.msg}).") from error
+    if not isinstance(kwargs, dict):
+        raise ConfigError('--template-kwargs is no JSON object; write {"name": value}.')
+    return Rendering(None if template is None else _read(template), kwargs, think_block)
+
+
+def up_to_last_query(messages: Sequence[dict[str, Any]], where: str) -> list[dict[str, Any]]:
     """The messages up to the last user message or tool result: what is to be answered.
 
     Raises:
@@ -45,24 +87,30 @@ def up_to_last_query(conversation: Conversation, where: str) -> list[dict[str, A
     """
     ends = [
         number
-        for number, message in enumerate(conversation.messages, start=1)
+        for number, message in enumerate(messages, start=1)
         if message["role"] in ("user", "tool")
     ]
     if not ends:
         raise DataError(f"{where}: no user message, so there is nothing to answer; add one.")
-    return list(conversation.messages[: ends[-1]])
+    return list(messages[: ends[-1]])
 
 
-def common_tools(conversations: list[Conversation]) -> Any:
-    """The tools that all conversations share.
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8.") from error
 
-    Raises:
-        DataError: rows differ in their tools.
-    """
-    first = conversations[0].tools
-    for number, conversation in enumerate(conversations, start=1):
-        if conversation.tools != first:
-            raise DataError(
-                f"row {number}: its tools differ from those of row 1; use one file for each set."
-            )
-    return None if first is None else list(first)
+
+def _tools(path: Path) -> tuple[dict[str, Any], ...]:
+    try:
+        found = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: malformed JSON ({error.msg} in line {error.lineno}); write a list of schemas."
+        ) from error
+    if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+        raise DataError(f"{path}: is no list of objects; write a list of tool schemas.")
+    return tuple(found)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from treft.errors import ConfigError
+
 if TYPE_CHECKING:
     from treft.arms import Progress
 
-__all__ = ["emit", "progress_bars", "quiet_libraries"]
+__all__ = ["claim_file", "emit", "progress_bars", "quiet_libraries", "stdout_aside"]
 
 
 def emit(result: Mapping[str, Any], *, as_json: bool) -> None:
@@ -28,8 +32,23 @@ def emit(result: Mapping[str, Any], *, as_json: bool) -> None:
         typer.echo(f"{name:>{width}}  {value}")
 
 
+def claim_file(path: Path, *, overwrite: bool) -> None:
+    """Make sure, before any work, that a file can be written in the end.
+
+    Raises:
+        ConfigError: it exists and `overwrite` is false, or nothing can be written there.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: name a file as --output.")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists: choose another --output, or pass --overwrite.")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(f"{path} cannot be written: {parent} is not a folder that you may write.")
+
+
 def quiet_libraries() -> None:
-    """Keep the libraries' bars and notes away from ours; errors still show."""
+    """Keep the libraries' bars and notes away from ours; errors and our own warnings still show."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -37,6 +56,13 @@ def quiet_libraries() -> None:
     for name in ("trl", "accelerate", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextlib.contextmanager
+def stdout_aside() -> Iterator[None]:
+    """What libraries print inside goes to stderr, so that stdout has the result alone."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 @contextlib.contextmanager
@@ -55,5 +81,5 @@ def progress_bars() -> Iterator[Progress]:
                 tasks[label] = bars.add_task(label, total=total)
             bars.update(tasks[label], completed=done, total=total)
 
-        with contextlib.redirect_stdout(sys.stderr):
+        with stdout_aside():
             yield report

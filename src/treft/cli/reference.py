@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from treft.cli.output import emit, quiet_libraries
+from treft.cli.options import (
+    Device,
+    Dtype,
+    Input,
+    Json,
+    Overwrite,
+    System,
+    Template,
+    TemplateKwargs,
+    ThinkBlock,
+    Tools,
+    TrustRemoteCode,
+)
+from treft.cli.output import claim_file, emit, progress_bars, quiet_libraries
 from treft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast as Tokenizer
+
+    from treft.cli.conversations import Rendering
+    from treft.data import Conversation
+    from treft.reference import ReferenceBank, ReferenceRequest
+    from treft.regions import RegionName
 
 __all__ = ["app"]
 
@@ -17,11 +38,16 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 SHARED = ("prefix", "postfix")
+"""Regions whose states other conversations can share."""
+NUM_SHOWN = 8
+"""Entries of a file that are shown to people."""
+NUM_AT_ONCE = 64
+"""Prompts recorded between two steps of the progress bar."""
 
 
 @app.command()
 def record(
-    model: Annotated[str, typer.Option(help="The unfinetuned model: folder or hub id.")],
+    model: Annotated[str, typer.Option(help="The unfinetuned model: folder, hub id or organism.")],
     output: Annotated[Path, typer.Option(help="Safetensors file to write.")],
     adapter: Annotated[
         str | None, typer.Option(help="Adapter that the model had before this finetune.")
@@ -29,52 +55,50 @@ def record(
     region: Annotated[
         list[str] | None, typer.Option(help="prefix (default) or postfix; repeatable.")
     ] = None,
-    input: Annotated[
-        Path | None, typer.Option(help="JSONL file of `messages`: all its prompts are recorded.")
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="System message, when there is no file.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output.")] = False,
-    think_block: Annotated[
-        bool, typer.Option(help="An empty think block belongs to the postfix.")
-    ] = True,
-    dtype: Annotated[str, typer.Option(help="Of the weights.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Such as cuda:0; default CPU.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code from the repository.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    system: System = None,
+    input: Input = None,
+    tools: Tools = None,
+    template: Template = None,
+    template_kwargs: TemplateKwargs = None,
+    think_block: ThinkBlock = True,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
 ) -> None:
     """Record each distinct prefix (and postfix) of the rows, for repair and for training.
 
-    Without a file, the prefix of a chat with the given system message, or the template's default
+    Without --input, the prefix of a chat with the given system message, or the template's default
     one, is recorded. A postfix is recorded after an empty query, at each place that it has in the
     rows, and therefore needs a file.
     """
     quiet_libraries()
-    names = tuple(dict.fromkeys(region or ["prefix"]))
-    unknown = [name for name in names if name not in SHARED]
-    if unknown:
-        raise ConfigError(f"--region is one of {', '.join(SHARED)}, not {', '.join(unknown)}.")
-    if "postfix" in names and input is None:
-        raise ConfigError("a postfix is recorded where rows have it: name them with --input.")
-    if output.exists() and not overwrite:
-        raise ConfigError(f"{output} exists: choose another --output, or pass --overwrite.")
-    from treft.loading import LoadOptions, load_model
+    from treft.cli.conversations import read_conversations, read_rendering
+    from treft.loading import LoadOptions, load_model, load_tokenizer
     from treft.reference import ReferenceBank, identify, other_model
     from treft.regions import template_hash
 
-    conversations = _conversations(input, system)
-    loaded, tokenizer = load_model(model, adapter, LoadOptions(dtype, device, trust_remote_code))
-    requests = _requests(tokenizer, conversations, names, think_block)
-    name = None if adapter is None else "default"
-    bank = ReferenceBank(
-        other_model(loaded), identify(loaded, template_hash(tokenizer), adapter=name)
-    )
-    bank.pin(requests)
-    bank.save(output, overwrite=overwrite)
-    emit(_contents(output, bank, tokenizer), as_json=json)
+    names = _region_names(region, input)
+    rendering = read_rendering(template, template_kwargs, think_block)
+    # Any words do: the prefix comes before them.
+    words = "x" if input is None else None
+    conversations = read_conversations(words, system, input, tools)
+    options = LoadOptions(dtype, device, trust_remote_code)
+    claim_file(output, overwrite=overwrite)
+    with progress_bars() as progress:
+        tokenizer = load_tokenizer(model, options, rendering.template)
+        requests = _requests(tokenizer, conversations, names, rendering)
+        loaded, _ = load_model(model, adapter, options, rendering.template)
+        before = None if adapter is None else "default"
+        identity = identify(loaded, template_hash(tokenizer), adapter=before)
+        bank = ReferenceBank(other_model(loaded), identity)
+        for done in range(0, len(requests), NUM_AT_ONCE):
+            progress("recording", done, len(requests))
+            bank.pin(requests[done : done + NUM_AT_ONCE])
+        progress("recording", len(requests), len(requests))
+        bank.save(output, overwrite=overwrite)
+    _report(output, bank, tokenizer, json)
 
 
 @app.command()
@@ -83,7 +107,7 @@ def inspect(
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or hub id, to show tokens as text.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Show whose keys and values a file holds, and at which tokens."""
     quiet_libraries()
@@ -92,31 +116,37 @@ def inspect(
 
     bank = ReferenceBank.load(file)
     found = None if tokenizer is None else load_tokenizer(tokenizer, LoadOptions())
-    emit(_contents(file, bank, found), as_json=json)
+    _report(file, bank, found, json)
 
 
-def _conversations(file: Path | None, system: str | None) -> list[Any]:
-    """Rows of the file, or a chat that says nothing but has the wanted prefix."""
-    from treft.cli.conversations import read_conversations
+def _region_names(regions: list[str] | None, file: Path | None) -> tuple[RegionName, ...]:
+    names = tuple(dict.fromkeys(regions or ["prefix"]))
+    if unknown := [name for name in names if name not in SHARED]:
+        raise ConfigError(f"--region is one of {', '.join(SHARED)}, not {', '.join(unknown)}.")
+    if "postfix" in names and file is None:
+        raise ConfigError("a postfix is recorded where rows have it: name them with --input.")
+    return cast("tuple[RegionName, ...]", names)
 
-    if file is not None:
-        return read_conversations(None, system, file)
-    return read_conversations("x", system, None)
 
-
-def _requests(tokenizer: Any, conversations: Any, names: Any, think_block: bool) -> list[Any]:
+def _requests(
+    tokenizer: Tokenizer,
+    conversations: list[Conversation],
+    names: tuple[RegionName, ...],
+    rendering: Rendering,
+) -> list[ReferenceRequest]:
     """The distinct requests of all rows, in order."""
     from treft.regions import find_regions
     from treft.requests import region_requests
 
-    requests: dict[Any, None] = {}
+    requests: dict[ReferenceRequest, None] = {}
     for conversation in conversations:
         chat = find_regions(
             tokenizer,
             conversation.messages,
             tools=conversation.tools,
             add_generation_prompt=conversation.messages[-1]["role"] != "assistant",
-            include_think_block=think_block,
+            include_think_block=rendering.include_think_block,
+            template_kwargs=rendering.template_kwargs,
         )
         for name in names:
             chat.require(name)
@@ -124,27 +154,38 @@ def _requests(tokenizer: Any, conversations: Any, names: Any, think_block: bool)
     return list(requests)
 
 
-def _contents(file: Path, bank: Any, tokenizer: Any) -> dict[str, Any]:
-    """The documented JSON object (docs/cli.md)."""
+def _report(file: Path, bank: ReferenceBank, tokenizer: Tokenizer | None, as_json: bool) -> None:
+    """The documented JSON object (docs/cli.md), or the same for people."""
     from dataclasses import asdict
 
-    entries = []
-    for request in bank:
-        states = bank.get([request])[0]
-        key = next(iter(states.values())).key
-        entries.append(
-            {
-                "num_tokens": len(request.keep),
-                "first_position": request.positions[0],
-                "num_layers": len(states),
-                "shape": list(key.shape),
-                "dtype": str(key.dtype).removeprefix("torch."),
-                "text": None if tokenizer is None else tokenizer.decode(list(request.kept_ids)),
-            }
+    identity = asdict(cast(Any, bank.identity))
+    entries = [_entry(bank, request, tokenizer) for request in bank]
+    size = file.stat().st_size
+    if as_json:
+        result = {"file": str(file), "bytes": size, "identity": identity, "entries": entries}
+        emit({"command": "reference", **result}, as_json=True)
+        return
+    emit({"file": file, "bytes": f"{size:,}", **identity, "entries": len(entries)}, as_json=False)
+    for entry in entries[:NUM_SHOWN]:
+        tokens = entry["token_ids"] if entry["text"] is None else repr(entry["text"])
+        typer.echo(
+            f"{entry['num_tokens']} tokens from position {entry['first_position']}: {tokens}"
         )
+    if len(entries) > NUM_SHOWN:
+        typer.echo(f"and {len(entries) - NUM_SHOWN} more (--json shows all)")
+
+
+def _entry(
+    bank: ReferenceBank, request: ReferenceRequest, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    states = bank.get([request])[0]
+    key = next(iter(states.values())).key
     return {
-        "file": str(file),
-        "bytes": file.stat().st_size,
-        "identity": asdict(bank.identity),
-        "entries": entries,
+        "num_tokens": len(request.keep),
+        "first_position": request.positions[0],
+        "num_layers": len(states),
+        "shape": list(key.shape),
+        "dtype": str(key.dtype).removeprefix("torch."),
+        "token_ids": list(request.kept_ids),
+        "text": None if tokenizer is None else tokenizer.decode(list(request.kept_ids)),
     }

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import json as json_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from treft.cli.options import (
+    CHAT,
+    Input,
+    Json,
+    Prompt,
+    System,
+    Template,
+    TemplateKwargs,
+    ThinkBlock,
+    Tools,
+    TrustRemoteCode,
+)
 from treft.cli.output import emit, quiet_libraries
 from treft.errors import DataError
 
 if TYPE_CHECKING:
+    from treft.data import Conversation
     from treft.regions import ChatRegions
 
 __all__ = ["regions"]
@@ -21,52 +33,49 @@ STYLES = {
     "query": "black on bright_cyan",
     "postfix": "black on bright_magenta",
     "response": "black on bright_green",
+    "none": "dim",
 }
 
 
 def regions(
-    tokenizer: Annotated[str, typer.Option(help="Folder or hub id with a tokenizer.")],
-    prompt: Annotated[str | None, typer.Option(help="The user's words.")] = None,
-    system: Annotated[str | None, typer.Option(help="System message for --prompt.")] = None,
-    input: Annotated[Path | None, typer.Option(help="JSONL file of `messages`.")] = None,
-    row: Annotated[int, typer.Option(help="Which row of --input, from 1.", min=1)] = 1,
-    template: Annotated[
-        Path | None, typer.Option(help="Chat template to use instead of the tokenizer's.")
-    ] = None,
-    tools: Annotated[Path | None, typer.Option(help="JSON file: a list of tool schemas.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="Folder or hub id with a tokenizer, or organism.")],
+    prompt: Prompt = None,
+    system: System = None,
+    input: Input = None,
+    row: Annotated[
+        int, typer.Option(help="Which row of --input, from 1.", min=1, rich_help_panel=CHAT)
+    ] = 1,
+    tools: Tools = None,
+    template: Template = None,
+    template_kwargs: TemplateKwargs = None,
     generation_prompt: Annotated[
-        bool | None, typer.Option(help="Default: when the last message is not an assistant's.")
+        bool | None,
+        typer.Option(
+            help="End with a response's header; default: if no assistant message ends the chat.",
+            rich_help_panel=CHAT,
+        ),
     ] = None,
-    think_block: Annotated[
-        bool, typer.Option(help="An empty think block belongs to the postfix.")
-    ] = True,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code from the repository.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    think_block: ThinkBlock = True,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
 ) -> None:
     """Show which tokens of a chat are prefix, query, postfix and response."""
     quiet_libraries()
-    from treft.cli.conversations import read_conversations
+    from treft.cli.conversations import read_conversations, read_rendering
     from treft.loading import LoadOptions, load_tokenizer
     from treft.regions import find_regions
 
-    conversations = read_conversations(prompt, system, input)
-    if row > len(conversations):
-        raise DataError(f"{input} has {len(conversations)} rows; there is no row {row}.")
-    chosen = conversations[row - 1]
-    chat_template = _read(template)
+    chosen = _row(read_conversations(prompt, system, input, tools), row)
+    rendering = read_rendering(template, template_kwargs, think_block)
+    is_open = chosen.messages[-1]["role"] != "assistant"
+    options = LoadOptions(trust_remote_code=trust_remote_code)
     found = find_regions(
-        load_tokenizer(tokenizer, LoadOptions(trust_remote_code=trust_remote_code), chat_template),
+        load_tokenizer(tokenizer, options, rendering.template),
         chosen.messages,
-        tools=_tools(tools) if tools is not None else chosen.tools,
-        chat_template=chat_template,
-        add_generation_prompt=(
-            chosen.messages[-1]["role"] != "assistant"
-            if generation_prompt is None
-            else generation_prompt
-        ),
-        include_think_block=think_block,
+        tools=chosen.tools,
+        add_generation_prompt=is_open if generation_prompt is None else generation_prompt,
+        include_think_block=rendering.include_think_block,
+        template_kwargs=rendering.template_kwargs,
     )
     if json:
         emit(_result(tokenizer, found), as_json=True)
@@ -74,30 +83,15 @@ def regions(
         _show(found)
 
 
-def _read(template: Path | None) -> str | None:
-    if template is None:
-        return None
-    try:
-        return template.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{template}: cannot be read ({error.strerror}).") from error
-
-
-def _tools(path: Path) -> list[Any]:
-    try:
-        found = json_module.loads(_read(path) or "")
-    except json_module.JSONDecodeError as error:
-        raise DataError(f"{path}: malformed JSON ({error.msg}); write a list of schemas.") from None
-    if not isinstance(found, list):
-        raise DataError(f"{path}: is no list; write a list of tool schemas.")
-    return found
+def _row(conversations: list[Conversation], row: int) -> Conversation:
+    if row > len(conversations):
+        raise DataError(f"there is no row {row}, only {len(conversations)}.")
+    return conversations[row - 1]
 
 
 def _result(tokenizer: str, found: ChatRegions) -> dict[str, Any]:
     """The documented JSON object (docs/cli.md)."""
-    from treft.regions import REGION_CODES
-
-    names = {code: name for name, code in REGION_CODES.items()}
+    names = _names()
     return {
         "command": "regions",
         "tokenizer": tokenizer,
@@ -107,8 +101,8 @@ def _result(tokenizer: str, found: ChatRegions) -> dict[str, Any]:
             {
                 "id": token_id,
                 "text": found.text[start:end],
-                "region": names.get(code),
-                "turn": turn if code in names else None,
+                "region": names[code],
+                "turn": turn,
             }
             for token_id, (start, end), code, turn in zip(
                 found.input_ids, found.offsets, found.codes, found.turns, strict=True
@@ -117,23 +111,52 @@ def _result(tokenizer: str, found: ChatRegions) -> dict[str, Any]:
     }
 
 
+def _names() -> dict[int, str]:
+    """Region code to name, in the order of the regions in a chat."""
+    from treft.regions import REGION_CODES
+
+    return {**{code: name for name, code in REGION_CODES.items()}, 0: "none"}
+
+
+class _Stretch(NamedTuple):
+    """Neighbouring tokens of one region."""
+
+    name: str
+    text: str
+    num_tokens: int
+
+
+def _stretches(found: ChatRegions) -> Iterator[_Stretch]:
+    names = _names()
+    first = 0
+    num = len(found.codes)
+    for end in range(1, num + 1):
+        if end == num or found.codes[end] != found.codes[first]:
+            start = found.offsets[first][0]
+            stop = found.offsets[end][0] if end < num else len(found.text)
+            yield _Stretch(names[found.codes[first]], found.text[start:stop], end - first)
+            first = end
+
+
 def _show(found: ChatRegions) -> None:
-    """The text in colour, then what the colours mean."""
+    """In colour where there is colour; otherwise region by region."""
     from rich.console import Console
     from rich.text import Text
 
-    from treft.regions import REGION_CODES
-
-    names = {code: name for name, code in REGION_CODES.items()}
-    painted = Text(found.text)
-    for (start, end), code in zip(found.offsets, found.codes, strict=True):
-        if code in names:
-            painted.stylize(STYLES[names[code]], start, end)
+    console = Console(soft_wrap=True, highlight=False)
+    stretches = list(_stretches(found))
+    if console.color_system is None:
+        for stretch in stretches:
+            console.print(
+                f"{stretch.name:>8} {stretch.num_tokens:>4}  {stretch.text!r}", markup=False
+            )
+        return
+    painted = Text()
+    for stretch in stretches:
+        painted.append(stretch.text.replace("\n", "⏎\n"), STYLES[stretch.name])
+    console.print(painted)
     legend = Text()
-    for code, name in names.items():
+    for code, name in _names().items():
         legend.append(f" {name} ", STYLES[name])
         legend.append(f" {found.codes.count(code)} tokens   ")
-    legend.append(f"none: {found.codes.count(0)}")
-    console = Console(soft_wrap=True)
-    console.print(painted)
     console.print(legend)
