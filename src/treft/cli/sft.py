@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from datasets import Dataset, load_dataset
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,7 +28,8 @@ from trl import (
 )
 
 from treft.data import load_messages
-from treft.errors import ConfigError
+from treft.errors import ConfigError, TreftError
+from treft.loading import model_path
 from treft.training import TReFTConfig, TReFTTrainer
 from treft.training.callbacks import StopOnInterrupt
 from treft.training.output import claim_output_dir, find_checkpoint
@@ -75,14 +77,10 @@ def main(argv: list[str]) -> None:
 
     Raises:
         TreftError: something asked for cannot be done; raised before training starts.
-        SystemExit: 2 for unknown arguments; 130 after Ctrl-C, with a checkpoint to resume from.
+        SystemExit: 2 for a value of the wrong type; 130 after Ctrl-C, with a checkpoint to go on
+            from.
     """
-    parser = TrlParser(
-        (SftArguments, TReFTConfig, ModelConfig, DatasetMixtureConfig), prog="treft sft"
-    )
-    if not torch.accelerator.is_available():
-        parser.set_defaults(use_cpu=True)  # else TRL's bf16 default refuses to start here
-    job = Job(*parser.parse_args_and_config(argv))
+    job = _parse(argv)
     # Whatever libraries print goes to stderr when stdout has to be JSON.
     aside = contextlib.redirect_stdout(sys.stderr) if job.script.json else contextlib.nullcontext()
     with aside:
@@ -91,6 +89,28 @@ def main(argv: list[str]) -> None:
         print(json.dumps(result))
     else:
         _print_result(result)
+
+
+def _parse(argv: list[str]) -> Job:
+    """Flags and YAML through TRL's parser, whose complaints become one line each.
+
+    Raises:
+        ConfigError: an option is unknown or unusable, or the YAML file is.
+    """
+    parser = TrlParser(
+        (SftArguments, TReFTConfig, ModelConfig, DatasetMixtureConfig), prog="treft sft"
+    )
+    if not torch.accelerator.is_available():
+        parser.set_defaults(use_cpu=True)  # else TRL's bf16 default refuses to start here
+    try:
+        *parsed, unknown = parser.parse_args_and_config(argv, return_remaining_strings=True)
+    except TreftError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    if unknown:
+        raise ConfigError(f"unknown options: {' '.join(unknown)} (treft sft --help lists all).")
+    return Job(*parsed)
 
 
 def _run(job: Job) -> dict[str, Any]:
@@ -168,9 +188,9 @@ def _split(found: Any, split: str) -> Any:
 def _build_trainer(job: Job, train_dataset: Any, eval_dataset: Any) -> TReFTTrainer:
     """The trainer, for a model or for an adapter that is to be trained further."""
     training, options = job.training, job.model
-    name = options.model_name_or_path
-    if name is None:
+    if options.model_name_or_path is None:
         raise ConfigError("name the model to finetune: --model_name_or_path (a folder or hub id).")
+    name = model_path(options.model_name_or_path)
     init_kwargs = {
         "revision": options.model_revision,
         "trust_remote_code": training.trust_remote_code,
@@ -185,7 +205,7 @@ def _build_trainer(job: Job, train_dataset: Any, eval_dataset: Any) -> TReFTTrai
         model: Any = _load_adapter(job, name) if is_adapter else name
         # A tokenizer by name: for models that see, TRL would load a processor instead.
         sees = "image" in columns or "images" in columns
-        tokenizer = None if sees else _load_tokenizer(job, model)
+        tokenizer = None if sees else _load_tokenizer(job, name, model)
     except OSError as error:
         raise ConfigError(f"the model {name} cannot be loaded: {error}") from error
     return TReFTTrainer(
@@ -220,9 +240,8 @@ def _load_adapter(job: Job, name: str) -> PeftModel:
     return PeftModel.from_pretrained(model, name, revision=revision, is_trainable=True)
 
 
-def _load_tokenizer(job: Job, model: Any) -> Any:
+def _load_tokenizer(job: Job, name: str, model: Any) -> Any:
     """The tokenizer beside the model or adapter; an adapter without one uses its base's."""
-    name = cast(str, job.model.model_name_or_path)
     kwargs = {"trust_remote_code": job.training.trust_remote_code}
     if isinstance(model, PeftModel) and not (Path(name) / "tokenizer_config.json").is_file():
         return AutoTokenizer.from_pretrained(model.get_base_model().config._name_or_path, **kwargs)
