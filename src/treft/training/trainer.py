@@ -211,7 +211,8 @@ class TReFTTrainer(SFTTrainer):
         self._keeper = ReferenceKeeper(
             self.model,
             self.args,
-            template_hash(self.chat_template or text_tokenizer(self.processing_class)),
+            # Not of TRL's marked twin: it writes the same text, and files are recorded without it.
+            template_hash(text_tokenizer(self.processing_class)),
             self._known_documents if is_known else None,
             self._postfix_row,
             lambda: self.accelerator.autocast(AutocastKwargs(cache_enabled=False)),
