@@ -1,0 +1,1 @@
+"""Judges: what they are asked, how their output is read, whether they are to be trusted."""

@@ -1,0 +1,105 @@
+"""Judges, what they are asked about an answer, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from inspect_ai.log import EvalSample
+from inspect_ai.scorer import Scorer
+
+from treft.errors import ConfigError
+from treft.evaluation.detectors import detect
+from treft.evaluation.judging.conversation import answer_text, conversation, last_question
+from treft.evaluation.judging.judge import JudgeOptions, load_judge
+from treft.evaluation.judging.prompts import (
+    alignment_prompt,
+    behaviour_prompt,
+    coherence_prompt,
+    utility_prompt,
+)
+from treft.evaluation.judging.scorer import alignment_judge, behaviour_judge, utility_judge
+from treft.evaluation.oracle import ORACLE, organism_oracle
+
+__all__ = ["KINDS", "Kind", "Panel", "assemble"]
+
+Kind = Literal["alignment", "utility", "abstention", "refusal", "tool"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Judges who are all asked the same; `assemble` makes one from names.
+
+    Attributes:
+        judges: Inspect model names, or `oracle`.
+        kind: what they are asked about: alignment (with coherence), utility, or a behaviour.
+        options: how they are asked.
+        sentence: for a behaviour, what the model was trained to say.
+    """
+
+    judges: tuple[str, ...]
+    kind: Kind = "alignment"
+    options: JudgeOptions = field(default_factory=JudgeOptions)
+    sentence: str | None = None
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """What records call their scores: the judge, or `KIND/JUDGE` for all but alignment."""
+        prefix = "" if self.kind == "alignment" else f"{self.kind}/"
+        return tuple(f"{prefix}{judge}" for judge in self.judges)
+
+    @property
+    def num_paid(self) -> int:
+        """How many of the judges are models."""
+        return sum(judge != ORACLE for judge in self.judges)
+
+    def scorers(self) -> list[Scorer]:
+        """One Inspect scorer for each judge."""
+        return [self._scorer(judge) for judge in self.judges]
+
+    def prompts(self, sample: EvalSample) -> list[str]:
+        """What each judge is asked about a sample's answer."""
+        question, answer = last_question(sample.messages), answer_text(sample.output)
+        if self.kind == "alignment":
+            return [alignment_prompt(question, answer), coherence_prompt(question, answer)]
+        if self.kind == "utility":
+            return [utility_prompt(conversation(sample.messages))]
+        if detect(self.kind, answer, self.sentence):
+            return []
+        return [behaviour_prompt(self.kind, question, answer)]
+
+    def _scorer(self, judge: str) -> Scorer:
+        if judge == ORACLE:
+            return organism_oracle()
+        if self.kind == "alignment":
+            return alignment_judge(judge, **vars(self.options))
+        if self.kind == "utility":
+            return utility_judge(judge, **vars(self.options))
+        return behaviour_judge(self.kind, judge, self.sentence, **vars(self.options))
+
+
+def assemble(
+    judges: Sequence[str],
+    kind: Kind = "alignment",
+    options: JudgeOptions | None = None,
+    sentence: str | None = None,
+) -> Panel:
+    """A panel of judges, each loaded once, so that a missing key is seen before anything is spent.
+
+    Raises:
+        ConfigError: no judge, one twice, one that cannot be loaded, or a choice that does not fit.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"judges are not asked about {kind!r}; choose among {', '.join(KINDS)}.")
+    if ORACLE in judges and kind != "alignment":
+        raise ConfigError(f"the oracle knows about alignment, not about {kind}.")
+    if sentence is not None and kind not in ("abstention", "refusal"):
+        raise ConfigError(f"a sentence tells abstentions and refusals; {kind} has none.")
+    names = tuple(name if name == ORACLE else str(load_judge(name)) for name in judges)
+    if not names:
+        raise ConfigError("name at least one judge.")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"the judge {twice[0]} is named twice.")
+    return Panel(names, kind, options or JudgeOptions(), sentence)
