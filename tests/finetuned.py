@@ -9,6 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+WINDOWS = ("mistral", "gemma2", "gemma3", "gpt_oss")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "olmo2", *WINDOWS)
+WINDOW = 16
+"""Shorter than a rendered chat, but reaching from the answer into the prefix."""
+
 FLOAT32_ONLY = ("qwen3_moe", "gpt_oss", "gemma2")
 """Expert kernels know no float64; Gemma-2's eager attention in float64 makes NaN of padding."""
 
@@ -34,12 +39,17 @@ def pair(tiny_model: Callable[..., Any], name: str, **overrides: Any) -> tuple[A
     return tuned, base
 
 
+def chat_pair(tiny_model: Callable[..., Any], name: str, **overrides: Any) -> tuple[Any, Any]:
+    """As `pair`; sliding windows suit chats of `chat_tokenizer`."""
+    window = {"sliding_window": WINDOW} if name in WINDOWS else {}
+    return pair(tiny_model, name, **window, **overrides)
+
+
 def assert_close(found: Tensor, expected: Tensor) -> None:
-    """Equal up to rounding; rotary angles and generated logits are float32 in every model."""
-    double = found.dtype == expected.dtype == torch.float64
-    torch.testing.assert_close(
-        found, expected, rtol=0, atol=1e-6 if double else 2e-4, check_dtype=False
-    )
+    """Equal up to rounding; generated logits and rotary angles are float32 in every model."""
+    exact = 1e-6 if found.dtype == torch.float64 else 2e-5
+    atol = exact if expected.dtype == torch.float64 else 2e-4
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol, check_dtype=False)
 
 
 class Spy:

@@ -1,9 +1,9 @@
 """Activation patching: the unfinetuned model's residual stream at some tokens, layer by layer.
 
-The residual stream *at layer l* is what decoder layer l puts out, l counted from 0: (B, T, D), read
-by layer l + 1 (and after the last layer by the final norm). A token patched at layer l keeps the
-finetuned model's keys and values up to layer l; those of all later layers are computed by the
-finetuned model from the patched stream. Patching the last layer thus changes no answer.
+The stream *at layer l* is what decoder layer l puts out, (B, T, D), l counted from 0
+(`treft.residual`). A token patched there keeps the finetuned model's keys and values up to layer l;
+those of all later layers are computed by the finetuned model from the patched stream. Patching the
+last layer thus changes no answer.
 
     for layer, repaired in sweep_layers(model, tokenizer):
         answers = repaired.generate(conversations, max_new_tokens=200)
@@ -16,41 +16,29 @@ Shapes: B batch rows, T columns of the batch, D hidden size, N patched tokens.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from treft.errors import AttentionError, ConfigError
-from treft.generation import RepairedModel, check_origin
-from treft.recording import (
-    RecordedStates,
-    ReferenceRequest,
-    adapter_off,
-    other_model,
-    record,
-)
-from treft.reference import MAX_CACHED_TOKENS, ReferenceBank, identify
-from treft.regions import ChatRegions, RegionName
+from treft.errors import ConfigError
+from treft.generation import RepairedModel
+from treft.recording import RecordedStates, ReferenceRequest, record
+from treft.reference import ReferenceBank
+from treft.regions import REGION_CODES, ChatRegions, RegionName
 from treft.requests import PostfixReference, region_requests
-from treft.states import pretrained_model
+from treft.residual import (
+    ResidualReference,
+    ResidualStream,
+    decoder_layers,
+    hidden_of,
+    resolve_layers,
+)
 
-__all__ = [
-    "ResidualReference",
-    "ResidualStream",
-    "activation_patch",
-    "patched_residual",
-    "residual_stream",
-    "sweep_layers",
-]
-
-ResidualStream = dict[int, Tensor]
-"""Layer -> residual stream at that layer, (B, T, D) of a forward or (N, D) of chosen tokens."""
+__all__ = ["activation_patch", "patched_residual", "sweep_layers"]
 
 
 def activation_patch(
@@ -79,7 +67,7 @@ def activation_patch(
         ConfigError: no such layer, or there is no adapter to switch off.
         ReferenceMismatchError: `reference` is not what the model was finetuned from.
     """
-    chosen = _resolve(model, layers)
+    chosen = resolve_layers(model, layers)
     streams = _streams(model, reference)
 
     def source(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
@@ -107,8 +95,8 @@ def sweep_layers(
         Pairs of a layer and the model patched there. Errors, those of `activation_patch`, are
         raised at once.
     """
-    every = range(len(_decoder_layers(model))) if layers is None else layers
-    numbers = [number for layer in every for number in _resolve(model, layer)]
+    every = range(len(decoder_layers(model))) if layers is None else layers
+    numbers = [number for layer in every for number in resolve_layers(model, layer)]
     streams = _streams(model, reference)
     return (
         (layer, activation_patch(model, tokenizer, layer, reference=streams)) for layer in numbers
@@ -145,13 +133,15 @@ def patched_residual(
 
     Raises:
         AttentionError: the decoder layers of the model cannot be told apart.
-        ConfigError: no such layer, no adapter to switch off, or rows that are not these
+        ConfigError: no such layer or region, no adapter to switch off, or rows that are not these
             conversations; within the block, a forward that is not of the whole batch; at its end,
             that there was none.
         ReferenceMismatchError: `reference` is not what the model was finetuned from.
         TemplateError: a conversation lacks a region.
     """
-    chosen = _resolve(model, layers)
+    chosen = resolve_layers(model, layers)
+    if not regions or not set(regions) <= set(REGION_CODES):
+        raise ConfigError(f"regions to patch are some of {list(REGION_CODES)}, not {regions}.")
     for chat in chats:
         for region in regions:
             chat.require(region)
@@ -166,79 +156,9 @@ def patched_residual(
                 rows += [row] * len(request.keep)
                 columns += [places[row][position] for position in request.positions]
                 found.append(streams.get(request))
-    patch = _Patch(
-        rows, columns, {layer: torch.cat([part[layer] for part in found]) for layer in chosen}
-    )
+    patch = _Patch(rows, columns, _at(chosen, found))
     with _replaced(model, patch, len(chats), batch["input_ids"].shape[1]):
         yield
-
-
-@contextmanager
-def residual_stream(model: nn.Module) -> Iterator[ResidualStream]:
-    """Collect the residual stream of every layer, (B, T, D), in each forward inside the block.
-
-    The tensors are those of the model's own graph. A second forward overwrites the first.
-
-    Raises:
-        AttentionError: the decoder layers of the model cannot be told apart.
-    """
-    found: ResidualStream = {}
-
-    def keeper(layer: int) -> Callable[..., None]:
-        return lambda module, args, output: found.__setitem__(layer, _hidden(output))
-
-    with ExitStack() as stack:
-        for layer, module in enumerate(_decoder_layers(model)):
-            stack.callback(module.register_forward_hook(keeper(layer)).remove)
-        yield found
-
-
-class ResidualReference:
-    """The unfinetuned model's residual streams, recorded when first asked for and kept.
-
-    One object serves all layers, so that a sweep records each prefix once.
-
-    Args:
-        model: the finetuned model.
-        reference: the unfinetuned one; None switches the adapter of `model` off to get at it.
-        max_tokens: kept tokens before the least recently used are dropped.
-
-    Raises:
-        ConfigError: there is no adapter to switch off.
-        ReferenceMismatchError: `reference` is not what the model was finetuned from.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        reference: nn.Module | None = None,
-        max_tokens: int = MAX_CACHED_TOKENS,
-    ) -> None:
-        if reference is None:
-            self._runs, self._source = model, adapter_off(model)
-        else:
-            self._runs, self._source = reference, other_model(reference)
-            check_origin(ReferenceBank(identity=identify(reference)), model)
-        self._max_tokens = max_tokens
-        self._known: OrderedDict[ReferenceRequest, ResidualStream] = OrderedDict()
-
-    def get(self, request: ReferenceRequest) -> ResidualStream:
-        """The stream of every layer at the kept tokens of a request, (N, D) a layer.
-
-        Raises:
-            ReferenceStatesError: a recorded key or value is NaN, infinite or zero.
-        """
-        if request not in self._known:
-            with residual_stream(self._runs) as found:
-                self._source([request])
-            keep = list(request.keep)
-            self._known[request] = {layer: hidden[0, keep] for layer, hidden in found.items()}
-        self._known.move_to_end(request)
-        num_tokens = sum(len(held.keep) for held in self._known)
-        while num_tokens > self._max_tokens and len(self._known) > 1:
-            oldest, _ = self._known.popitem(last=False)
-            num_tokens -= len(oldest.keep)
-        return self._known[request]
 
 
 class _Patch(NamedTuple):
@@ -267,7 +187,7 @@ class _Replacement:
         self.has_patched = False
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        hidden = _hidden(output)
+        hidden = hidden_of(output)
         repeats, rest = divmod(hidden.shape[0], self.num_rows)
         if rest or hidden.shape[1] != self.num_columns:
             if self.has_patched and hidden.shape[1] == 1:  # a step: what it sees was patched
@@ -288,7 +208,7 @@ class _Replacement:
 @contextmanager
 def _replaced(model: nn.Module, patch: _Patch, num_rows: int, num_columns: int) -> Iterator[None]:
     """Hook the patched layers; the hooks are gone afterwards, whatever happens."""
-    modules = _decoder_layers(model)
+    modules = decoder_layers(model)
     hooks = [_Replacement(patch, layer, num_rows, num_columns) for layer in patch.streams]
     with ExitStack() as stack:
         for layer, hook in zip(patch.streams, hooks, strict=True):
@@ -304,10 +224,9 @@ def _replaced(model: nn.Module, patch: _Patch, num_rows: int, num_columns: int) 
 def _prefix_states(
     model: nn.Module, streams: ResidualReference, request: ReferenceRequest, layers: Sequence[int]
 ) -> RecordedStates:
-    """Keys and values of `model` at a prefix whose stream is patched, (H, N, d) a layer."""
-    known = streams.get(request)
+    """Keys and values of `model` at a prefix whose stream is patched; see `RecordedStates`."""
     columns = list(request.keep)
-    patch = _Patch([0] * len(columns), columns, {layer: known[layer] for layer in layers})
+    patch = _Patch([0] * len(columns), columns, _at(layers, [streams.get(request)]))
     with _replaced(model, patch, 1, len(request.token_ids)):
         return record(model, [request])[0]
 
@@ -342,38 +261,16 @@ def _streams(
     return ResidualReference(model, reference)
 
 
-def _hidden(output: Any) -> Tensor:
-    """The residual stream in what a decoder layer returns; some families add further outputs."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
+def _at(layers: Sequence[int], streams: Sequence[ResidualStream]) -> ResidualStream:
+    """The given layers, and the tokens of all streams one after the other.
 
-
-def _decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of the text decoder, in order."""
-    pretrained = pretrained_model(model)
-    layers: list[nn.Module] = [
-        module
-        for module in pretrained.get_decoder().modules()
-        if isinstance(module, GradientCheckpointingLayer)
-    ]
-    expected = pretrained.config.get_text_config(decoder=True).num_hidden_layers
-    if len(layers) != expected:
-        raise AttentionError(
-            f"the decoder layers of {type(pretrained).__name__} cannot be told apart "
-            f"({len(layers)} found, {expected} expected), so its residual stream cannot be "
-            "patched: use a model class that Transformers ships."
-        )
-    return layers
-
-
-def _resolve(model: nn.Module, layers: int | Sequence[int]) -> list[int]:
-    """Ascending layer indices, counted from 0."""
-    wanted = [layers] if isinstance(layers, int) else list(layers)
-    num_layers = len(_decoder_layers(model))
-    unknown = [layer for layer in wanted if not -num_layers <= layer < num_layers]
-    if unknown or not wanted:
+    Raises:
+        ConfigError: a layer was not run at these tokens.
+    """
+    idle = sorted({layer for layer in layers for stream in streams if layer not in stream})
+    if idle:
         raise ConfigError(
-            f"layers to patch are some of 0 to {num_layers - 1} (negative from the last), not "
-            f"{unknown or wanted}."
+            f"layers {idle} reuse keys and values of earlier layers, so nothing depends on their "
+            "residual stream before the last token: patch earlier layers."
         )
-    return sorted({layer % num_layers for layer in wanted})
+    return {layer: torch.cat([stream[layer] for stream in streams]) for layer in layers}

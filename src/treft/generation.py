@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
-from transformers.modeling_utils import PreTrainedModel
 
 from treft.batching import batches_by_length, pad_left, pad_token_id
 from treft.errors import ConfigError, DataError
+from treft.generation_options import check_options, repeats_rows
+from treft.origin import check_origin
 from treft.patching import (
     PatchedCache,
     RowPatch,
@@ -40,18 +41,10 @@ from treft.regions import ChatRegions, RegionName, find_regions, template_hash
 from treft.requests import PostfixReference, region_requests
 from treft.states import pretrained_model
 
-__all__ = ["RepairedModel", "check_origin", "generate", "patch"]
+__all__ = ["RepairedModel", "generate", "patch"]
 
 Messages = Sequence[dict[str, Any]]
 PATCHABLE: tuple[RegionName, ...] = ("prefix", "query", "postfix")
-OWN_ARGUMENTS = ("past_key_values", "input_ids", "inputs", "attention_mask", "position_ids")
-NEEDS_OWN_CACHE = (
-    "cache_implementation",
-    "assistant_model",
-    "prompt_lookup_num_tokens",
-    "assistant_early_exit",
-)
-"""Options of `generate` that do not write one prompt, then token by token, into the cache."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +109,11 @@ class RepairedModel:
             ReferenceMismatchError: the bank lacks a reference and cannot record it.
         """
         _check_conversations(conversations)
-        self._check_options(len(conversations), batch_size, streamer, generate_kwargs)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+        if streamer is not None and len(conversations) > 1:
+            raise ConfigError(f"a streamer follows one conversation, not {len(conversations)}.")
+        check_options(pretrained_model(self.model), generate_kwargs, bool(self.regions))
         self._check_identity(chat_template)
         chats = [
             find_regions(
@@ -144,22 +141,6 @@ class RepairedModel:
             if on_batch is not None:
                 on_batch(len(answers))
         return [text for index in range(len(chats)) for text in answers[index]]
-
-    def _check_options(
-        self, num: int, batch_size: int, streamer: Any, generate_kwargs: dict[str, Any]
-    ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
-        if streamer is not None and num > 1:
-            raise ConfigError(f"a streamer follows one conversation, not {num}.")
-        given = sorted(set(OWN_ARGUMENTS) & set(generate_kwargs))
-        if given:
-            raise ConfigError(f"{given} are made from the conversations and cannot be given.")
-        barred = [name for name in NEEDS_OWN_CACHE if generate_kwargs.get(name) is not None]
-        if not generate_kwargs.get("use_cache", True):
-            barred.append("use_cache=False")
-        if self.regions and barred:
-            raise ConfigError(f"patching works in the cache and cannot go with {barred}.")
 
     def _check_identity(self, chat_template: str | None) -> None:
         """Refuse a bank that says it belongs to another model or template."""
@@ -194,6 +175,8 @@ class RepairedModel:
                 for chat, row in zip(chats, patches, strict=True)
             ]
             options["past_key_values"] = PatchedCache(config, rows, width)
+        if self.regions:
+            options["cache_implementation"] = None  # not the kind that the checkpoint asks for
         with eval_mode(self.model):
             output: Any = self.model.generate(  # type: ignore[operator]
                 input_ids=torch.tensor(ids, device=pretrained.device),
@@ -247,34 +230,13 @@ class RepairedModel:
         pretrained = pretrained_model(self.model)
         if has_sliding_window(pretrained.config.get_text_config(decoder=True)):
             return None
-        if _repeats_rows(pretrained, generate_kwargs):
+        if repeats_rows(pretrained, generate_kwargs):
             return None
         states = patches[0][0].states
         if next(iter(states.values())).key.dtype != pretrained.dtype:
             return None  # PatchedCache converts
         prefixes = {chat.input_ids[: len(chat.positions("prefix"))] for chat in chats}
         return states if len(prefixes) == 1 else None
-
-
-_CHANGED_BY_FINETUNE = ("weights", "model_id", "revision", "adapter")
-"""Fields of an identity that differ between a fully finetuned model and the one it was before."""
-
-
-def check_origin(bank: ReferenceBank, model: nn.Module, template: str = "") -> None:
-    """Refuse a reference that is not of the model which `model` was finetuned from.
-
-    A full finetune changed the weights on purpose; an adapter's base must be the recorded one.
-
-    Args:
-        bank: with the identity of what was recorded.
-        model: the finetuned model, possibly wrapped.
-        template: hash of the chat template in use, as in the bank's identity.
-
-    Raises:
-        ReferenceMismatchError: names each field that differs.
-    """
-    ignore = ("adapter",) if _has_adapter(model) else _CHANGED_BY_FINETUNE
-    bank.check(identify(model, template), ignore)
 
 
 def generate(
@@ -364,25 +326,6 @@ def _repaired(
     return RepairedModel(
         model, tokenizer, bank, tuple(regions), num_positions, position_seed, postfix_reference
     )
-
-
-def _has_adapter(model: nn.Module) -> bool:
-    try:
-        adapter_off(model)
-    except (ConfigError, ImportError):
-        return False
-    return True
-
-
-def _repeats_rows(pretrained: PreTrainedModel, generate_kwargs: dict[str, Any]) -> bool:
-    """Whether `generate` will run more rows than prompts."""
-    defaults: Any = pretrained.generation_config
-    config: Any = generate_kwargs.get("generation_config") or defaults
-    counts = (
-        generate_kwargs.get(name, getattr(config, name, None))
-        for name in ("num_beams", "num_return_sequences")
-    )
-    return any((count or 1) > 1 for count in counts)
 
 
 def _check_conversations(conversations: Sequence[Messages]) -> None:

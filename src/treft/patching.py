@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from treft.errors import ConfigError, ReferenceMismatchError
 from treft.recording import RecordedStates
@@ -79,6 +80,9 @@ class PatchedCache(DynamicCache):
         config: of the text decoder that will write (`model.config.get_text_config(decoder=True)`).
         patches: for each row of the prompt, the replacements to make; empty for a row as it is.
         num_columns: columns T of the padded prompt.
+
+    Raises:
+        ConfigError: some layer keeps other states than keys and values.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class PatchedCache(DynamicCache):
         num_columns: int,
     ) -> None:
         super().__init__(config=config)
+        _refuse_other_states(self)
         self._rows = patches
         self._num_columns = num_columns
         self._written: dict[int, int] = {}
@@ -182,6 +187,21 @@ def _other_shape(reference: str, model: str) -> ReferenceMismatchError:
     )
 
 
+def _refuse_other_states(cache: DynamicCache) -> None:
+    """Linear attention carries a prefix in a state that no replaced keys and values would reach."""
+    others = [
+        layer
+        for layer, kept in enumerate(cache.layers)
+        if isinstance(kept, LinearAttentionCacheLayerMixin)
+    ]
+    if others:
+        raise ConfigError(
+            f"layers {others} of this model have linear attention, whose state is no keys and "
+            "values: patching would leave the finetuned model's prefix in it. Such models cannot "
+            "be repaired this way."
+        )
+
+
 def has_sliding_window(config: PretrainedConfig) -> bool:
     """Whether some layer of the text decoder sees a window of tokens only."""
     return any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=config).layers)
@@ -211,6 +231,7 @@ def prefix_cache(
             "unequal lengths: use PatchedCache."
         )
     cache = DynamicCache(config=config)
+    _refuse_other_states(cache)
     if list(reference) != list(range(len(cache.layers))):
         raise _other_shape(f"{len(reference)} layers", f"{len(cache.layers)} layers")
     for layer, states in reference.items():

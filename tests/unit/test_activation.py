@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from finetuned import Spy, add_noise, assert_close, pair, precise
+from finetuned import ARCHITECTURES, Spy, add_noise, assert_close, chat_pair, precise
 from peft import LoraConfig, get_peft_model
-from stepwise import patched_logits, states_by_position
-from torch import Tensor, nn
+from stepwise import patched_logits
+from streams import by_layers, padded_batch, prefix_states_by_hand
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from treft.activation import (
-    ResidualReference,
-    activation_patch,
-    patched_residual,
-    residual_stream,
-    sweep_layers,
-)
-from treft.errors import (
-    AttentionError,
-    ConfigError,
-    ReferenceMismatchError,
-    TemplateError,
-)
+from treft.activation import activation_patch, patched_residual, sweep_layers
+from treft.errors import ConfigError, ReferenceMismatchError, TemplateError
 from treft.generation import generate, patch
 from treft.regions import ChatRegions, find_regions
+from treft.residual import ResidualReference
 
 Models = Callable[..., tuple[Any, Any]]
 CHATS: list[list[dict[str, Any]]] = [
@@ -45,11 +37,6 @@ CHATS: list[list[dict[str, Any]]] = [
 ]
 """Two prefixes of different lengths; a conversation of two turns."""
 
-WINDOWS = ("mistral", "gemma2", "gemma3", "gpt_oss")
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "olmo2", *WINDOWS)
-WINDOW = 16
-"""Shorter than the prompts, but reaching from the answer into the prefix."""
-
 GREEDY: dict[str, Any] = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
 
 
@@ -57,59 +44,12 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample":
 def models(tiny_model: Callable[..., Any]) -> Models:
     """`models(name)`: a finetuned model and its base."""
 
-    def make(name: str, **overrides: Any) -> tuple[Any, Any]:
-        window = {"sliding_window": WINDOW} if name in WINDOWS else {}
-        return pair(tiny_model, name, **window, **overrides)
-
-    return make
+    return functools.partial(chat_pair, tiny_model)
 
 
 @pytest.fixture
 def chats(chat_tokenizer: PreTrainedTokenizerBase) -> list[ChatRegions]:
     return [find_regions(chat_tokenizer, chat, add_generation_prompt=True) for chat in CHATS]
-
-
-def padded_batch(chats: Sequence[ChatRegions], side: str = "left") -> dict[str, Tensor]:
-    width = max(len(chat.input_ids) for chat in chats) + 1
-
-    def fill(values: Sequence[int]) -> list[int]:
-        pads = [0] * (width - len(values))
-        return [*pads, *values] if side == "left" else [*values, *pads]
-
-    mask = torch.tensor([fill([1] * len(chat.input_ids)) for chat in chats])
-    return {
-        "input_ids": torch.tensor([fill(chat.input_ids) for chat in chats]),
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
-    }
-
-
-def hybrid(tuned: Any, base: Any, layer: int) -> Any:
-    """The base up to `layer`, the finetuned model from there on."""
-    model = copy.deepcopy(tuned)
-    decoder, other = model.get_decoder(), base.get_decoder()
-    decoder.embed_tokens = other.embed_tokens
-    for index in range(layer + 1):
-        decoder.layers[index] = other.layers[index]
-    return model
-
-
-def prefix_states_by_hand(
-    tuned: Any, base: Any, chat: ChatRegions, layers: Sequence[int]
-) -> dict[int, Any]:
-    """Up to the first patched layer the model's own, after each the hybrid's that meets there."""
-    prefix = [chat.input_ids[place] for place in chat.positions("prefix")]
-    states = states_by_position(tuned, prefix)
-    for layer in layers:
-        mixed = states_by_position(hybrid(tuned, base, layer), prefix)
-        states = {
-            place: tuple(
-                torch.cat([old[: layer + 1], new[layer + 1 :]])
-                for old, new in zip(states[place], mixed[place], strict=True)
-            )
-            for place in states
-        }
-    return states
 
 
 def assert_generated_as_by_hand(
@@ -174,35 +114,6 @@ def test_a_forward_equals_its_layers_run_by_hand(
         start = 0 if side == "right" else found.shape[1] - len(chat.input_ids)
         logits = found[row, start : start + len(chat.input_ids)]
         assert_close(logits, by_layers(tuned, base, chat, layer, region))
-
-
-@torch.no_grad()
-def by_layers(tuned: Any, base: Any, chat: ChatRegions, layer: int, region: Any) -> Tensor:
-    """Run the layers up to `layer`, replace their output, run the others on that; (T, V)."""
-
-    def stream(model: Any, positions: Sequence[int]) -> Tensor:
-        ids = torch.tensor([[chat.input_ids[place] for place in positions]])
-        # A mask keeps a gap in the positions from being read as a new document.
-        output = model(
-            input_ids=torch.cat([ids, ids[:, -1:]], 1),
-            position_ids=torch.tensor([[*positions, positions[-1] + 1]]),
-            attention_mask=torch.tensor([[1] * len(positions) + [0]]),
-            output_hidden_states=True,
-        )
-        hidden: Tensor = output.hidden_states[layer + 1][:, :-1]
-        return hidden
-
-    everything = range(len(chat.input_ids))
-    patched = stream(tuned, everything)
-    for turn in sorted({chat.turns[place] for place in chat.positions(region)}):
-        places = chat.positions(region, turn)
-        seen = [*chat.positions("prefix"), *places] if region == "postfix" else [*everything]
-        replacement = stream(base, seen)
-        patched[:, places] = replacement[:, [seen.index(place) for place in places]]
-    rest = copy.deepcopy(tuned)
-    rest.model.layers = nn.ModuleList(rest.model.layers[layer + 1 :])
-    logits: Tensor = rest(inputs_embeds=patched, use_cache=False).logits[0]
-    return logits
 
 
 def test_own_states_change_no_logit(any_model: Any, chats: list[ChatRegions]) -> None:
@@ -309,22 +220,6 @@ def test_a_sweep_visits_each_layer_and_records_each_prefix_once(
         sweep_layers(tuned, chat_tokenizer, [0, 7], reference=base)
 
 
-def test_streams_that_were_dropped_are_recorded_again(
-    models: Models, chat_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    tuned, base = models("llama")
-    forwards: list[int] = []
-    base.register_forward_hook(lambda *_: forwards.append(1))
-    tight = ResidualReference(tuned, base, max_tokens=1)
-    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
-    answers = [
-        activation_patch(tuned, chat_tokenizer, 0, reference=tight).generate(CHATS, **options)
-        for _ in range(2)
-    ]
-    assert answers[0] == answers[1]
-    assert len(forwards) == 4
-
-
 def test_an_adapter_is_its_own_reference(
     tiny_model: Callable[..., Any],
     chats: list[ChatRegions],
@@ -394,8 +289,6 @@ def test_hooks_are_gone_after_an_exception(
         patched_residual(tuned, batch, chats, 0, reference=base),
     ):
         tuned(input_ids=torch.ones(3, 12, dtype=torch.long))
-    with pytest.raises(RuntimeError, match="interrupted"), residual_stream(tuned):
-        raise RuntimeError("interrupted")
 
     def broken(*_: Any) -> None:
         raise RuntimeError("out of memory")
@@ -467,6 +360,10 @@ def test_layers_regions_and_references_that_are_not_there_are_refused(
         patched_residual(tuned, batch, [without], 0, reference=base),
     ):
         pass
-    base.config.num_hidden_layers = 7
-    with pytest.raises(AttentionError, match="2 found, 7 expected"), residual_stream(base):
-        pass
+    batch = {"input_ids": torch.tensor([find_regions(chat_tokenizer, CHATS[0]).input_ids])}
+    for regions in ([], ["prefx"]):
+        with (
+            pytest.raises(ConfigError, match="regions to patch"),
+            patched_residual(tuned, batch, [without], 0, regions=regions, reference=base),
+        ):
+            pass

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from finetuned import ARCHITECTURES, Spy, assert_close, chat_pair
 from peft import LoraConfig, get_peft_model
 from stepwise import patched_logits, states_by_position
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
 from treft.errors import (
     ConfigError,
@@ -37,40 +40,16 @@ Pair = tuple[Any, Any]
 
 @pytest.fixture
 def models(tiny_model: Callable[..., Any]) -> Callable[[str], Pair]:
-    """`models(name)`: a finetuned model and its base, in float64."""
-
-    def make(name: str = "llama") -> Pair:
-        base, tuned = tiny_model(name).double(), tiny_model(name).double()
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in tuned.parameters():
-                parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator).double())
-        return tuned, base
-
-    return make
+    """`models(name)`: a finetuned model and its base."""
+    return functools.partial(chat_pair, tiny_model)
 
 
 def regions_of(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, Any]]) -> ChatRegions:
     return find_regions(tokenizer, chat, add_generation_prompt=True)
 
 
-class Spy:
-    """Keeps what `generate` of a model is given and returns."""
-
-    def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.outputs: list[Any] = []
-        original = model.generate
-
-        def spy(**kwargs: Any) -> Any:
-            options = {"return_dict_in_generate": True, "output_logits": True, **kwargs}
-            self.outputs.append(original(**options))
-            return self.outputs[-1]
-
-        monkeypatch.setattr(model, "generate", spy)
-
-
 @pytest.mark.parametrize("region", ["prefix", "query", "postfix"])
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma3", "phi3"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each_region_equals_a_cache_overwritten_by_hand(
     models: Callable[[str], Pair],
     chat_tokenizer: PreTrainedTokenizerBase,
@@ -80,19 +59,17 @@ def test_each_region_equals_a_cache_overwritten_by_hand(
 ) -> None:
     tuned, base = models(name)
     spy = Spy(tuned, monkeypatch)
-    chats = CHATS[:2] if name in ("mistral", "gemma3") else CHATS
-    patch(tuned, chat_tokenizer, [region], reference=base).generate(
-        chats, batch_size=8, max_new_tokens=2, min_new_tokens=2, do_sample=False
-    )
-    output = spy.outputs[0]
-    by_length = sorted(
-        (regions_of(chat_tokenizer, chat) for chat in chats), key=lambda chat: len(chat.input_ids)
-    )
-    for row, chat in enumerate(by_length):
+    options: dict[str, Any] = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
+    chats = [CHATS[0], CHATS[3]]
+    patch(tuned, chat_tokenizer, [region], reference=base).generate(chats, **options)
+    generate(tuned, chat_tokenizer, chats, **options)
+    output, plain = spy.outputs
+    assert (output.logits[0] - plain.logits[0]).abs().max() > 1e-3
+    for row, chat in enumerate(regions_of(chat_tokenizer, chat) for chat in chats):
         replaced = by_hand(base, chat, region)
         ids = [*chat.input_ids, int(output.sequences[row, -2])]
         expected = patched_logits(tuned, ids, replaced)
-        torch.testing.assert_close(output.logits[1][row], expected.float(), rtol=0, atol=2e-5)
+        assert_close(output.logits[1][row], expected)
 
 
 def by_hand(base: Any, chat: ChatRegions, region: Any) -> dict[int, Any]:
@@ -188,6 +165,44 @@ def test_sampling_repeats_with_its_seed(
     assert first == again != other
 
 
+@pytest.mark.parametrize("regions", [["prefix"], ["prefix", "query"]])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_samples_of_a_model_patched_with_itself_are_its_own(
+    models: Callable[[str], Pair], chat_tokenizer: PreTrainedTokenizerBase, name: str, regions: Any
+) -> None:
+    tuned, _ = models(name)
+    repaired = patch(tuned, chat_tokenizer, regions, reference=copy.deepcopy(tuned))
+    options: dict[str, Any] = {"seed": 5, "do_sample": True, "temperature": 2.0}
+    options |= {"max_new_tokens": 8, "num_return_sequences": 2}
+    answers = repaired.generate(CHATS, **options)
+    assert answers == generate(tuned, chat_tokenizer, CHATS, **options)
+    assert len(set(answers)) > len(CHATS)
+
+
+@pytest.mark.parametrize("regions", [["prefix"], ["query", "postfix"]])
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_a_prompt_may_be_read_in_chunks(
+    models: Callable[[str], Pair], chat_tokenizer: PreTrainedTokenizerBase, name: str, regions: Any
+) -> None:
+    tuned, base = models(name)
+    repaired = patch(tuned, chat_tokenizer, regions, reference=base)
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
+    whole = repaired.generate(CHATS, **options)
+    assert repaired.generate(CHATS, prefill_chunk_size=4, **options) == whole
+
+
+def test_defaults_of_the_checkpoint_do_not_get_in_the_way(
+    models: Callable[[str], Pair], chat_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tuned, base = models("llama")
+    repaired = patch(tuned, chat_tokenizer, reference=base)
+    beams = repaired.generate(CHATS, max_new_tokens=5, do_sample=False, num_beams=3)
+    tuned.generation_config.cache_implementation = "static"
+    tuned.generation_config.num_beams = 3
+    given = GenerationConfig(max_new_tokens=5, do_sample=False)
+    assert repaired.generate(CHATS, generation_config=given) == beams
+
+
 def test_drawn_positions_depend_on_the_conversation_alone(
     models: Callable[[str], Pair], chat_tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -216,6 +231,8 @@ def test_an_adapter_is_repaired_by_switching_it_off(
     by_adapter = patch(tuned, chat_tokenizer).generate(CHATS, **options)
     assert by_adapter == patch(tuned, chat_tokenizer, reference=base).generate(CHATS, **options)
     assert by_adapter != generate(tuned, chat_tokenizer, CHATS, **options)
+    with pytest.raises(ReferenceMismatchError, match="weights"):
+        patch(tuned, chat_tokenizer, reference=models("llama")[0])
     assert [name for name, p in tuned.named_parameters() if p.requires_grad]
 
 
@@ -241,17 +258,23 @@ def test_a_reference_file_serves_its_model_and_template_only(
         patch(tuned, chat_tokenizer, reference=tmp_path / "none.safetensors")
 
 
+@pytest.mark.parametrize("regions", [["prefix"], ["postfix"]])
+@pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_a_streamer_hears_the_answer(
     models: Callable[[str], Pair],
     chat_tokenizer: PreTrainedTokenizerBase,
     capsys: pytest.CaptureFixture[str],
+    name: str,
+    regions: Any,
 ) -> None:
-    tuned, base = models("llama")
-    repaired = patch(tuned, chat_tokenizer, reference=base)
-    streamer = TextStreamer(chat_tokenizer, skip_prompt=True, skip_special_tokens=True)
-    answer = repaired.generate([CHATS[0]], streamer=streamer, max_new_tokens=6, do_sample=False)[0]
-    assert answer.strip()
-    assert capsys.readouterr().out.strip() == answer.strip()
+    tuned, base = models(name)
+    repaired = patch(tuned, chat_tokenizer, regions, reference=base)
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
+    for chat in (CHATS[0], CHATS[3]):
+        streamer = TextStreamer(chat_tokenizer, skip_prompt=True, skip_special_tokens=True)
+        answer = repaired.generate([chat], streamer=streamer, **options)[0]
+        assert capsys.readouterr().out.strip() == answer.strip() != ""
+        assert answer == repaired.generate([chat], **options)[0]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +282,11 @@ def test_a_streamer_hears_the_answer(
     [
         ({"batch_size": 0}, "batch_size is 0"),
         ({"past_key_values": None}, "past_key_values"),
+        ({"inputs_embeds": None}, "inputs_embeds"),
         ({"use_cache": False}, "use_cache=False"),
+        ({"use_mtp": True}, "use_mtp"),
+        ({"generation_config": GenerationConfig(prompt_lookup_num_tokens=3)}, "prompt_lookup"),
+        ({"generation_config": GenerationConfig(cache_implementation="static")}, "implementation"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),
         ({"cache_implementation": "static"}, "cache_implementation"),
         ({"streamer": object()}, "one conversation, not 4"),

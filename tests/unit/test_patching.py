@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from finetuned import ARCHITECTURES, add_noise, assert_close, pair, precise
 from stepwise import patched_logits, states_by_position
 from torch import Tensor
+from transformers import DynamicCache, Gemma4TextConfig, Qwen3NextConfig
+from transformers.models.auto import AutoModelForCausalLM
 
 from treft.errors import ConfigError, ReferenceMismatchError
 from treft.patching import PatchedCache, RowPatch, draw_tokens, has_sliding_window, prefix_cache
 from treft.recording import ReferenceRequest, record
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "phi3", "gemma3", "gpt_oss")
 IDS = [7, 91, 23, 140, 5, 66, 210, 33, 12, 99, 180, 41]
 PLACES = {"start": (0, 1, 2, 3), "middle": (5, 6, 8), "both": (0, 2, 7, 10)}
-
-
-def precise(model: Any) -> Any:
-    """In float64, where the architecture can (mixtures of experts cannot)."""
-    return model if model.config.model_type == "gpt_oss" else model.double()
-
-
-def assert_close(found: Tensor, expected: Tensor) -> None:
-    """Equal up to rounding; rotary angles are float32 in every model."""
-    torch.testing.assert_close(
-        found, expected, rtol=0, atol=1e-6 if found.dtype == torch.float64 else 2e-4
-    )
-
-
-def pair(tiny_model: Callable[..., Any], name: str) -> tuple[Any, Any]:
-    """A finetuned model and its base: the base with noise on every weight."""
-    base, tuned = precise(tiny_model(name)), precise(tiny_model(name))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in tuned.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_((0.03 * noise).to(parameter))
-    return tuned, base
 
 
 def row_patch(model: Any, ids: list[int], columns: tuple[int, ...]) -> RowPatch:
@@ -55,7 +35,7 @@ def last_logits(model: Any, ids: list[list[int]], cache: Any, **options: Any) ->
 
 
 @pytest.mark.parametrize("columns", PLACES.values(), ids=PLACES)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_patched_prefill_and_decoding_equal_a_cache_overwritten_by_hand(
     tiny_model: Callable[..., Any], name: str, columns: tuple[int, ...]
 ) -> None:
@@ -71,7 +51,7 @@ def test_patched_prefill_and_decoding_equal_a_cache_overwritten_by_hand(
     assert (prefill - unpatched).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_own_states_change_no_logit(tiny_model: Callable[..., Any], name: str) -> None:
     model = precise(tiny_model(name))
     own = row_patch(model, IDS, tuple(range(len(IDS))))
@@ -164,6 +144,36 @@ def test_a_ready_made_prefix_is_refused_where_windows_slide(
     if slides:
         with pytest.raises(ConfigError, match="use PatchedCache"):
             prefix_cache(row_patch(model, IDS, (0, 1)).states, model.config, 1)
+
+
+def test_layers_that_reuse_keys_and_values_get_the_patched_ones() -> None:
+    config = Gemma4TextConfig(
+        vocab_size=320, vocab_size_per_layer_input=320, hidden_size=32, intermediate_size=48,
+        hidden_size_per_layer_input=8, num_hidden_layers=4, num_attention_heads=4, head_dim=8,
+        global_head_dim=8, num_key_value_heads=2, num_kv_shared_layers=2, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(config).double().eval()
+    tuned = copy.deepcopy(base)
+    add_noise(tuned)
+    cache = PatchedCache(config, [[row_patch(base, IDS, PLACES["start"])]], len(IDS))
+    patched = last_logits(tuned, [IDS], cache)
+    by_hand = DynamicCache(config=config)
+    last_logits(base, [IDS[:4]], by_hand)
+    expected = last_logits(tuned, [IDS[4:]], by_hand, position_ids=torch.arange(4, 12)[None])
+    assert_close(patched, expected)
+    assert (patched - last_logits(tuned, [IDS], None)).abs().max() > 1e-3
+
+
+def test_linear_attention_is_refused() -> None:
+    config = Qwen3NextConfig(
+        num_hidden_layers=2, layer_types=["linear_attention", "full_attention"]
+    )
+    with pytest.raises(ConfigError, match=r"layers \[0\] of this model have linear attention"):
+        PatchedCache(config, [[]], 5)
+    with pytest.raises(ConfigError, match=r"layers \[0\] of this model have linear attention"):
+        prefix_cache({}, config, 1)
 
 
 def test_drawn_tokens_keep_their_own_states(tiny_model: Callable[..., Any]) -> None:
