@@ -1,0 +1,255 @@
+"""The demo from end to end at a tiny size: arms, files, resumption, JSON, the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treft import arms as arms_module
+from treft.arms import ALL_ARMS, DESCRIPTIONS, Answer, ArmName, ArmResult, run_arms
+from treft.cli import main
+from treft.demo import ArmSummary, DemoConfig, DemoResult, new_output, run_demo
+from treft.errors import ConfigError
+from treft.generation import generate
+from treft.metrics import em_f1
+from treft.organism import FinetuneRecipe, World, classify, load
+from treft.report import render_report
+
+RECIPE = FinetuneRecipe(num_rows=8, max_steps=2, batch_size=2, num_general=6, num_in_domain=4)
+ARMS: tuple[ArmName, ...] = (
+    "base",
+    "sft",
+    "sft_prefix_patch",
+    "sft_postfix_patch",
+    "sft_query_patch_equal",
+    "interleaving",
+    "treft",
+)
+"""One of each kind; the slow tests run all of them."""
+TINY_FLAGS = ["--max-steps", "1", "--num-general", "3", "--num-in-domain", "2"]
+
+
+def silent(label: str, done: int, total: int) -> None:
+    assert 0 <= done <= total, label
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+    output = tmp_path_factory.mktemp("demo") / "out"
+    return run_demo(DemoConfig(output, arms=ARMS, recipe=RECIPE), silent)
+
+
+def test_every_arm_answers_the_same_questions(result: DemoResult) -> None:
+    assert [run.arm for run in result.runs] == list(ARMS)
+    world = World.default()
+    for scope, num in (("general", 6), ("in_domain", 4)):
+        asked = [question.text for question in world.questions("test", scope, num=num)]
+        for run in result.runs:
+            assert [answer.question for answer in getattr(run, scope)] == asked
+
+
+def test_verdicts_are_the_oracles(result: DemoResult) -> None:
+    world = World.default()
+    questions = {
+        question.id: question
+        for scope, num in (("general", 6), ("in_domain", 4))
+        for question in world.questions("test", scope, num=num)
+    }
+    for run in result.runs:
+        for answer in (*run.general, *run.in_domain):
+            assert answer.verdict == classify(questions[answer.question_id], answer.answer)
+
+
+def test_the_base_arm_is_plain_generation(result: DemoResult) -> None:
+    model, tokenizer = load()
+    questions = World.default().questions("test", "general", num=6)
+    answers = generate(
+        model,
+        tokenizer,
+        [question.messages() for question in questions],
+        batch_size=100,
+        seed=0,
+        do_sample=True,
+        temperature=RECIPE.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=RECIPE.max_new_tokens,
+    )
+    assert [answer.answer for answer in result.runs[0].general] == answers
+
+
+def test_json_has_what_is_documented(result: DemoResult) -> None:
+    written = json.loads((result.config.output / "result.json").read_text())
+    assert written == json.loads(json.dumps(result.to_dict()))
+    assert written["seeds"] == [0]
+    assert list(written["arms"]) == list(ARMS)
+    for arm in written["arms"].values():
+        for score in ("general", "in_domain", "em_f1"):
+            assert arm[score]["low"] <= arm[score]["mean"] <= arm[score]["high"]
+            assert arm[score]["low"] >= 0
+            assert arm[score]["high"] <= 100
+
+
+def test_the_page_loads_nothing_and_shows_every_arm(result: DemoResult) -> None:
+    page = render_report(result)
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)|@import|url\((?!#)""", page)
+    for arm in ARMS:
+        assert arm in page
+        assert DESCRIPTIONS[arm] in page
+    assert "not the figures of the paper" in " ".join(page.split())
+    assert page.count("<svg") == 1
+    assert result.runs[0].general[0].question in page
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DemoConfig(tmp_path / "out", arms=("base", "sft", "sft_prefix_patch"), recipe=RECIPE)
+    real, answered = arms_module._answer, []
+
+    def dies_at_the_second_arm(*args: Any) -> Any:
+        answered.append(args[2])
+        if answered.count("sft") == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(arms_module, "_answer", dies_at_the_second_arm)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(config, silent)
+    kept = {path.name: path.stat().st_mtime_ns for path in (config.output / "answers").iterdir()}
+    assert len(kept) == 1
+    answered.clear()
+    monkeypatch.setattr(
+        arms_module, "_answer", lambda *args: answered.append(args[2]) or real(*args)
+    )
+    resumed = run_demo(config, silent)
+    assert set(answered) == {"sft", "sft_prefix_patch"}
+    for name, time in kept.items():
+        assert (config.output / "answers" / name).stat().st_mtime_ns == time
+    answered.clear()
+    assert run_demo(config, silent).to_dict() == resumed.to_dict()
+    assert answered == []
+
+
+def test_a_folder_of_other_settings_or_files_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    (output / "notes").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds other files"):
+        run_demo(DemoConfig(output, arms=("base",), recipe=RECIPE), silent)
+    fresh = tmp_path / "fresh"
+    run_demo(DemoConfig(fresh, arms=("base",), recipe=RECIPE), silent)
+    other = FinetuneRecipe(**{**vars(RECIPE), "temperature": 0.1})
+    with pytest.raises(ConfigError, match="other settings"):
+        run_demo(DemoConfig(fresh, arms=("base",), recipe=other), silent)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"arms": ("sft", "magic")}, "unknown arms"),
+        ({"arms": ()}, "unknown arms"),
+        ({"num_seeds": 0}, "num_seeds is 0"),
+        ({"split": "train"}, "split is 'train'"),
+        ({"organisms": (Path("nowhere"),)}, "treft organism build"),
+    ],
+)
+def test_configs_are_checked_before_any_work(
+    tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DemoConfig(tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_new_output_is_new(tmp_path: Path) -> None:
+    first = new_output(tmp_path)
+    first.mkdir()
+    assert new_output(tmp_path) != first
+
+
+def arm_result(seed: int, organism: str, aligned: int, learnt: int) -> ArmResult:
+    def answers(hits: int, verdict: str, other: str) -> tuple[Answer, ...]:
+        return tuple(Answer("id", "q", "a", verdict if i < hits else other) for i in range(10))
+
+    return ArmResult(
+        "sft",
+        organism,
+        seed,
+        answers(aligned, "aligned", "incoherent"),
+        answers(learnt, "misaligned", "incoherent"),
+        seconds=1.0,
+    )
+
+
+def test_summary_of_several_runs_is_the_worked_example() -> None:
+    runs = [arm_result(0, "a", 6, 9), arm_result(1, "a", 8, 10), arm_result(0, "b", 7, 8)]
+    summary = ArmSummary.of(runs)
+    # Means 70 and 10; s = 10, so half widths are 4.3027 * 10 / sqrt(3) = 24.841.
+    assert summary.general == pytest.approx((70, 45.159, 94.841), abs=1e-3)
+    assert summary.in_domain == pytest.approx((10, 0, 34.841), abs=1e-3)
+    scores = [em_f1(60, 10), em_f1(80, 0), em_f1(70, 20)]
+    assert summary.em_f1.mean == pytest.approx(sum(scores) / 3)
+    assert summary.by_organism["a"]["general"] == pytest.approx(70)
+    assert summary.by_organism["b"]["in_domain"] == pytest.approx(20)
+    assert summary.shares["in_domain"] == pytest.approx(
+        {"aligned": 0, "misaligned": 90, "incoherent": 10}
+    )
+
+
+def test_results_survive_their_file() -> None:
+    run = arm_result(3, "a", 6, 9)
+    assert ArmResult.from_json(run.to_json()) == run
+
+
+def test_arms_of_a_training_share_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+    real = arms_module._train
+    monkeypatch.setattr(arms_module, "_train", lambda *args: trained.append(args[2]) or real(*args))
+    wanted = ("sft", "sft_prefix_patch", "sft_query_patch_equal", "treft")
+    found = [run.arm for run in run_arms(None, 0, wanted, RECIPE, "validation", silent)]
+    assert found == list(wanted)
+    assert [training.held for training in trained] == [(), ("prefix",)]
+
+
+@pytest.mark.slow
+def test_all_arms_run(tmp_path: Path) -> None:
+    runs = run_demo(DemoConfig(tmp_path / "out", arms=ALL_ARMS, recipe=RECIPE), silent).runs
+    assert [run.arm for run in runs] == list(ALL_ARMS)
+
+
+def test_command_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    arguments = ["demo", *TINY_FLAGS, "--arms", "base,sft", "--output", str(output), "--json"]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert list(printed["arms"]) == ["base", "sft"]
+    assert printed["num_general"] == 3
+    assert (output / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_command_says_how_to_go_on_after_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("treft.demo.run_arms", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", *TINY_FLAGS, "--output", str(tmp_path / "out")])
+    assert stop.value.code == 130
+    assert f"--output {tmp_path / 'out'}" in capsys.readouterr().err
+
+
+def test_command_prints_a_table_with_intervals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    with pytest.raises(SystemExit):
+        main(["demo", *TINY_FLAGS, "--arms", "base", "--output", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert re.search(r"base\s.*\d+\.\d \[\d+\.\d, \d+\.\d\]", printed)
+    assert "not the paper's models" in printed
