@@ -415,7 +415,7 @@ SCRIPT = "import fake_judges, sys; from treft.cli import main; main(sys.argv[1:]
 
 @pytest.mark.slow
 def test_a_process_killed_at_random_resumes_without_paying_twice(tmp_path: Path) -> None:
-    num = 41
+    num = 25
     make_log(num=num, epochs=1)
     calls = tmp_path / "calls"
     environment = {
@@ -432,7 +432,7 @@ def test_a_process_killed_at_random_resumes_without_paying_twice(tmp_path: Path)
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         start = _wait_for_calls(calls, process)
         try:
-            process.wait(timeout=rng.uniform(0.5, 2.0) if start else 60)
+            process.wait(timeout=rng.uniform(0.2, 1.2) if start else 60)
             break
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
