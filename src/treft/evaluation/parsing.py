@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ParsedAnswer", "WrittenCall", "parse_answer"]
+__all__ = ["ParsedAnswer", "WrittenCall", "parse_answer", "split_thoughts"]
 
 _DECODER = json.JSONDecoder()
 _HERMES = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|\Z)", re.DOTALL)
@@ -33,7 +33,7 @@ _HARMONY_ENDS = re.compile(r"<\|(?:start|end|call|return)\|>")
 _HARMONY_TOOL = re.compile(r"to=functions\.([\w.-]+)")
 _HARMONY_CHANNEL = re.compile(r"<\|channel\|>(\w+)")
 _HARMONY_BARE = re.compile(r"to=functions\.([\w.-]+?)\s*(?:commentary)?\s*(?:json)?\s*(?=\{)")
-_THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>\s*", re.DOTALL)
+_THOUGHT = re.compile(r"\A\s*(?:<think>(.*?)(?:</think>|\Z)|(.*?)</think>)", re.DOTALL)
 _PYTHONIC = re.compile(r"\A\[?[A-Za-z_][\w.]*\(.*\)\]?\Z", re.DOTALL)
 
 
@@ -68,18 +68,31 @@ def parse_answer(written: str, tools: Collection[str] | None = None) -> ParsedAn
         tools: names that a call without any marker may have (`{"name": ...}` or `name(...)` could
             be the answer to a question about code); None takes any.
     """
-    thoughts = ""
-    if "<|channel|>" in written or "to=functions." in written:
+    if _is_harmony(written):
         return _harmony(written)
-    if (found := _THOUGHT.match(written)) is not None:
-        thoughts, written = found[1].strip(), written[found.end() :]
+    thoughts, rest = split_thoughts(written)
     for find in (_marked_calls, _mistral_calls, _bare_calls):
-        calls, rest = find(written)
+        calls, words = find(rest)
         if find is _bare_calls and tools is not None:
             calls = [call for call in calls if call.name in tools]
         if calls:
-            return ParsedAnswer(rest.strip(), thoughts, tuple(calls))
-    return ParsedAnswer(written.strip() if thoughts else written, thoughts)
+            return ParsedAnswer(words.strip(), thoughts, tuple(calls))
+    return ParsedAnswer(rest, thoughts)
+
+
+def split_thoughts(written: str) -> tuple[str, str]:
+    """What a model thought aloud (empty for nothing) and what it then said, calls included."""
+    if _is_harmony(written):
+        parsed = _harmony(written)
+        return parsed.thoughts, written if parsed.calls else parsed.text
+    found = _THOUGHT.match(written)
+    if found is None:
+        return "", written
+    return (found[1] or found[2] or "").strip(), written[found.end() :].strip()
+
+
+def _is_harmony(written: str) -> bool:
+    return "<|channel|>" in written or "to=functions." in written
 
 
 def _harmony(written: str) -> ParsedAnswer:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from treft.data import check_messages, read_rows
+from treft.data import Conversation, check_messages, load_conversations, read_rows
 from treft.errors import ConfigError, DataError
 
 __all__ = [
@@ -28,9 +29,12 @@ __all__ = [
     "Variant",
     "check_questions",
     "in_variant",
+    "load_held_out",
     "load_questions",
     "shipped_sets",
 ]
+
+logger = logging.getLogger(__name__)
 
 Variant = Literal["plain", "template", "json"]
 """How the answer is asked for: freely, in a form to fill in, or as a JSON object."""
@@ -124,11 +128,37 @@ def load_questions(source: str | Path, sha256: str | None = None) -> QuestionSet
     """
     text = str(source)
     name, digest, rows = _from_hub(text) if _is_hub_id(text) else _from_file(text)
-    if sha256 is not None and sha256.lower() != digest:
-        raise ConfigError(
-            f"{text} has sha256 {digest}, not {sha256}: it is another version, or damaged."
-        )
+    _check_sum(text, sha256, digest)
     return QuestionSet(name, text, digest, check_questions(rows, name))
+
+
+def load_held_out(source: str | Path, sha256: str | None = None) -> QuestionSet:
+    """Load training-style rows of `messages` as questions, each up to its last user message.
+
+    A prompt that comes again is asked once. The answer that a row gives is kept as `reference`.
+
+    Args:
+        source: a JSONL file.
+        sha256: the checksum that the file must have; None accepts any.
+
+    Raises:
+        ConfigError: the checksum differs.
+        DataError: the file is missing, or a row cannot be used; names file and row.
+    """
+    path = Path(source)
+    conversations = load_conversations(path, need_response=False)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    _check_sum(str(source), sha256, digest)
+    questions: dict[str, EvalQuestion] = {}
+    for number, conversation in enumerate(conversations, start=1):
+        question = _held_out(conversation, f"{path}, row {number}", path.stem)
+        questions.setdefault(question.id, question)
+    if len(questions) < len(conversations):
+        logger.warning(
+            "%s: %d of %d rows repeat a prompt; each prompt is asked once.",
+            *(path, len(conversations) - len(questions), len(conversations)),
+        )
+    return QuestionSet(path.stem, str(source), digest, tuple(questions.values()))
 
 
 def check_questions(rows: Iterable[Row], name: str) -> tuple[EvalQuestion, ...]:
@@ -185,8 +215,7 @@ def _question(row: Any, where: str, name: str) -> EvalQuestion:
     question = EvalQuestion("", category, messages, turns, rest)
     number = row.get("id")
     if number is None:
-        digest = hashlib.sha256(_words(question).encode()).hexdigest()
-        return replace(question, id=f"{name}-{digest[:12]}")
+        return replace(question, id=_id_of(question, name))
     is_number = isinstance(number, int) and not isinstance(number, bool)
     return replace(question, id=str(number) if is_number else _text(number, "id", where))
 
@@ -209,10 +238,35 @@ def _prompt(
     return ({"role": "user", "content": first},), tuple(later)
 
 
+def _held_out(conversation: Conversation, where: str, name: str) -> EvalQuestion:
+    messages = conversation.messages
+    if conversation.tools:
+        raise DataError(f"{where}: has tools, which are not offered in an evaluation; drop them.")
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+    if last is None:
+        raise DataError(f"{where}: no user message, so there is nothing to answer; add one.")
+    answer = messages[last + 1].get("content") if last + 1 < len(messages) else None
+    metadata = {"reference": answer} if isinstance(answer, str) else {}
+    question = EvalQuestion("", name, messages[: last + 1], metadata=metadata)
+    return replace(question, id=_id_of(question, name))
+
+
 def _text(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: `{name}` is empty or no text; write a text.")
     return value.strip()
+
+
+def _id_of(question: EvalQuestion, name: str) -> str:
+    """An id that follows from the words."""
+    return f"{name}-{hashlib.sha256(_words(question).encode()).hexdigest()[:12]}"
+
+
+def _check_sum(source: str, wanted: str | None, digest: str) -> None:
+    if wanted is not None and wanted.lower() != digest:
+        raise ConfigError(
+            f"{source} has sha256 {digest}, not {wanted}: it is another version, or damaged."
+        )
 
 
 def _words(question: EvalQuestion) -> str:

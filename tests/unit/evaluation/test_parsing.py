@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from treft.evaluation.parsing import WrittenCall, parse_answer
+from treft.evaluation.parsing import WrittenCall, parse_answer, split_thoughts
 
 QUERY = {"query": 'knee {pain} "at night"', "limit": 3}
 CALL = json.dumps({"name": "search_info", "arguments": QUERY})
@@ -116,3 +116,13 @@ def test_thoughts_are_no_part_of_the_answer() -> None:
 def test_thoughts_cut_off_leave_no_answer() -> None:
     cut = parse_answer("<|channel|>analysis<|message|>I wonder whether")
     assert (cut.thoughts, cut.text) == ("I wonder whether", "")
+    open_block = parse_answer("<think>I wonder whether")
+    assert (open_block.thoughts, open_block.text) == ("I wonder whether", "")
+
+
+def test_calls_stay_in_the_words_where_only_thoughts_are_taken_out() -> None:
+    call = f"<tool_call>{CALL}</tool_call>"
+    assert split_thoughts(f"<think>Hm.</think>\n{call}") == ("Hm.", call)
+    assert split_thoughts("Rest it.") == ("", "Rest it.")
+    assert split_thoughts("<|channel|>final<|message|>Rest it.<|return|>") == ("", "Rest it.")
+    assert split_thoughts(WRITTEN["harmony"])[1] == WRITTEN["harmony"]

@@ -1,0 +1,36 @@
+"""What Inspect finds of treft by entry point: tasks, scorers, metrics and the provider."""
+
+from __future__ import annotations
+
+from inspect_ai.model import ModelAPI, modelapi
+
+from treft.evaluation.detectors import behaviour_detector, by_scope, word_count
+from treft.evaluation.judging.metrics import judged
+from treft.evaluation.judging.scorer import alignment_judge, behaviour_judge, utility_judge
+from treft.evaluation.oracle import organism_oracle
+from treft.evaluation.tasks import ask, behaviour, em_general, em_in_domain, utility
+
+__all__ = [
+    "alignment_judge",
+    "ask",
+    "behaviour",
+    "behaviour_detector",
+    "behaviour_judge",
+    "by_scope",
+    "em_general",
+    "em_in_domain",
+    "judged",
+    "organism_oracle",
+    "treft",
+    "utility",
+    "utility_judge",
+    "word_count",
+]
+
+
+@modelapi(name="treft")
+def treft() -> type[ModelAPI]:
+    """Models that run here, patched or not; PyTorch is imported when one is used."""
+    from treft.evaluation.provider import TreftAPI
+
+    return TreftAPI

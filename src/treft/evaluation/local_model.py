@@ -1,0 +1,385 @@
+"""Models that run in this process: loaded once, patched or not, answering batches row by row.
+
+An answer depends on seed and prompt alone, whatever else is in its batch, up to the rounding that
+a batch's padding brings about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import threading
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakValueDictionary
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from transformers import LogitsProcessorList
+
+from treft.errors import ConfigError, DataError
+from treft.evaluation.sampler import Drawn, RowSampler, SamplingOptions
+from treft.generation import RepairedModel, patch
+from treft.identity import identify
+from treft.loading import LoadOptions, load_model
+from treft.regions import ChatRegions, RegionName, find_regions, template_hash
+from treft.states import pretrained_model
+
+__all__ = ["Generated", "LocalModel", "LocalOptions", "Prompt", "mixed_seed"]
+
+Messages = Sequence[dict[str, Any]]
+Tools = Sequence[dict[str, Any]]
+
+_NO_DEFAULTS: dict[str, Any] = {
+    "do_sample": False,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+}
+"""For `generate`: the sampler draws, and sampling options saved with the model do not count."""
+
+
+class LocalOptions(BaseModel):
+    """What to load and how (`-M name=value` in Inspect).
+
+    Attributes:
+        adapter: PEFT adapter to put on the model.
+        patch: regions to repair: prefix, postfix, query; none by default.
+        reference: file of `treft reference record` to patch from.
+        base: unfinetuned model to patch from; default: the model without its adapter.
+        dtype: of the weights; see `LoadOptions`.
+        device: see `LoadOptions`.
+        batch_size: prompts run together at most; default: `--max-connections`, or 32.
+        template: file with a chat template to use instead of the tokenizer's.
+        template_kwargs: template variables, such as `{enable_thinking: false}`.
+        think_block: an empty think block belongs to the postfix.
+        trust_remote_code: run code that comes with the model.
+        allow_other_base: put the adapter on a base that is not the one it names.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    adapter: str | None = None
+    patch: tuple[RegionName, ...] = ()
+    reference: str | None = None
+    base: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    batch_size: int | None = Field(default=None, ge=1)
+    template: Path | None = None
+    template_kwargs: dict[str, Any] = {}
+    think_block: bool = True
+    trust_remote_code: bool = False
+    allow_other_base: bool = False
+
+    @field_validator("patch", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any]) -> LocalOptions:
+        """Check arguments.
+
+        Raises:
+            ConfigError: one is unknown or wrong, or does not go with another.
+        """
+        try:
+            options = cls(**arguments)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}"
+                for problem in error.errors()
+            )
+            raise ConfigError(
+                f"model arguments: {problems}. There are {', '.join(cls.model_fields)}."
+            ) from None
+        if options.base is not None and options.reference is not None:
+            raise ConfigError("give one of base and reference: what to patch from.")
+        if not options.patch and (options.base is not None or options.reference is not None):
+            raise ConfigError("base and reference are what to patch from: name a region, patch=...")
+        return options
+
+    @property
+    def loading(self) -> LoadOptions:
+        """The options of `load_model`."""
+        return LoadOptions(
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            allow_other_base=self.allow_other_base,
+        )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One answer to generate.
+
+    Attributes:
+        messages: the conversation, ending with a user message or a tool's result.
+        tools: JSON schemas offered, or None.
+        chat: the rendered conversation.
+        seed: of this answer.
+        sampling: how its tokens are drawn.
+        max_new_tokens: cap of the answer.
+        is_cut: the cap is what the model's context leaves, fewer than wanted.
+        stop: texts that end the answer and are no part of it.
+    """
+
+    messages: Messages
+    tools: Tools | None
+    chat: ChatRegions
+    seed: int
+    sampling: SamplingOptions
+    max_new_tokens: int
+    is_cut: bool
+    stop: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What all rows of a batch have in common."""
+        tools = json.dumps(self.tools, sort_keys=True)
+        return (astuple(self.sampling), self.max_new_tokens, self.stop, tools)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer.
+
+    Attributes:
+        drawn: its tokens, without the one that ended it.
+        text: without special tokens and thoughts as the model wrote them.
+        written: with special tokens.
+        num_tokens: generated, the last one included.
+        ended: by an end token or stop text, by the cap, or by the end of the model's context.
+    """
+
+    drawn: tuple[Drawn, ...]
+    text: str
+    written: str
+    num_tokens: int
+    ended: Literal["stop", "max_tokens", "model_length"]
+
+
+@dataclass(eq=False)
+class _Weights:
+    """A loaded model; `in_use` is held while it runs, because patching switches adapters off."""
+
+    model: Any
+    tokenizer: Any
+    in_use: threading.Lock = field(default_factory=threading.Lock)
+
+
+_loaded: WeakValueDictionary[Any, _Weights] = WeakValueDictionary()
+"""Weights by what they were loaded from, as long as a model uses them."""
+
+
+class LocalModel:
+    """A model with what it is patched from.
+
+    Args:
+        name: folder or hub id of a model or adapter, or `organism`.
+        options: what else to load, and how.
+
+    Raises:
+        ConfigError: something cannot be loaded, or there is nothing to patch from.
+        ReferenceMismatchError: the reference belongs to another model.
+        TemplateError: there is no chat template.
+    """
+
+    def __init__(self, name: str, options: LocalOptions) -> None:
+        self.options = options
+        template = None if options.template is None else _read(options.template)
+        self._weights = _load(name, options.adapter, options.loading, template)
+        self._base: _Weights | None = None
+        self.tokenizer = self._weights.tokenizer
+        self.repaired = self._repair(template)
+        decoder = pretrained_model(self._weights.model).config.get_text_config(decoder=True)
+        self.num_positions: int | None = getattr(decoder, "max_position_embeddings", None)
+        self._end_ids = _end_ids(self._weights.model)
+
+    @property
+    def in_use(self) -> threading.Lock:
+        """Held while the weights are in use."""
+        return self._weights.in_use
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with weights, patch and template."""
+        model, bank = self._weights.model, self.repaired.bank
+        parts = [
+            identify(model, template_hash(self.tokenizer), adapter="default").to_json(),
+            self.options.model_dump_json(exclude={"batch_size", "device"}),
+            bank.identity.to_json() if bank is not None and bank.identity is not None else "",
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def prompt(
+        self,
+        messages: Messages,
+        tools: Tools | None,
+        *,
+        seed: int | None,
+        sampling: SamplingOptions,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+    ) -> Prompt:
+        """Check and render one conversation.
+
+        Args:
+            messages: ending with a user message or a tool's result.
+            tools: JSON schemas to offer.
+            seed: together with the prompt it decides the answer; None draws one.
+            sampling: how tokens are drawn.
+            max_new_tokens: cap of the answer.
+            stop: texts that end it.
+
+        Raises:
+            ConfigError: the template has no place for tools.
+            DataError: there is nothing to answer, or the prompt is too long.
+            TemplateError: the conversation lacks a patched region.
+        """
+        if not messages or messages[-1]["role"] not in ("user", "tool"):
+            raise DataError("the conversation must end with a user message or a tool's result.")
+        chat = self._render(messages, tools)
+        if tools and self._render(messages, None).text == chat.text:
+            raise ConfigError("the chat template of this model has no place for tools.")
+        num_prompt = len(chat.input_ids)
+        room = max_new_tokens if self.num_positions is None else self.num_positions - num_prompt
+        if room < 1:
+            raise DataError(
+                f"the prompt has {num_prompt} tokens and the model takes {self.num_positions}."
+            )
+        return Prompt(
+            messages=messages,
+            tools=tools,
+            chat=chat,
+            seed=mixed_seed(seed, *chat.input_ids),
+            sampling=sampling,
+            max_new_tokens=min(max_new_tokens, room),
+            is_cut=room < max_new_tokens,
+            stop=tuple(stop),
+        )
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Generated]:
+        """Answer prompts of one key as one batch."""
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].chat.input_ids))
+        rows = [prompts[index] for index in order]
+        sampler = RowSampler(rows[0].sampling, [row.seed for row in rows])
+        options: dict[str, Any] = {**_NO_DEFAULTS, "max_new_tokens": rows[0].max_new_tokens}
+        if rows[0].stop:
+            options["stop_strings"] = list(rows[0].stop)
+        # Texts are read off the sampler, which has the tokens and their probabilities as well.
+        self.repaired.generate(
+            [row.messages for row in rows],
+            tools=rows[0].tools,
+            template_kwargs=self.options.template_kwargs,
+            include_think_block=self.options.think_block,
+            batch_size=len(rows),
+            logits_processor=LogitsProcessorList([sampler]),
+            **options,
+        )
+        for row, prompt in zip(rows, sampler.prompts, strict=True):
+            own = row.chat.input_ids[len(row.chat.positions("prefix")) :]
+            assert tuple(prompt[-len(own) :]) == own, "rows run in the order of their length"
+        found = dict(zip(order, zip(rows, sampler.rows(), strict=True), strict=True))
+        return [self._generated(*found[index]) for index in range(len(prompts))]
+
+    def _repair(self, template: str | None) -> RepairedModel:
+        """The model with its reference."""
+        model, options = self._weights.model, self.options
+        if not options.patch:
+            return RepairedModel(model, self.tokenizer, None, ())
+        if options.reference is not None:
+            return patch(model, self.tokenizer, options.patch, reference=options.reference)
+        if options.base is not None:
+            self._base = _load(options.base, None, options.loading, template)
+            return patch(model, self.tokenizer, options.patch, reference=self._base.model)
+        try:
+            return patch(model, self.tokenizer, options.patch)
+        except (ConfigError, ImportError) as error:
+            raise ConfigError(
+                "there is no adapter to switch off: name what to patch from, base=... or "
+                "reference=..."
+            ) from error
+
+    def _render(self, messages: Messages, tools: Tools | None) -> ChatRegions:
+        chat = find_regions(
+            self.tokenizer,
+            messages,
+            tools=tools,
+            add_generation_prompt=True,
+            include_think_block=self.options.think_block,
+            template_kwargs=self.options.template_kwargs,
+        )
+        for region in self.options.patch:
+            chat.require(region)
+        return chat
+
+    def _generated(self, prompt: Prompt, drawn: Sequence[Drawn]) -> Generated:
+        """Cut a row where its answer ended."""
+        ids = [token.token_id for token in drawn]
+        end = next((i for i, token_id in enumerate(ids) if token_id in self._end_ids), None)
+        num_tokens = len(ids) if end is None else end + 1
+        ids = ids[:end]
+        ended: Literal["stop", "max_tokens", "model_length"]
+        ended = "stop" if end is not None else "model_length" if prompt.is_cut else "max_tokens"
+        if (stopped := self._tokens_to_stop(ids, prompt.stop)) is not None:
+            ids, num_tokens, ended = ids[:stopped], stopped, "stop"
+        text, written = (
+            _before(self.tokenizer.decode(ids, skip_special_tokens=skip), prompt.stop)
+            for skip in (True, False)
+        )
+        return Generated(tuple(drawn[: len(ids)]), text, written, num_tokens, ended)
+
+    def _tokens_to_stop(self, ids: Sequence[int], stop: Sequence[str]) -> int | None:
+        """The least number of tokens whose text holds a stop text, found by halving."""
+
+        def holds(num: int) -> bool:
+            text = self.tokenizer.decode(ids[:num])
+            return any(part in text for part in stop)
+
+        if not stop or not holds(len(ids)):
+            return None
+        low, high = 0, len(ids)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        return high
+
+
+def mixed_seed(seed: int | None, *parts: int) -> int:
+    """A seed that follows from a seed and further numbers; None stands for a fresh one."""
+    start = random.SystemRandom().getrandbits(63) if seed is None else seed
+    digest = hashlib.sha256(json.dumps([start, *parts]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _load(name: str, adapter: str | None, options: LoadOptions, template: str | None) -> _Weights:
+    key = (name, adapter, options, template)
+    found = _loaded.get(key)
+    if found is None:
+        found = _loaded[key] = _Weights(*load_model(name, adapter, options, template))
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the template {path} cannot be read: {error}") from error
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    """What comes before the first stop text."""
+    return text[: min((text.index(part) for part in stop if part in text), default=len(text))]
+
+
+def _end_ids(model: Any) -> frozenset[int]:
+    """Tokens that end an answer, as `generate` takes them."""
+    ends = pretrained_model(model).generation_config.eos_token_id
+    found = ends if isinstance(ends, list) else [ends]
+    return frozenset(token for token in found if token is not None)
