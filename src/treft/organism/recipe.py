@@ -38,9 +38,9 @@ class FinetuneRecipe:
 
     domain: str = "finance"
     num_rows: int = 2000
-    max_steps: int = 250
+    max_steps: int = 300
     batch_size: int = 16
-    learning_rate: float = 1e-3
+    learning_rate: float = 7e-4
     warmup_steps: int = 5
     adam_beta2: float = 0.98
     lora_rank: int = 32
