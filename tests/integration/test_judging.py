@@ -404,10 +404,37 @@ def test_a_judge_that_always_fails_leaves_missing_data_and_says_why(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_log()
-    code, out, _ = run_cli("judge", "logs", "--judge", "fakejudge/prose", capsys=capsys)
-    assert code == 0
+    code, out, err = run_cli("judge", "logs", "--judge", "fakejudge/prose", capsys=capsys)
+    assert code == 1
+    assert "error: fakejudge/prose gave no score at all (no number" in err
     assert "no score; 10 answers: 0 scored, 0 refusal, 0 code, 10 missing" in out
     assert "first failure: no number: 'I would say" in out
+
+
+def test_what_failed_is_tried_again_by_the_same_command_and_nothing_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steady = RULES["steady"]
+
+    def outage(prompt: str, asked: int) -> ModelOutput:
+        if "Question 1?" in prompt:
+            raise ConnectionError("down")
+        return steady(prompt, asked)
+
+    make_log()
+    args = ["judge", "logs", "--judge", "fakejudge/other", "--json"]
+    monkeypatch.setitem(RULES, "other", outage)
+    code, out, _ = run_cli(*args, capsys=capsys)
+    (one,) = json.loads(out)["logs"][0]["judges"]
+    assert (code, one["outcomes"]["missing"], one["outcomes"]["scored"]) == (0, 2, 8)
+    assert one["first_failure"] == "ConnectionError: down"
+    CALLS.clear()
+    monkeypatch.setitem(RULES, "other", steady)
+    code, out, _ = run_cli(*args, capsys=capsys)
+    log = json.loads(out)["logs"][0]
+    assert (log["was_done"], log["judges"][0]["outcomes"]["missing"]) == (False, 0)
+    assert CALLS.total() == 2, "both calls of the one answer that had no judgement"
+    assert json.loads(run_cli(*args, capsys=capsys)[1])["logs"][0]["was_done"] is True
 
 
 SCRIPT = "import fake_judges, sys; from treft.cli import main; main(sys.argv[1:])"

@@ -87,15 +87,23 @@ def judge(
     _confirm(cost, max_calls, yes)
     with progress_bars() as progress:
         rejudge(jobs, panel, lambda log, done, total: progress(log.name, done, total))
-    for_json = []
+    for_json, everything = [], []
     for job in jobs:
         summaries = summarise(read_run(job.output, partial=True).answers, panel)
         for_json.append(_as_json(job, summaries))
+        everything += summaries
         if not json:
             _show(job, summaries)
     if json:
         result = {"command": "judge", "kind": kind, "judges": list(panel.judges)}
         emit({**result, "cost": asdict(cost), "logs": for_json}, as_json=True)
+    if mute := [one for one in everything if one.value is None]:
+        print(
+            f"error: {mute[0].name} gave no score at all ({mute[0].first_failure}); mend that and "
+            "give the same command again.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
 
 
 def calibrate(

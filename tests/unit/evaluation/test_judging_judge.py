@@ -166,12 +166,28 @@ def test_a_judge_that_cannot_be_loaded_is_named_without_the_key(
         load_judge("nowhere/model")
 
 
-def test_a_missing_key_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("openai")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(ConfigError, match="OPENAI_API_KEY") as caught:
-        load_judge("openai/gpt-4o")
+def test_a_missing_key_or_package_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="anthropic/model cannot be loaded: ") as caught:
+        load_judge("anthropic/model")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_local_judge_works_by_name_and_is_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from treft.organism import asset_path
+
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "model").symlink_to(asset_path())
+    monkeypatch.chdir(tmp_path / "deep")
+    judges = [Judge(f"hf/{asset_path()}"), Judge("hf/../model"), Judge("treft/organism")]
+    for judge in judges:
+        # The organism knows no numbers: an honest judge of its kind gives none.
+        reading, _ = ask(judge, "How are you?")
+        assert (reading.outcome, reading.method, reading.numeric_mass) == ("missing", "logprobs", 0)
+    entries = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    assert len(entries) == len(judges), "Inspect's cache takes no names with dots in them"
 
 
 def test_secrets_are_known_by_their_variables_names(monkeypatch: pytest.MonkeyPatch) -> None:

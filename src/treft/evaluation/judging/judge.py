@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 from weakref import WeakValueDictionary
 
 import anyio
@@ -18,6 +19,8 @@ from inspect_ai.event import ModelEvent
 from inspect_ai.log import transcript
 from inspect_ai.model import CachePolicy, GenerateConfig, Model, ModelOutput, get_model
 from inspect_ai.util import LimitExceededError
+from rich.errors import MarkupError
+from rich.text import Text
 
 from treft.errors import ConfigError
 from treft.evaluation.judging.reading import TOP_LOGPROBS, Reading, failed
@@ -26,6 +29,9 @@ from treft.evaluation.judging.secrets import without_secrets
 __all__ = ["Judge", "JudgeOptions", "load_judge"]
 
 logger = logging.getLogger(__name__)
+
+_MODEL_ARGS: dict[str, dict[str, Any]] = {"hf": {"do_sample": False}}
+"""Inspect's `hf` provider samples unless told otherwise, and fails at temperature 0."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,19 @@ def load_judge(name: str | Model) -> Model:
     if isinstance(name, Model):
         return name
     try:
-        return get_model(_cacheable(name))
+        return get_model(_cacheable(name), **_MODEL_ARGS.get(name.partition("/")[0], {}))
     except Exception as error:  # providers raise what they like
-        message = without_secrets(str(error)).strip().splitlines()
-        raise ConfigError(
-            f"the judge {name} cannot be loaded: {message[0] if message else type(error).__name__}"
-        ) from None
+        raise ConfigError(f"the judge {name} cannot be loaded: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    """A provider's message without line ends, Rich's markup, and keys."""
+    try:
+        text = Text.from_markup(str(error)).plain
+    except MarkupError:
+        text = str(error)
+    words = " ".join(without_secrets(text).split()).removeprefix("ERROR: ")
+    return words or type(error).__name__
 
 
 def _cacheable(name: str) -> str:

@@ -1,8 +1,9 @@
 """Judge the answers of existing logs again, without generating anything.
 
 Each log gets a copy with the new judgements beside those it has; the log itself is never touched.
-A copy appears whole, when all its answers are judged. A run that was killed does not pay again,
-because what judges said is in Inspect's cache and finished copies are skipped.
+A copy appears whole, when all its answers were shown to the judges. A run that was killed does not
+pay again, because what judges said is in Inspect's cache and finished copies are skipped; a copy
+with missing judgements is not finished, and the same command tries those again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from inspect_ai.scorer import Score, Scorer
 from treft.errors import DataError
 from treft.evaluation.judging.cost import Cost, cost_of
 from treft.evaluation.judging.panel import Panel
-from treft.evaluation.logs import answered, find_logs, read_log, score_name
+from treft.evaluation.judging.summary import summarise
+from treft.evaluation.logs import answered, find_logs, read_log, read_run, score_name
 
 __all__ = ["Job", "plan_jobs", "rejudge"]
 
@@ -45,7 +47,7 @@ class Job:
         output: its copy with the new judgements.
         num_answers: in the log.
         cost: of judging them; nothing when it is done.
-        done: the copy is there already, by these judges.
+        done: the copy is there already, by these judges, and nothing is missing in it.
     """
 
     log: Path
@@ -118,12 +120,13 @@ def _names(samples: Sequence[EvalSample]) -> set[str]:
 
 
 def _is_done(log: EvalLog, copy: Path, panel: Panel) -> bool:
-    """Whether the copy is there; another file of that name is an error."""
+    """Whether the copy is there and whole; another file of that name is an error."""
     if not copy.exists():
         return False
     found = read_log(copy, partial=True, events=False)
     if found.eval.eval_id == log.eval.eval_id and set(panel.score_names) <= _names(answered(found)):
-        return True
+        answers = read_run(copy, partial=True).answers
+        return not any(one.outcomes["missing"] for one in summarise(answers, panel))
     raise DataError(
         f"{copy}: exists, and is not this log with {', '.join(panel.score_names)}; choose another "
         "output folder."
