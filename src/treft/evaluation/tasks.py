@@ -178,7 +178,7 @@ def behaviour(
         scorers = [word_count()]
     else:
         detector = behaviour_detector(kind, sentence, tool)
-        judges = _judges(judge, lambda name: behaviour_judge(kind, name))
+        judges = _judges(judge, lambda name: behaviour_judge(kind, name, sentence))
         scorers = [detector, *judges]
     asked = tuple(question for questions, _ in parts for question in questions)
     _check_ids(asked)
