@@ -127,6 +127,24 @@ def test_a_log_is_judged_into_a_copy(capsys: pytest.CaptureFixture[str]) -> None
     assert all("length" in answer.behaviours for answer in run.answers), "old scores stay"
 
 
+def test_long_answers_that_inspect_stores_apart_are_shown_in_full() -> None:
+    long = "A long and good answer. " * 300
+    sample = Sample(input="Question?", metadata={"answer": long})
+    eval(
+        Task(dataset=MemoryDataset([sample]), solver=answers()),
+        model="none",
+        log_dir="logs",
+        display="none",
+    )
+    panel = assemble([STEADY])
+    jobs = plan_jobs(["logs"], panel)
+    rejudge(jobs, panel)
+    assert len(CALLS) == 2
+    assert all(long in call for call in CALLS)
+    tokens = sum(len(call) - len("steady ") for call in CALLS) / 4
+    assert jobs[0].cost.input_tokens == pytest.approx(tokens, abs=2)
+
+
 def test_the_copy_is_a_whole_inspect_log() -> None:
     path = make_log(judge=True)
     panel = assemble([STEADY, "fakejudge/prose"])

@@ -119,14 +119,21 @@ class Judge:
 
     async def ask(self, prompt: str, read: Callable[[ModelOutput], Reading]) -> tuple[Reading, int]:
         """The judge's reading of a prompt, and how many tries it took."""
+        if not self.options.cache:
+            return await self._try(prompt, read)
         lock = self._locks.get(prompt)
         if lock is None:
             lock = self._locks[prompt] = anyio.Lock()
         async with lock:  # one prompt asked twice at the same time would be paid twice
-            for attempt in range(1, self.options.attempts + 1):
-                reading = await self._once(prompt, read, attempt)
-                if not reading.retry:
-                    break
+            return await self._try(prompt, read)
+
+    async def _try(
+        self, prompt: str, read: Callable[[ModelOutput], Reading]
+    ) -> tuple[Reading, int]:
+        for attempt in range(1, self.options.attempts + 1):
+            reading = await self._once(prompt, read, attempt)
+            if not reading.retry:
+                break
         return replace(reading, reason=without_secrets(reading.reason)), attempt
 
     async def _once(
