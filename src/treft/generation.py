@@ -203,8 +203,8 @@ class RepairedModel:
         states: dict[ReferenceRequest, RecordedStates] = {}
         for part, region in enumerate(self.regions):
             wanted = [request for plan in plans for request in plan[part]]
-            # Prefixes come again and stay in the bank; what depends on the conversation does not.
-            ask = self.bank.get if region == "prefix" else self.bank.look_up
+            # Prefixes and postfixes come again and stay in the bank; no query's states do.
+            ask = self.bank.look_up if region == "query" else self.bank.get
             states.update(zip(wanted, ask(wanted), strict=True))
         rows: list[list[RowPatch]] = []
         for plan, index in zip(plans, indices, strict=True):

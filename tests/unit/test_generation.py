@@ -138,6 +138,17 @@ def test_different_prefixes_get_their_own_reference(
     assert len(repaired.bank) == 2
 
 
+def test_states_that_other_conversations_share_are_recorded_once(
+    models: Callable[[str], Pair], chat_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tuned, base = models("llama")
+    repaired = patch(tuned, chat_tokenizer, ["prefix", "query", "postfix"], reference=base)
+    repaired.generate(CHATS, max_new_tokens=2)
+    assert repaired.bank is not None
+    # The prefix; a postfix for each of three lengths of query, and two of the two-turn chat.
+    assert len(repaired.bank) == 1 + 3 + 2
+
+
 def test_beams_and_several_answers(
     models: Callable[[str], Pair], chat_tokenizer: PreTrainedTokenizerBase
 ) -> None:
