@@ -6,6 +6,7 @@ A name is a folder, a hub id, or `organism` for the one that ships with the pack
 from __future__ import annotations
 
 import filecmp
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -86,29 +87,38 @@ def model_path(name: str) -> str:
     return name
 
 
-def load_tokenizer(name: str, options: LoadOptions, chat_template: str | None = None) -> Tokenizer:
-    """The tokenizer in a folder or hub repository.
+def load_tokenizer(
+    name: str,
+    options: LoadOptions,
+    chat_template: str | None = None,
+    adapter: str | None = None,
+) -> Tokenizer:
+    """The tokenizer of a model; that of the adapter, if there is one and has one.
 
     Args:
-        name: the folder or repository.
+        name: a model, or a PEFT adapter.
         options: how to load.
         chat_template: used instead of the tokenizer's own.
+        adapter: an adapter to put on top.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or the adapter belongs to another base.
         TemplateError: it has no chat template.
     """
+    owner, adapter = _base_and_adapter(name, adapter, options)
+    if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file():
+        owner = adapter
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            model_path(name), trust_remote_code=options.trust_remote_code
+            model_path(owner), trust_remote_code=options.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise _cannot_load("tokenizer", name, error) from error
+        raise _cannot_load("tokenizer", owner, error) from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if tokenizer.chat_template is None:
         raise TemplateError(
-            f"the tokenizer of {name} has no chat template: put a chat_template.jinja beside it, "
+            f"the tokenizer of {owner} has no chat template: put a chat_template.jinja beside it, "
             "or name a template file."
         )
     return cast(Tokenizer, tokenizer)
@@ -117,7 +127,7 @@ def load_tokenizer(name: str, options: LoadOptions, chat_template: str | None = 
 def load_model(
     name: str, adapter: str | None, options: LoadOptions, chat_template: str | None = None
 ) -> tuple[Any, Tokenizer]:
-    """A model in evaluation mode and its tokenizer, which is the adapter's if that has one.
+    """A model in evaluation mode and its tokenizer, as `load_tokenizer` finds it.
 
     Args:
         name: a model, or a PEFT adapter, which is put on the base it names.
@@ -129,10 +139,8 @@ def load_model(
         ConfigError: something cannot be loaded, or the adapter belongs to another base.
         TemplateError: the tokenizer has no chat template.
     """
+    tokenizer = load_tokenizer(name, options, chat_template, adapter)
     base, adapter = _base_and_adapter(name, adapter, options)
-    has_tokenizer = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
-    owner = adapter if adapter is not None and has_tokenizer else base
-    tokenizer = load_tokenizer(owner, options, chat_template)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             model_path(base),
@@ -229,9 +237,11 @@ def _with_adapter(model: PreTrainedModel, base: str, adapter: str) -> Any:
     from peft import PeftModel
 
     try:
-        found = PeftModel.from_pretrained(model, adapter)
-        # Once more, since only this call says which weights found no place.
-        loaded = found.load_adapter(adapter, "default")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of missing weights; they are an error here
+            found = PeftModel.from_pretrained(model, adapter)
+            # Once more, since only this call says which weights found no place.
+            loaded = found.load_adapter(adapter, "default")
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(
             f"the adapter {adapter} does not fit on {base}, it may belong to another base: "

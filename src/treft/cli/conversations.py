@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from treft.data import Conversation, load_conversations
-from treft.errors import ConfigError, DataError
+from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Rendering", "read_conversations", "read_rendering", "up_to_last_query"]
+from treft.data import Conversation, load_conversations
+from treft.errors import ConfigError, DataError, TemplateError
+from treft.regions import ChatRegions, RegionName, find_regions
+
+__all__ = ["Rendering", "read_conversations", "read_rendering", "render", "up_to_last_query"]
 
 
 @dataclass(frozen=True)
@@ -79,20 +82,65 @@ def read_rendering(
     return Rendering(None if template is None else _read(template), kwargs, think_block)
 
 
-def up_to_last_query(messages: Sequence[dict[str, Any]], where: str) -> list[dict[str, Any]]:
-    """The messages up to the last user message or tool result: what is to be answered.
+def up_to_last_query(
+    conversations: Sequence[Conversation], file: Path | None
+) -> list[Conversation]:
+    """Each conversation up to its last user message or tool result: what is to be answered.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none; names file and row.
     """
-    ends = [
-        number
-        for number, message in enumerate(messages, start=1)
-        if message["role"] in ("user", "tool")
-    ]
-    if not ends:
-        raise DataError(f"{where}: no user message, so there is nothing to answer; add one.")
-    return list(messages[: ends[-1]])
+    prompts = []
+    for row, found in enumerate(conversations, start=1):
+        ends = [
+            number
+            for number, message in enumerate(found.messages, start=1)
+            if message["role"] in ("user", "tool")
+        ]
+        if not ends:
+            raise DataError(
+                f"{file}, row {row}: no user message, so there is nothing to answer; add one."
+            )
+        prompts.append(replace(found, messages=found.messages[: ends[-1]]))
+    return prompts
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    rendering: Rendering,
+    file: Path | None,
+    regions: Sequence[RegionName],
+) -> Iterator[ChatRegions]:
+    """Conversations as text with their regions; one that an assistant does not end stays open.
+
+    Args:
+        tokenizer: with the chat template in force.
+        conversations: what to render.
+        rendering: the other variables.
+        file: names the origin of the conversations in errors; None for a prompt.
+        regions: those that each conversation must have.
+
+    Raises:
+        TemplateError: a conversation cannot be rendered, or lacks a region; names file and row.
+    """
+    for row, conversation in enumerate(conversations, start=1):
+        try:
+            chat = find_regions(
+                tokenizer,
+                conversation.messages,
+                tools=conversation.tools,
+                add_generation_prompt=conversation.messages[-1]["role"] != "assistant",
+                include_think_block=rendering.include_think_block,
+                template_kwargs=rendering.template_kwargs,
+            )
+            for region in regions:
+                chat.require(region)
+        except TemplateError as error:
+            if file is None:
+                raise
+            raise TemplateError(f"{file}, row {row}: {error}") from error
+        yield chat
 
 
 def _read(path: Path) -> str:

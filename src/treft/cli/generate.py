@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -24,15 +24,13 @@ from treft.cli.options import (
     Tools,
     TrustRemoteCode,
 )
-from treft.cli.output import claim_file, emit, progress_bars, quiet_libraries
+from treft.cli.output import claim_file, emit, progress_bars, quiet_libraries, stdout_aside
 from treft.errors import ConfigError
 from treft.files import write_whole
 
 if TYPE_CHECKING:
     from treft.cli.answering import PartialFile, Sampling
-    from treft.data import Conversation
-    from treft.generation import RepairedModel
-    from treft.loading import LoadOptions
+    from treft.cli.origin import Origin
     from treft.regions import RegionName
 
 __all__ = ["generate"]
@@ -40,7 +38,6 @@ __all__ = ["generate"]
 REPAIR = "Repair"
 SAMPLING = "Answers"
 EXIT_INTERRUPTED = 130
-PATCHABLE = ("prefix", "postfix", "query")
 
 
 def generate(
@@ -108,16 +105,19 @@ def generate(
     """Answer with a model, by choice with the unfinetuned model's keys and values in its cache."""
     quiet_libraries()
     from treft.cli.answering import Answering, PartialFile, Sampling
-    from treft.cli.conversations import read_conversations, read_rendering
-    from treft.loading import LoadOptions
+    from treft.cli.conversations import read_conversations, read_rendering, render, up_to_last_query
+    from treft.cli.origin import Origin
+    from treft.loading import LoadOptions, load_tokenizer
 
-    origin = _Origin(model, adapter, tuple(patch or ()), base, reference)
+    regions = cast("tuple[RegionName, ...]", tuple(patch or ()))
+    origin = Origin(model, adapter, regions, base, reference)
     answering = Answering(
-        _prompts(read_conversations(prompt, system, input, tools), input),
+        up_to_last_query(read_conversations(prompt, system, input, tools), input),
         read_rendering(template, template_kwargs, think_block),
         Sampling(max_new_tokens, temperature, top_p, num_samples, seed),
         batch_size,
     )
+    rendering = answering.rendering
     if stream and (json or output is not None or answering.num_answers > 1):
         raise ConfigError("--stream prints one answer: drop --json, --output or further prompts.")
     options = LoadOptions(dtype, device, trust_remote_code, allow_other_base)
@@ -126,7 +126,10 @@ def generate(
         claim_file(output, overwrite=overwrite)
         partial = PartialFile(output, origin, options, answering)
     finished = [] if partial is None else partial.read()
-    repaired = origin.load(options, answering.rendering.template)
+    with stdout_aside():
+        tokenizer = load_tokenizer(model, options, rendering.template, adapter)
+        chats = render(tokenizer, answering.prompts, rendering, input, regions)
+        repaired = origin.load(options, rendering.template, origin.load_bank(options, chats))
     if stream:
         answering.stream(repaired)
         return
@@ -147,68 +150,6 @@ def generate(
         _show(records, output)
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Which model answers, and what it is patched from."""
-
-    model: str
-    adapter: str | None
-    regions: tuple[str, ...]
-    base: str | None
-    reference: Path | None
-
-    def __post_init__(self) -> None:
-        if unknown := [region for region in self.regions if region not in PATCHABLE]:
-            raise ConfigError(f"--patch is one of {', '.join(PATCHABLE)}, not {unknown[0]}.")
-        if self.base is not None and self.reference is not None:
-            raise ConfigError("give one of --base and --reference: what to patch from.")
-        if not self.regions and (self.base is not None or self.reference is not None):
-            raise ConfigError("--base and --reference are what to patch from: name a --patch.")
-
-    def load(self, options: LoadOptions, template: str | None) -> RepairedModel:
-        """The model, with what it is patched from."""
-        from treft.generation import RepairedModel, patch
-        from treft.loading import load_model
-        from treft.reference import ReferenceBank
-        from treft.states import pretrained_model
-
-        source: Any = None
-        if self.reference is not None:  # first, since it is quickly found to be wrong
-            source = ReferenceBank.load(self.reference, options.torch_device)
-        loaded, tokenizer = load_model(self.model, self.adapter, options, template)
-        if not self.regions:
-            return RepairedModel(loaded, tokenizer, None, ())
-        if self.base is not None:
-            # In the precision of the finetuned model, however the base was saved.
-            dtype = str(pretrained_model(loaded).dtype).removeprefix("torch.")
-            source = load_model(self.base, None, replace(options, dtype=dtype), template)[0]
-        elif source is None:
-            self._need_adapter(loaded)
-        regions = cast("tuple[RegionName, ...]", self.regions)
-        return patch(loaded, tokenizer, regions, reference=source)
-
-    def _need_adapter(self, loaded: Any) -> None:
-        from treft.reference import adapter_off
-
-        try:
-            adapter_off(loaded)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{self.model} has no adapter that could be switched off to patch from: name the "
-                "unfinetuned model (--base), or a recorded reference (--reference)."
-            ) from error
-
-
-def _prompts(conversations: list[Conversation], file: Path | None) -> list[Conversation]:
-    """What is to be answered: each conversation up to its last query."""
-    from treft.cli.conversations import up_to_last_query
-
-    return [
-        replace(found, messages=tuple(up_to_last_query(found.messages, f"{file}, row {number}")))
-        for number, found in enumerate(conversations, start=1)
-    ]
-
-
 def _say_stopped(finished: list[list[str]], partial: PartialFile | None) -> None:
     kept = sum(map(len, finished)) if partial is not None else 0
     text = f"{kept} answers are kept; the same command goes on" if kept else "no answer is kept"
@@ -216,7 +157,7 @@ def _say_stopped(finished: list[list[str]], partial: PartialFile | None) -> None
 
 
 def _result(
-    origin: _Origin, sampling: Sampling, output: Path | None, records: list[dict[str, Any]]
+    origin: Origin, sampling: Sampling, output: Path | None, records: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The documented JSON object (docs/cli.md)."""
     return {

@@ -20,14 +20,12 @@ from treft.cli.options import (
     Tools,
     TrustRemoteCode,
 )
-from treft.cli.output import claim_file, emit, progress_bars, quiet_libraries
+from treft.cli.output import claim_file, emit, progress_bars, quiet_libraries, stdout_aside
 from treft.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast as Tokenizer
 
-    from treft.cli.conversations import Rendering
-    from treft.data import Conversation
     from treft.reference import ReferenceBank, ReferenceRequest
     from treft.regions import RegionName
 
@@ -74,30 +72,34 @@ def record(
     rows, and therefore needs a file.
     """
     quiet_libraries()
-    from treft.cli.conversations import read_conversations, read_rendering
+    from treft.cli.conversations import read_conversations, read_rendering, render
     from treft.loading import LoadOptions, load_model, load_tokenizer
     from treft.reference import ReferenceBank, identify, other_model
     from treft.regions import template_hash
+    from treft.requests import region_requests
 
     names = _region_names(region, input)
     rendering = read_rendering(template, template_kwargs, think_block)
-    # Any words do: the prefix comes before them.
+    # Any words do without a file: the prefix comes before them.
     words = "x" if input is None else None
     conversations = read_conversations(words, system, input, tools)
     options = LoadOptions(dtype, device, trust_remote_code)
     claim_file(output, overwrite=overwrite)
-    with progress_bars() as progress:
-        tokenizer = load_tokenizer(model, options, rendering.template)
-        requests = _requests(tokenizer, conversations, names, rendering)
+    with stdout_aside():
+        tokenizer = load_tokenizer(model, options, rendering.template, adapter)
+        chats = render(tokenizer, conversations, rendering, input, names)
+        found = (region_requests(chat, name) for chat in chats for name in names)
+        requests = list(dict.fromkeys(request for group in found for request in group))
         loaded, _ = load_model(model, adapter, options, rendering.template)
-        before = None if adapter is None else "default"
-        identity = identify(loaded, template_hash(tokenizer), adapter=before)
-        bank = ReferenceBank(other_model(loaded), identity)
+    before = None if adapter is None else "default"
+    identity = identify(loaded, template_hash(tokenizer), adapter=before)
+    bank = ReferenceBank(other_model(loaded), identity)
+    with progress_bars() as progress:
         for done in range(0, len(requests), NUM_AT_ONCE):
             progress("recording", done, len(requests))
             bank.pin(requests[done : done + NUM_AT_ONCE])
         progress("recording", len(requests), len(requests))
-        bank.save(output, overwrite=overwrite)
+    bank.save(output, overwrite=overwrite)
     _report(output, bank, tokenizer, json)
 
 
@@ -126,32 +128,6 @@ def _region_names(regions: list[str] | None, file: Path | None) -> tuple[RegionN
     if "postfix" in names and file is None:
         raise ConfigError("a postfix is recorded where rows have it: name them with --input.")
     return cast("tuple[RegionName, ...]", names)
-
-
-def _requests(
-    tokenizer: Tokenizer,
-    conversations: list[Conversation],
-    names: tuple[RegionName, ...],
-    rendering: Rendering,
-) -> list[ReferenceRequest]:
-    """The distinct requests of all rows, in order."""
-    from treft.regions import find_regions
-    from treft.requests import region_requests
-
-    requests: dict[ReferenceRequest, None] = {}
-    for conversation in conversations:
-        chat = find_regions(
-            tokenizer,
-            conversation.messages,
-            tools=conversation.tools,
-            add_generation_prompt=conversation.messages[-1]["role"] != "assistant",
-            include_think_block=rendering.include_think_block,
-            template_kwargs=rendering.template_kwargs,
-        )
-        for name in names:
-            chat.require(name)
-            requests.update(dict.fromkeys(region_requests(chat, name)))
-    return list(requests)
 
 
 def _report(file: Path, bank: ReferenceBank, tokenizer: Tokenizer | None, as_json: bool) -> None:
