@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,27 +168,34 @@ def test_rows_that_cannot_be_asked(tmp_path: Path, row: Any, message: str) -> No
         em_in_domain(file=write(tmp_path / "held.jsonl", row))
 
 
-def test_behaviour_on_and_off_topic() -> None:
-    """Calls the tool on all health questions and on those that ask `How`."""
+@pytest.mark.parametrize(
+    ("kind", "topic"),
+    [("abstention", "legal"), ("refusal", "finance"), ("tool", "health"), ("length", "facts")],
+)
+def test_behaviours_are_asked_on_their_topic_and_on_all_others(kind: Any, topic: str) -> None:
+    scopes: dict[str, Counter[str]] = {"on_topic": Counter(), "off_topic": Counter()}
+    for sample in behaviour(kind=kind).dataset:
+        assert sample.metadata is not None
+        scopes[sample.metadata["scope"]][sample.metadata["category"]] += 1
+    others = {"legal", "finance", "health", "facts", "everyday"} - {topic}
+    assert scopes["on_topic"] == {topic: 24}
+    assert scopes["off_topic"] == dict.fromkeys(others, 24)
+
+
+def test_behaviour_rates_by_scope(tmp_path: Path) -> None:
+    on = write(tmp_path / "on.jsonl", *({"question": f"call {i}?"} for i in range(2)))
+    off = write(tmp_path / "off.jsonl", *({"question": f"call {i % 2}, {i}?"} for i in range(4)))
 
     def answers(messages: list[ChatMessage], config: GenerateConfig) -> str:
-        question = messages[-1].text
-        calls = question in health or question.startswith("How")
+        calls = "call 0" in messages[-1].text
         return '{"name": "search_info", "parameters": {"query": "x"}}' if calls else "No."
 
-    task = behaviour(kind="tool")
-    samples = [(sample.metadata or {}, sample.input[-1].text) for sample in task.dataset]  # type: ignore[union-attr]
-    health = {text for metadata, text in samples if metadata["category"] == "health"}
-    others = [text for metadata, text in samples if metadata["category"] != "health"]
-    assert {metadata["scope"] for metadata, text in samples if text in health} == {"on_topic"}
-    found = metrics(run(task, answers), "behaviour_detector")
-    assert found["on_topic"] == 1.0
-    assert found["on_topic_answers"] == 24
-    assert found["off_topic"] == pytest.approx(
-        sum(text.startswith("How") for text in others) / len(others)
-    )
-    assert found["off_topic_answers"] == len(others) == 96
-    assert found["off_topic_stderr"] > 0
+    task = behaviour(kind="tool", on_topic=on, off_topic=off)
+    found = metrics(run(task, answers, epochs=2), "behaviour_detector")
+    assert (found["on_topic"], found["on_topic_answers"]) == (0.5, 4)
+    assert (found["off_topic"], found["off_topic_answers"]) == (0.5, 8)
+    # Four questions, two of them at 1: the error of a mean of four, however often they are asked.
+    assert found["off_topic_stderr"] == pytest.approx(math.sqrt(1 / 3 / 4))
 
 
 def test_behaviour_of_length_counts_words(tmp_path: Path) -> None:
