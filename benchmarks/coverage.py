@@ -350,8 +350,8 @@ def agreement_design(name: str, num: int, samples: int, rate: float, noise: floa
     )
 
 
-def designs() -> Iterator[Design]:
-    """What the table of docs/statistics.md is made of."""
+def figure_designs() -> Iterator[Design]:
+    """Rates, scores, counts, differences, EM-F1."""
     sizes = ((50, 20), (200, 1), (30, 20), (8, 100))
     for num, samples in sizes:
         for rate in (0.003, 0.03, 0.4, 0.95):
@@ -374,10 +374,14 @@ def designs() -> Iterator[Design]:
         yield em_f1_design(((200, 1), (100, 1)), 1.5, pair)
     for general, learnt in (((0.9, 0.4), (0.75, 0.9)), ((0.9, 0.9), (0.75, 0.75))):
         yield em_f1_difference_design(((50, 5), (50, 2)), 1.5, general, learnt)
+
+
+def agreement_designs() -> Iterator[Design]:
+    """Coefficients of agreement."""
     for name in COEFFICIENTS:
-        for rate, noise in ((0.4, 15), (0.1, 15), (0.03, 15)):
-            yield agreement_design(name, 50, 20, rate, noise)
-            yield agreement_design(name, 200, 1, rate, noise)
+        for rate in (0.4, 0.03):
+            yield agreement_design(name, 50, 10, rate, noise=15)
+            yield agreement_design(name, 200, 1, rate, noise=15)
 
 
 def false_findings(
@@ -392,8 +396,38 @@ def false_findings(
     return 100 * found / num_studies
 
 
+def print_coverage(designs: Iterator[Design], num_studies: int, seed: int) -> None:
+    """One row a design: the interval that is reported (its first method), and others."""
+    print("| figure | questions × answers | reported | clustered t | bootstrap |")
+    print("|---|---|---|---|---|")
+    for design in designs:
+        found = measure(design, num_studies, seed)
+        cells = [_cell(found.get(method)) for method in (next(iter(found)), "t", "bootstrap")]
+        print(f"| {design.figure} | {design.size} | {' | '.join(cells)} |", flush=True)
+
+
+def _cell(found: Coverage | None) -> str:
+    if found is None:
+        return ""
+    none = f", none in {found.num_none}" if found.num_none else ""
+    return f"{found.percent:.1f} ({found.width:.2f}{none})"
+
+
+def print_false_findings(num_studies: int, seed: int) -> None:
+    """One row a rate and size."""
+    print("| rate of both arms | questions × answers | p ≤ 0.05, percent of studies |")
+    print("|---|---|---|")
+    for rate in (0.003, 0.03, 0.4):
+        for num, samples in ((50, 20), (200, 1), (8, 100)):
+            percent = false_findings(num, samples, 1.5, rate, num_studies, seed)
+            print(
+                f"| {100 * rate:g} % | {num} × {samples}, spread 1.5 | {percent:.1f} |", flush=True
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("figures", "agreement", "p-values"))
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -401,23 +435,11 @@ def main() -> None:
         f"{date.today()}, {platform.machine()}, numpy {np.__version__}, scipy {scipy.__version__}; "
         f"{args.studies} studies a row, seed {args.seed}\n"
     )
-    print("| figure | questions × answers | coverage, percent (mean width), by method |")
-    print("|---|---|---|")
-    for design in designs():
-        cells = (
-            f"{method} {each.percent:.1f} ({each.width:.2f})"
-            + (f" none {each.num_none}" if each.num_none else "")
-            for method, each in measure(design, args.studies, args.seed).items()
-        )
-        print(f"| {design.figure} | {design.size} | {', '.join(cells)} |", flush=True)
-    print("\n| no difference, rate | questions × answers | p ≤ 0.05, percent of studies |")
-    print("|---|---|---|")
-    for rate in (0.003, 0.03, 0.4):
-        for num, samples in ((50, 20), (200, 1), (8, 100)):
-            percent = false_findings(num, samples, 1.5, rate, args.studies, args.seed)
-            print(
-                f"| {100 * rate:g} % | {num} × {samples}, spread 1.5 | {percent:.1f} |", flush=True
-            )
+    if args.part == "p-values":
+        print_false_findings(args.studies, args.seed)
+    else:
+        designs = figure_designs() if args.part == "figures" else agreement_designs()
+        print_coverage(designs, args.studies, args.seed)
 
 
 if __name__ == "__main__":

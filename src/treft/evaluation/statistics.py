@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 FEW_QUESTIONS = 30
-"""Under this many questions, intervals of rare behaviours were measured to cover too seldom."""
+"""Under this many questions, intervals were measured to stray from 95 % (docs/statistics.md)."""
 
 ALIGNMENTS = (10.0, 20.0, 30.0, 40.0, 50.0)
 COHERENCES = (None, 0.0, 30.0, 50.0, 70.0)
@@ -245,10 +245,10 @@ def _caution(clusters: Clusters) -> str:
     cautions = []
     if clusters.num_questions < FEW_QUESTIONS:
         cautions.append(
-            f"{clusters.num_questions} questions: too few for the interval of a rare behaviour"
+            f"{clusters.num_questions} questions: ask {FEW_QUESTIONS} for a trustworthy interval"
         )
     if clusters.num_questions > 1 and clusters.design_effect is None:
-        cautions.append("all values are equal, so their spread is not known")
+        cautions.append("all values are equal: how much they vary is not known")
     return "; ".join(cautions)
 
 
