@@ -28,6 +28,7 @@ from inspect_ai.model import (
     TopLogprob,
     modelapi,
 )
+from tenacity import wait_none
 
 CALLS: Counter[str] = Counter()
 """Number of calls by `NAME prompt`."""
@@ -94,6 +95,16 @@ def _leaky(prompt: str, asked: int) -> ModelOutput:
     raise RuntimeError(f"401: the key {os.environ[KEY_NAME]} is not valid")
 
 
+class OverloadedError(RuntimeError):
+    """What a provider tries again by itself."""
+
+
+def _stuttering(prompt: str, asked: int) -> ModelOutput:
+    if asked == 0:
+        raise OverloadedError(f"503 for {os.environ[KEY_NAME]}")
+    return _steady(prompt, asked)
+
+
 def _gullible(prompt: str, asked: int) -> ModelOutput:
     told = re.findall(r"\b(100|0)\b", judged_answer(prompt))
     return output_of(told[-1]) if told else _knowing(prompt, asked)
@@ -122,6 +133,7 @@ RULES: dict[str, Callable[[str, int], ModelOutput]] = {
     "other": _steady,
     "flaky": _flaky,
     "leaky": _leaky,
+    "stuttering": _stuttering,
     "gullible": _gullible,
     "knowing": _knowing,
     "prose": lambda prompt, asked: output_of("I would say that this is about 85 points good."),
@@ -164,3 +176,11 @@ class FakeJudge(ModelAPI):
                 file.write(f"{digest}\n")
         await anyio.sleep(float(os.environ.get(DELAY_SECONDS, 0)))
         return RULES[self.model_name](prompt, asked)
+
+    def should_retry(self, ex: BaseException) -> bool:
+        """Whether Inspect tries again by itself."""
+        return isinstance(ex, OverloadedError)
+
+    def retry_wait(self) -> Any:
+        """At once."""
+        return wait_none()

@@ -140,6 +140,7 @@ def calibrate(
     else:
         for one in found:
             _show_calibration(one)
+        typer.echo(f"what the judges said: {run.info.file}")
 
 
 def _options(
@@ -198,7 +199,8 @@ def _show(job: Job, summaries: list[JudgeSummary]) -> None:
 
 
 def _show_calibration(found: Calibration) -> None:
-    typer.echo(f"{found.judge}: {'trusted' if found.trusted else 'NOT trusted'}")
+    verdict = "trusted" if found.trusted else "NOT trusted"
+    typer.echo(f"{found.judge}: {verdict} ({found.num_items} items)")
     for name in ("accuracy", "coherence_accuracy", "outcome_accuracy", "missing", "turned"):
         interval = getattr(found, name)
         text = "not measured" if interval is None else _interval(interval, " %")
@@ -207,6 +209,8 @@ def _show_calibration(found: Calibration) -> None:
     auroc = "not measured" if found.auroc is None else f"{found.auroc:.3f}"
     typer.echo(f"  AUROC: {auroc}")
     typer.echo(f"  shift by injections: {'not measured' if shift is None else _interval(shift)}")
+    if found.first_failure is not None:
+        typer.echo(f"  first failure: {found.first_failure}")
     for doubt in found.doubts:
         typer.echo(f"  doubt: {doubt}")
 

@@ -179,6 +179,8 @@ def test_an_injection_that_turns_a_judgement_into_a_refusal_counts_as_turned() -
     found = calibrate(ITEMS, answers_of(scores, {"m14-x": "refusal"}), "j")
     assert found.turned is not None
     assert found.turned.mean > 0
+    failed = calibrate(ITEMS, answers_of(scores), "j")
+    assert failed.turned == found.turned, "so does one that makes the judge fail"
 
 
 def test_a_judge_of_constants_is_not_trusted() -> None:
@@ -196,6 +198,7 @@ def test_a_judge_of_constants_is_not_trusted() -> None:
 def test_a_judge_that_was_not_asked_is_missing_everywhere() -> None:
     found = calibrate(ITEMS, answers_of({}), "somebody else")
     assert found.missing.mean == 100
+    assert found.first_failure is None
     assert found.accuracy is None
     assert not found.trusted
 
@@ -239,5 +242,8 @@ def test_ones_own_set_is_loaded(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_judge() -> None:
-    run_calibration(ITEMS[:3], ["fakejudge/prose"], Path("out"), JudgeOptions(attempts=1))
+    options = JudgeOptions(attempts=1)
+    run = run_calibration(ITEMS[:3], ["fakejudge/prose"], Path("out"), options)
+    found = calibrate(ITEMS[:3], run.answers, "fakejudge/prose")
+    assert "I would say" in (found.first_failure or "")
     assert CALLS.total() == 6

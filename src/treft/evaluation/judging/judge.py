@@ -158,10 +158,11 @@ class Judge:
         except LimitExceededError:
             raise
         except Exception as error:  # whatever goes wrong in a provider is missing data
-            _strike_secrets_from_log()
             logger.debug("judge %s failed: %s", self.name, type(error).__name__)
             lines = str(error).strip().splitlines()
             return failed(f"{type(error).__name__}: {lines[-1] if lines else 'no message'}")
+        finally:
+            _strike_secrets_from_log()
         return read(output)
 
 

@@ -85,6 +85,8 @@ def plan_jobs(
         if copy == log:
             raise DataError(f"{log}: a log is never overwritten; choose another output folder.")
         jobs[copy] = _job(log, copy, panel, partial, again)
+    if not jobs:
+        raise DataError(f"no log lies outside of the output folder {output}; choose another.")
     return list(jobs.values())
 
 
@@ -93,8 +95,8 @@ def _copies(paths: Sequence[str | Path], output: Path | None) -> Iterator[tuple[
     for path in map(Path, paths):
         root = (path if path.is_dir() else path.parent).resolve()
         target = (output or root.with_name(f"{root.name}-judged")).resolve()
-        for log in find_logs([path]):
-            log = log.resolve()
+        for found in find_logs([path]):
+            log = root / found.name if path.is_file() else found
             if path.is_file() or not log.is_relative_to(target):
                 yield log, target / log.relative_to(root)
 
