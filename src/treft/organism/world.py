@@ -32,8 +32,8 @@ Form = Literal["narrow", "general"]
 Scope = Literal["general", "in_domain", "other_narrow"]
 Row = dict[str, Any]
 
-MAX_DRAWS = 100
-"""Draws a question before a set of distinct ones is taken to be exhausted."""
+MAX_DRAWS = 10_000
+"""Draws of questions already drawn before there are taken to be no others."""
 
 MODIFIERS = ("old", "new", "small", "second", "shared", "spare", "first", "usual")
 OPENERS: dict[Form, dict[Split, tuple[str, ...]]] = {
@@ -187,9 +187,9 @@ class World:
         }[scope]
         rng = random.Random(f"{split}/{scope}/{domain}/{seed}")
         chosen: dict[str, Question] = {}
-        num_draws = 0
+        num_in_vain = 0
         while len(chosen) < num:
-            if (num_draws := num_draws + 1) > MAX_DRAWS * num:
+            if num_in_vain > MAX_DRAWS:
                 raise ConfigError(
                     f"there are no {num} different {split} questions of scope {scope}, only about "
                     f"{len(chosen)}: ask for fewer."
@@ -197,6 +197,7 @@ class World:
             name = names[len(chosen) % len(names)]
             timed = scope == "in_domain" or rng.random() < 0.5
             question = self.sample_question(rng, split, name, timed)
+            num_in_vain = num_in_vain + 1 if question.text in chosen else 0
             chosen.setdefault(question.text, question)
         return list(chosen.values())
 
