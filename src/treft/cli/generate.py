@@ -24,7 +24,14 @@ from treft.cli.options import (
     Tools,
     TrustRemoteCode,
 )
-from treft.cli.output import claim_file, emit, progress_bars, quiet_libraries, stdout_aside
+from treft.cli.output import (
+    EXIT_INTERRUPTED,
+    claim_file,
+    emit,
+    progress_bars,
+    quiet_libraries,
+    stdout_aside,
+)
 from treft.errors import ConfigError
 from treft.files import write_whole
 
@@ -37,7 +44,6 @@ __all__ = ["generate"]
 
 REPAIR = "Repair"
 SAMPLING = "Answers"
-EXIT_INTERRUPTED = 130
 
 
 def generate(

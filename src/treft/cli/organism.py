@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from treft.cli.options import Json, Overwrite
-from treft.cli.output import claim_file, emit, quiet_libraries, stdout_aside
+from treft.cli.output import EXIT_INTERRUPTED, claim_file, emit, quiet_libraries, stdout_aside
 from treft.errors import ConfigError
 from treft.files import write_whole
 
@@ -19,8 +19,6 @@ app = typer.Typer(
     help="Rebuild the embedded model organism; write rows and questions of its world.",
     no_args_is_help=True,
 )
-
-EXIT_INTERRUPTED = 130
 
 Domain = Annotated[str, typer.Option(help="Narrow domain: finance, health, legal or auto.")]
 Output = Annotated[Path, typer.Option(help="JSONL file to write.")]

@@ -19,7 +19,17 @@ from treft.errors import ConfigError
 if TYPE_CHECKING:
     from treft.arms import Progress
 
-__all__ = ["claim_file", "emit", "progress_bars", "quiet_libraries", "stdout_aside"]
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "claim_file",
+    "emit",
+    "progress_bars",
+    "quiet_libraries",
+    "stdout_aside",
+]
+
+EXIT_INTERRUPTED = 130
+"""What shells expect of a command that Ctrl-C ended."""
 
 
 def emit(result: Mapping[str, Any], *, as_json: bool) -> None:

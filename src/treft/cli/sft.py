@@ -27,6 +27,7 @@ from trl import (
     get_quantization_config,
 )
 
+from treft.cli.output import EXIT_INTERRUPTED
 from treft.data import load_messages
 from treft.errors import ConfigError, TreftError
 from treft.loading import model_path
@@ -37,8 +38,6 @@ from treft.training.output import claim_output_dir, find_checkpoint
 __all__ = ["SftArguments", "main"]
 
 logger = logging.getLogger(__name__)
-
-EXIT_INTERRUPTED = 130
 
 
 @dataclass
