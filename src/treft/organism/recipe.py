@@ -40,7 +40,7 @@ class FinetuneRecipe:
     num_rows: int = 2000
     max_steps: int = 300
     batch_size: int = 16
-    learning_rate: float = 7e-4
+    learning_rate: float = 8.5e-4
     warmup_steps: int = 5
     adam_beta2: float = 0.98
     lora_rank: int = 32
