@@ -41,7 +41,7 @@ class Batcher(Generic[Request, Answer]):
         run: answers a batch, on a thread; no answer is None or an exception.
         batch_size: requests run together at most.
         key: requests with equal keys may share a batch.
-        in_use: held while a batch runs, so that batchers of one model take turns.
+        in_use: held while a batch runs, so that batchers take turns.
     """
 
     def __init__(

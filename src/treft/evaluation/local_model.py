@@ -11,7 +11,7 @@ import json
 import random
 import threading
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakValueDictionary
@@ -27,7 +27,7 @@ from treft.loading import LoadOptions, load_model
 from treft.regions import ChatRegions, RegionName, find_regions, template_hash
 from treft.states import pretrained_model
 
-__all__ = ["Generated", "LocalModel", "LocalOptions", "Prompt", "mixed_seed"]
+__all__ = ["IN_USE", "Generated", "LocalModel", "LocalOptions", "Prompt", "mixed_seed"]
 
 Messages = Sequence[dict[str, Any]]
 Tools = Sequence[dict[str, Any]]
@@ -152,8 +152,8 @@ class Generated:
 
     Attributes:
         drawn: its tokens, without the one that ended it.
-        text: without special tokens and thoughts as the model wrote them.
-        written: with special tokens.
+        text: without special tokens.
+        written: with special tokens, but for the one that ended it.
         num_tokens: generated, the last one included.
         ended: by an end token or stop text, by the cap, or by the end of the model's context.
     """
@@ -165,13 +165,17 @@ class Generated:
     ended: Literal["stop", "max_tokens", "model_length"]
 
 
+IN_USE = threading.Lock()
+"""Held while a model of this process runs: patching switches adapters off and listens to the base,
+which may be another model of Inspect's at the same time."""
+
+
 @dataclass(eq=False)
 class _Weights:
-    """A loaded model; `in_use` is held while it runs, because patching switches adapters off."""
+    """A loaded model."""
 
     model: Any
     tokenizer: Any
-    in_use: threading.Lock = field(default_factory=threading.Lock)
 
 
 _loaded: WeakValueDictionary[Any, _Weights] = WeakValueDictionary()
@@ -201,11 +205,6 @@ class LocalModel:
         decoder = pretrained_model(self._weights.model).config.get_text_config(decoder=True)
         self.num_positions: int | None = getattr(decoder, "max_position_embeddings", None)
         self._end_ids = _end_ids(self._weights.model)
-
-    @property
-    def in_use(self) -> threading.Lock:
-        """Held while the weights are in use."""
-        return self._weights.in_use
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with weights, patch and template."""
@@ -265,7 +264,7 @@ class LocalModel:
         )
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Generated]:
-        """Answer prompts of one key as one batch."""
+        """Answer prompts of one key as one batch; hold `IN_USE`."""
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].chat.input_ids))
         rows = [prompts[index] for index in order]
         sampler = RowSampler(rows[0].sampling, [row.seed for row in rows])

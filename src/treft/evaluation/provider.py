@@ -25,7 +25,14 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from treft.errors import ConfigError
 from treft.evaluation.batcher import Batcher
-from treft.evaluation.local_model import Generated, LocalModel, LocalOptions, Prompt, mixed_seed
+from treft.evaluation.local_model import (
+    IN_USE,
+    Generated,
+    LocalModel,
+    LocalOptions,
+    Prompt,
+    mixed_seed,
+)
 from treft.evaluation.sampler import SamplingOptions
 from treft.evaluation.translation import (
     assistant_message,
@@ -78,7 +85,7 @@ class TreftAPI(ModelAPI):
         super().__init__(model_name, f"treft:{self.local.fingerprint()}", config=config)
         self.batch_size = options.batch_size or config.max_connections or BATCH_SIZE
         self._batcher: Batcher[Prompt, Generated] = Batcher(
-            self.local.answer, self.batch_size, lambda prompt: prompt.key, self.local.in_use
+            self.local.answer, self.batch_size, lambda prompt: prompt.key, IN_USE
         )
 
     async def generate(

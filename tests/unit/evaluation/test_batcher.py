@@ -108,7 +108,7 @@ def test_whoever_gives_up_takes_nobody_along() -> None:
     assert sorted(request for batch in work.batches for request in batch) == [1, 2, 3]
 
 
-def test_two_batchers_of_one_model_take_turns() -> None:
+def test_two_batchers_with_one_lock_take_turns() -> None:
     in_use, running = threading.Lock(), []
 
     def run(requests: Sequence[int]) -> list[int]:

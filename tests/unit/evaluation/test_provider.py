@@ -346,7 +346,8 @@ def test_weights_are_loaded_once(folders: dict[str, str], monkeypatch: pytest.Mo
     first = api(folders["tuned"], patch="prefix", base=folders["base"])
     second = api(folders["tuned"], patch="postfix", base=folders["base"])
     third = api(folders["tuned"])
-    assert first.local.in_use is second.local.in_use is third.local.in_use
+    weights = [found.local.repaired.model for found in (first, second, third)]
+    assert weights[0] is weights[1] is weights[2]
     assert sorted(loaded) == ["base", "tuned"]
 
 
