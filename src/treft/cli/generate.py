@@ -37,7 +37,7 @@ from treft.files import write_whole
 
 if TYPE_CHECKING:
     from treft.cli.answering import PartialFile, Sampling
-    from treft.cli.origin import Origin
+    from treft.cli.repair import Repair
     from treft.regions import RegionName
 
 __all__ = ["generate"]
@@ -112,11 +112,11 @@ def generate(
     quiet_libraries()
     from treft.cli.answering import Answering, PartialFile, Sampling
     from treft.cli.conversations import read_conversations, read_rendering, render, up_to_last_query
-    from treft.cli.origin import Origin
+    from treft.cli.repair import Repair
     from treft.loading import LoadOptions, load_tokenizer
 
     regions = cast("tuple[RegionName, ...]", tuple(patch or ()))
-    origin = Origin(model, adapter, regions, base, reference)
+    repair = Repair(model, adapter, regions, base, reference)
     answering = Answering(
         up_to_last_query(read_conversations(prompt, system, input, tools), input),
         read_rendering(template, template_kwargs, think_block),
@@ -130,12 +130,12 @@ def generate(
     partial = None
     if output is not None:
         claim_file(output, overwrite=overwrite)
-        partial = PartialFile(output, origin, options, answering)
+        partial = PartialFile(output, repair, options, answering)
     finished = [] if partial is None else partial.read()
     with stdout_aside():
         tokenizer = load_tokenizer(model, options, rendering.template, adapter)
         chats = render(tokenizer, answering.prompts, rendering, input, regions)
-        repaired = origin.load(options, rendering.template, origin.load_bank(options, chats))
+        repaired = repair.load(options, rendering.template, repair.load_bank(options, chats))
     if stream:
         answering.stream(repaired)
         return
@@ -151,7 +151,7 @@ def generate(
         write_whole(output, "\n".join(lines) + "\n")
         partial.remove()
     if json:
-        emit(_result(origin, answering.sampling, output, records), as_json=True)
+        emit(_result(repair, answering.sampling, output, records), as_json=True)
     else:
         _show(records, output)
 
@@ -163,16 +163,16 @@ def _say_stopped(finished: list[list[str]], partial: PartialFile | None) -> None
 
 
 def _result(
-    origin: Origin, sampling: Sampling, output: Path | None, records: list[dict[str, Any]]
+    repair: Repair, sampling: Sampling, output: Path | None, records: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The documented JSON object (docs/cli.md)."""
     return {
         "command": "generate",
-        "model": origin.model,
-        "adapter": origin.adapter,
-        "patched": list(origin.regions),
-        "base": origin.base,
-        "reference": None if origin.reference is None else str(origin.reference),
+        "model": repair.model,
+        "adapter": repair.adapter,
+        "patched": list(repair.regions),
+        "base": repair.base,
+        "reference": None if repair.reference is None else str(repair.reference),
         **asdict(sampling),
         "output": None if output is None else str(output),
         "answers": records,

@@ -15,11 +15,11 @@ from treft.regions import ChatRegions, RegionName
 from treft.requests import region_requests
 from treft.states import pretrained_model
 
-__all__ = ["Origin"]
+__all__ = ["Repair"]
 
 
 @dataclass(frozen=True)
-class Origin:
+class Repair:
     """Names from the command line.
 
     Attributes:
