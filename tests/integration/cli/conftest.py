@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,29 +49,43 @@ def refused(treft: Command) -> Refused:
 @pytest.fixture
 def folder(
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     tiny_model: Callable[..., PreTrainedModel],
     chat_tokenizer: PreTrainedTokenizerBase,
 ) -> Path:
     """`base`, an `adapter` on it, the two merged (`tuned`), an unrelated `other`, and rows."""
-    for name, seed in (("base", 0), ("other", 1)):
-        tiny_model("llama", seed).save_pretrained(tmp_path / name)
-        chat_tokenizer.save_pretrained(tmp_path / name)
-    adapted = random_adapter(tiny_model("llama", 0), tmp_path / "base")
-    adapted.save_pretrained(tmp_path / "adapter")
-    adapted.merge_and_unload().save_pretrained(tmp_path / "tuned")
-    chat_tokenizer.save_pretrained(tmp_path / "tuned")
-    rows = user(*WORDS)
-    rows[1]["messages"].append({"role": "assistant", "content": "It is."})
-    write_rows(tmp_path / "rows.jsonl", rows)
+    made = tmp_path_factory.getbasetemp() / "made-once"
+    if not made.is_dir():
+        _make(made, tiny_model, chat_tokenizer)
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "base")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     return tmp_path
 
 
-def random_adapter(model: PreTrainedModel, base: Path) -> PeftModel:
-    """A LoRA that changes the model visibly, and says that it belongs to `base`."""
+def _make(
+    folder: Path,
+    tiny_model: Callable[..., PreTrainedModel],
+    chat_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    for name, seed in (("base", 0), ("other", 1)):
+        tiny_model("llama", seed).save_pretrained(folder / name)
+        chat_tokenizer.save_pretrained(folder / name)
+    adapted = _random_adapter(tiny_model("llama", 0))
+    adapted.save_pretrained(folder / "adapter")
+    adapted.merge_and_unload().save_pretrained(folder / "tuned")
+    chat_tokenizer.save_pretrained(folder / "tuned")
+    rows = user(*WORDS)
+    rows[1]["messages"].append({"role": "assistant", "content": "It is."})
+    write_rows(folder / "rows.jsonl", rows)
+
+
+def _random_adapter(model: PreTrainedModel) -> PeftModel:
+    """A LoRA that changes the model visibly."""
     config = LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj"])
     adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
-    adapted.peft_config["default"].base_model_name_or_path = str(base)
     torch.manual_seed(2)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
