@@ -67,6 +67,12 @@ class _Patch(NamedTuple):
     columns: Tensor
     states: KeyValue
 
+    def within(self, start: int, end: int) -> _Patch:
+        """The tokens in columns [start, end), which are then counted from `start`."""
+        inside = (self.columns >= start) & (self.columns < end)
+        states = KeyValue(*(tensor[inside] for tensor in self.states))
+        return _Patch(self.rows[inside], self.columns[inside] - start, states)
+
 
 class PatchedCache(DynamicCache):
     """A cache that replaces keys and values as each layer writes its prompt into it.
@@ -118,8 +124,10 @@ class PatchedCache(DynamicCache):
             if start == 0:
                 self._patches[layer_idx] = self._gather(layer_idx, key_states)
             patch = self._patches[layer_idx]
-            key_states = _replace(key_states, patch, patch.states.key, start, end)
-            value_states = _replace(value_states, patch, patch.states.value, start, end)
+            if end - start < self._num_columns:
+                patch = patch.within(start, end)
+            key_states = _replace(key_states, patch, patch.states.key)
+            value_states = _replace(value_states, patch, patch.states.value)
             if end == self._num_columns:
                 del self._patches[layer_idx]
         stored: tuple[Tensor, Tensor] = super().update(
@@ -172,11 +180,10 @@ class PatchedCache(DynamicCache):
         return _Patch(where[0], where[1], KeyValue(key, value))
 
 
-def _replace(new: Tensor, patch: _Patch, states: Tensor, start: int, end: int) -> Tensor:
-    """Replace the patched tokens that fall into columns [start, end) of the prompt."""
-    inside = (patch.columns >= start) & (patch.columns < end)
+def _replace(new: Tensor, patch: _Patch, states: Tensor) -> Tensor:
+    """The new tokens, patched; those given are left as they are."""
     patched = new.clone()
-    patched[patch.rows[inside], :, patch.columns[inside] - start] = states[inside]
+    patched[patch.rows, :, patch.columns] = states
     return patched
 
 
