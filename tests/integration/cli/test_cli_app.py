@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from cli_helpers import WORDS, Command, Refused, user, write_rows
 from transformers import AutoTokenizer
+from typer.core import TyperGroup
 
 import treft as package
+from treft.cli.app import app
 
 COMMANDS = ("demo", "generate", "regions", "sft", "reference", "organism")
 
@@ -45,6 +50,31 @@ def test_the_installed_command_starts_without_heavy_imports() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == [package.__version__, "[]"]
+
+
+def options(command: Any, name: str = "treft") -> dict[str, set[str]]:
+    """Long options by command."""
+    if isinstance(command, TyperGroup):
+        return {
+            full: found
+            for sub, below in command.commands.items()
+            for full, found in options(below, f"{name} {sub}").items()
+        }
+    return {name: {o for p in command.params for o in [*p.opts, *p.secondary_opts] if "--" in o}}
+
+
+def test_docs_have_every_option_and_no_other() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text(encoding="utf-8")
+    _, *parts = re.split(r"^## treft (.+)$", text, flags=re.MULTILINE)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    found = options(typer.main.get_command(app))
+    anywhere = {option for own in found.values() for option in own}
+    general = {"--help", "--json", "--trust-remote-code", "--overwrite", "--think-block"}
+    for command in ("demo", "generate", "reference", "regions", "organism"):
+        documented = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+(?![\w-])", sections[command]))
+        own = {o for name, has in found.items() if name.split()[1] == command for o in has}
+        assert own - documented <= general, command
+        assert documented <= anywhere, command
 
 
 def test_ctrl_c_is_no_traceback(
