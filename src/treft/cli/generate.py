@@ -115,7 +115,7 @@ def generate(
     from treft.cli.repair import Repair
     from treft.loading import LoadOptions, load_tokenizer
 
-    regions = cast("tuple[RegionName, ...]", tuple(patch or ()))
+    regions = cast("tuple[RegionName, ...]", tuple(dict.fromkeys(patch or ())))
     repair = Repair(model, adapter, regions, base, reference)
     answering = Answering(
         up_to_last_query(read_conversations(prompt, system, input, tools), input),
