@@ -254,8 +254,9 @@ def _caution(clusters: Clusters) -> str:
 
 def _clusters(measure: Measure, tally: Tally) -> Clusters:
     if tally.clusters is None:
-        counts = ", ".join(f"{name} {num}" for name, num in asdict(tally.counts).items())
-        raise DataError(f"no answer is left for {measure.to_dict()}: {counts}")
+        counts = {name: num for name, num in asdict(tally.counts).items() if num}
+        fates = ", ".join(f"{name.replace('_', ' ')} {num}" for name, num in counts.items())
+        raise DataError(f"no answer is left for the {measure.name}: {fates}")
     return tally.clusters
 
 
