@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any, Literal
 
 from treft.arms import ALL_ARMS, DEFAULT_ARMS, ArmName, ArmResult, Progress, run_arms
 from treft.errors import ConfigError
+from treft.evaluation.over_runs import clipped_over_runs
 from treft.files import write_whole
-from treft.metrics import Interval, bootstrap_em_f1, over_runs, wilson
+from treft.metrics import Interval, em_f1_interval, wilson
 from treft.organism import FinetuneRecipe, asset_path
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "DemoConfig",
     "DemoResult",
     "interval_kind",
-    "new_output",
     "run_demo",
 ]
 
@@ -159,15 +158,8 @@ def interval_kind(result: DemoResult) -> str:
     """How the 95 % intervals were made, in words."""
     num_runs = max(summary.num_runs for summary in result.arms.values())
     if num_runs == 1:
-        return "one run: Wilson over its questions; EM-F1 by bootstrap over its questions"
+        return "one run: Wilson over its questions; EM-F1 from the intervals of both scores"
     return f"t interval over {num_runs} runs"
-
-
-def new_output(parent: Path = Path("treft-demo")) -> Path:
-    """A dated folder that does not exist yet."""
-    name = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    candidates = (parent / (name + suffix) for suffix in ("", *(f"-{i}" for i in range(1, 100))))
-    return next(path for path in candidates if not path.exists())
 
 
 def run_demo(config: DemoConfig, progress: Progress) -> DemoResult:
@@ -226,19 +218,16 @@ def _one_run(run: ArmResult) -> tuple[Interval, Interval, Interval]:
     learnt = [answer.verdict == "misaligned" for answer in run.in_domain]
     share = wilson(sum(learnt), len(learnt))
     in_domain = Interval(100 - share.mean, 100 - share.high, 100 - share.low)
-    return wilson(sum(aligned), len(aligned)), in_domain, bootstrap_em_f1(aligned, learnt)
+    general = wilson(sum(aligned), len(aligned))
+    return general, in_domain, em_f1_interval(general, in_domain)
 
 
 def _several_runs(runs: Sequence[ArmResult]) -> tuple[Interval, Interval, Interval]:
     general, in_domain, em_f1 = (
-        _clipped(over_runs([getattr(run, name) for run in runs]))
+        clipped_over_runs([getattr(run, name) for run in runs])
         for name in ("general_score", "in_domain_score", "em_f1")
     )
     return general, in_domain, em_f1
-
-
-def _clipped(interval: Interval) -> Interval:
-    return Interval(interval.mean, max(0.0, interval.low), min(100.0, interval.high))
 
 
 def _means(runs: Sequence[ArmResult]) -> dict[str, float]:

@@ -1,11 +1,19 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, into folders that are new."""
 
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from pathlib import Path
 
-__all__ = ["write_whole"]
+__all__ = ["new_output", "write_whole"]
+
+
+def new_output(parent: Path) -> Path:
+    """A dated folder in `parent` that does not exist yet."""
+    name = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    candidates = (parent / (name + suffix) for suffix in ("", *(f"-{i}" for i in range(1, 100))))
+    return next(path for path in candidates if not path.exists())
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -12,8 +12,9 @@ import pytest
 from treft import arms as arms_module
 from treft.arms import ALL_ARMS, DESCRIPTIONS, Answer, ArmName, ArmResult, run_arms
 from treft.cli import main
-from treft.demo import ArmSummary, DemoConfig, DemoResult, new_output, run_demo
+from treft.demo import ArmSummary, DemoConfig, DemoResult, run_demo
 from treft.errors import ConfigError
+from treft.files import new_output
 from treft.generation import generate
 from treft.metrics import em_f1
 from treft.organism import FinetuneRecipe, World, classify, load

@@ -40,8 +40,8 @@ def demo(
     Runs on the embedded model organism, offline, in about three minutes a seed on two cores.
     """
     quiet_libraries()
-    from treft.demo import DemoConfig, new_output, run_demo
-    from treft.files import write_whole
+    from treft.demo import DemoConfig, run_demo
+    from treft.files import new_output, write_whole
     from treft.organism import FinetuneRecipe
 
     overrides: dict[str, Any] = {
@@ -56,7 +56,7 @@ def demo(
     recipe = FinetuneRecipe(**{k: v for k, v in overrides.items() if v is not None})
     split_name: Any = split
     config = DemoConfig(
-        output=output or new_output(),
+        output=output or new_output(Path("treft-demo")),
         organisms=tuple(organism or ()),
         num_seeds=seeds,
         arms=_arm_names(arms),

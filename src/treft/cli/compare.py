@@ -1,0 +1,136 @@
+"""`treft compare`: arms side by side, as a table here and as a page with all answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_format
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from treft.cli.options import Json, Overwrite
+from treft.cli.output import claim_file, emit
+from treft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from treft.evaluation.compare import Comparison
+    from treft.evaluation.report import Table
+
+__all__ = ["compare"]
+
+RESULT, PAGE = "result.json", "report.html"
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="One arm each: an Inspect log, or a folder of its logs.")
+    ],
+    label: Annotated[
+        list[str] | None, typer.Option(help="Name of a run, in order; repeatable.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Label that changes are taken against; default: the first.")
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="Judge whose scores count; repeatable. Default: all that judged each."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for table and page; default: a new dated one.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Take unfinished or failed runs, too.")
+    ] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Compare models by their Inspect logs: scores, changes against a base, answers side by side.
+
+    Writes result.json and report.html, a page that loads nothing.
+    """
+    folder = _claim(output, overwrite)
+    try:
+        from treft.evaluation.compare_logs import failures, read_arms
+    except ImportError as error:
+        raise ConfigError(
+            f"reading logs needs more packages ({error.name} is missing): pip install 'treft[eval]'"
+        ) from error
+    from treft.evaluation.compare import compare as compare_arms
+
+    arms = read_arms(runs, label or (), partial=partial)
+    found = compare_arms(arms, base, judge)
+    found = dataclasses.replace(found, notes=(*found.notes, *failures(arms)))
+    result = {"command": "compare", **found.to_dict(), "output": str(folder)}
+    _write(found, result, folder)
+    if json:
+        emit(result, as_json=True)
+    else:
+        _show(found, folder)
+
+
+def _claim(output: Path | None, overwrite: bool) -> Path:
+    """The folder to write to, known to be free before any work."""
+    from treft.files import new_output
+
+    if output is None:
+        return new_output(Path("treft-compare"))
+    if output.is_file():
+        raise ConfigError(f"{output} is a file: name a folder as --output.")
+    for name in (RESULT, PAGE):
+        claim_file(output / name, overwrite=overwrite)
+    return output
+
+
+def _write(found: Comparison, result: dict[str, Any], folder: Path) -> None:
+    from treft import __version__
+    from treft.evaluation.report import render_page
+    from treft.files import write_whole
+
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    page = render_page(
+        found,
+        title=" / ".join(found.labels),
+        footer=f"treft {__version__}, {made}",
+    )
+    write_whole(folder / RESULT, json_format.dumps(result, indent=1, allow_nan=False))
+    write_whole(folder / PAGE, page)
+
+
+def _show(found: Comparison, folder: Path) -> None:
+    from rich.console import Console
+
+    from treft.evaluation.report import change_tables, score_tables
+
+    console = Console()
+    for tables, title in (
+        (score_tables(found), ""),
+        (change_tables(found), f"Change against {found.base}. "),
+    ):
+        for table in tables:
+            _print_table(console, table, title)
+    console.print(f"{found.intervals}.", style="dim")
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    console.print(f"Report with all answers side by side: {folder / PAGE}", markup=False)
+
+
+def _print_table(console: Any, table: Table, title: str) -> None:
+    """A report's table in the terminal; long names wrap, no text is read as markup."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(title=Text(f"{title}{table.title}"), title_justify="left", show_lines=True)
+    for heading, cell in zip(table.headings, table.rows[0], strict=True):
+        shown.add_column(Text(heading), justify="right" if cell.is_number else "left")
+    for row in table.rows:
+        shown.add_row(*(Text("\n".join((cell.text, *cell.more))) for cell in row))
+    console.print(shown)
+    for line in _lines(table.caption, table.notes):
+        console.print(Text(line, style="dim"))
+
+
+def _lines(caption: str, notes: Iterable[str]) -> list[str]:
+    return [line for line in (caption, *notes) if line]

@@ -1,0 +1,161 @@
+"""Several arms side by side: figures of each, changes against one of them, agreement of judges.
+
+Works on records alone. `compare_logs.py` reads arms from Inspect's logs, the demo makes its own,
+and `report/` shows both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from treft.errors import DataError
+from treft.evaluation.agreement import Agreement, agreement
+from treft.evaluation.comparable import (
+    ArmAnswers,
+    check_arms,
+    common_judges,
+    questions_of,
+    unmatched,
+)
+from treft.evaluation.figures import Column, Figure, fill_column, plan_figures
+from treft.evaluation.measures import EMRate, Thresholds
+from treft.evaluation.results import SensitivityRow
+from treft.evaluation.statistics import sensitivity
+
+__all__ = ["Comparison", "compare"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a report shows.
+
+    Attributes:
+        arms: in the order of the tables.
+        base: label of the arm that changes are taken against.
+        num_runs: runs of each arm; with more than one, figures are means over runs.
+        judges: whose scores were taken.
+        thresholds: of the EM rates and the verdicts.
+        columns: the figures.
+        sensitivity: by question set and arm, EM rate over thresholds.
+        agreements: by question set, of the judges on the answers of all arms.
+        intervals: how the intervals were made, in words.
+        notes: what the reader must know: questions without partner, failed samples, judges left
+            out.
+    """
+
+    arms: tuple[ArmAnswers, ...] = field(repr=False)
+    base: str
+    num_runs: int
+    judges: tuple[str, ...]
+    thresholds: Thresholds
+    columns: tuple[Column, ...]
+    sensitivity: Mapping[str, Mapping[str, tuple[SensitivityRow, ...]]]
+    agreements: Mapping[str, Agreement]
+    intervals: str
+    notes: tuple[str, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of the arms."""
+        return tuple(arm.label for arm in self.arms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; answers are counted, not repeated."""
+        return {
+            "base": self.base,
+            "num_runs": self.num_runs,
+            "judges": list(self.judges),
+            "thresholds": asdict(self.thresholds),
+            "intervals": self.intervals,
+            "arms": {arm.label: _arm_dict(arm) for arm in self.arms},
+            "figures": [column.to_dict() for column in self.columns],
+            "sensitivity": {
+                name: {label: [row.to_dict() for row in rows] for label, rows in arms.items()}
+                for name, arms in self.sensitivity.items()
+            },
+            "agreement": {name: found.to_dict() for name, found in self.agreements.items()},
+            "notes": list(self.notes),
+        }
+
+
+INTERVALS = (
+    "95 % intervals and p-values speak of other questions of the same kind: the answers to one "
+    "question count as a cluster, and changes are paired by question"
+)
+
+
+def compare(
+    arms: Sequence[ArmAnswers],
+    base: str | None = None,
+    judges: Sequence[str] | None = None,
+    thresholds: Thresholds | None = None,
+) -> Comparison:
+    """Compare arms that answered the same questions.
+
+    Args:
+        arms: at least one.
+        base: label of the arm that changes are taken against; the first by default.
+        judges: whose scores to take; by default those that judged every arm.
+        thresholds: of the EM rates; those of Betley et al. by default.
+
+    Raises:
+        ConfigError: a label comes twice, or the base is none of the arms.
+        DataError: a judge is absent from an arm, no judge judged all arms, or an arm shares no
+            question with the base.
+    """
+    first = check_arms(arms, base)
+    chosen, judge_notes = common_judges(arms, judges)
+    limits = thresholds or Thresholds()
+    figures = plan_figures(arms, chosen, limits)
+    agreements, agreement_notes = _agreements(arms, chosen, limits)
+    return Comparison(
+        arms=tuple(arms),
+        base=first.label,
+        num_runs=1,
+        judges=tuple(dict.fromkeys(judge for found in chosen.values() for judge in found)),
+        thresholds=limits,
+        columns=tuple(fill_column(figure, arms, first) for figure in figures),
+        sensitivity=_sensitivities(arms, figures),
+        agreements=agreements,
+        intervals=INTERVALS,
+        notes=(*judge_notes, *unmatched(arms, first), *agreement_notes),
+    )
+
+
+def _sensitivities(
+    arms: Sequence[ArmAnswers], figures: Sequence[Figure]
+) -> dict[str, dict[str, tuple[SensitivityRow, ...]]]:
+    """Of all sets with an unfiltered EM rate: the oracle's scores are no matter of thresholds."""
+    judges: dict[str, list[str]] = {}
+    for figure in figures:
+        if isinstance(figure.measure, EMRate) and figure.measure.thresholds.coherent_above is None:
+            judges.setdefault(figure.question_set, []).append(figure.seen_by)
+    return {
+        name: {arm.label: sensitivity(arm.sets[name], found) for arm in arms if name in arm.sets}
+        for name, found in judges.items()
+    }
+
+
+def _agreements(
+    arms: Sequence[ArmAnswers], judges: Mapping[str, Sequence[str]], thresholds: Thresholds
+) -> tuple[dict[str, Agreement], list[str]]:
+    found, notes = {}, []
+    for name, names in judges.items():
+        if len(names) < 2:
+            continue
+        answers = [answer for arm in arms for answer in arm.sets.get(name, ())]
+        try:
+            found[name] = agreement(answers, names, thresholds.misaligned_below)
+        except DataError as error:
+            notes.append(f"{name}: no agreement of judges, {error}")
+    return found, notes
+
+
+def _arm_dict(arm: ArmAnswers) -> dict[str, Any]:
+    sets = {
+        name: {"questions": len(questions_of(arm, name)), "answers": len(answers)}
+        for name, answers in arm.sets.items()
+    }
+    return {"about": arm.about, "sets": sets, "sources": [dict(source) for source in arm.sources]}

@@ -1,0 +1,8 @@
+"""The report of a comparison: tables for terminal and page, plots, one self-contained HTML page."""
+
+from __future__ import annotations
+
+from treft.evaluation.report.page import Section, render_page
+from treft.evaluation.report.tables import Cell, Table, change_tables, score_tables
+
+__all__ = ["Cell", "Section", "Table", "change_tables", "render_page", "score_tables"]

@@ -1,0 +1,140 @@
+"""The page: one HTML file that loads nothing, with tables, plots and all answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from treft.evaluation.comparable import ArmAnswers
+from treft.evaluation.compare import Comparison
+from treft.evaluation.report.answers import answer_data
+from treft.evaluation.report.details import (
+    agreement_tables,
+    figure_table,
+    sensitivity_tables,
+    settings_tables,
+    verdict_tables,
+)
+from treft.evaluation.report.plots import interval_plot, verdict_plot
+from treft.evaluation.report.tables import Table, change_tables, score_tables
+from treft.evaluation.report.words import thresholds_in_words
+
+__all__ = ["Section", "render_page"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A further part of the page, between the answers and the small print."""
+
+    title: str
+    html: Markup = field(default_factory=Markup)
+    tables: tuple[Table, ...] = ()
+
+
+def render_page(
+    comparison: Comparison,
+    *,
+    title: str,
+    footer: str,
+    lead: Sequence[str] = (),
+    arms: Sequence[ArmAnswers] | None = None,
+    answers_note: str = "",
+    sections: Sequence[Section] = (),
+    settings: Sequence[Table] | None = None,
+) -> str:
+    """The whole page.
+
+    Args:
+        comparison: what is shown.
+        title: of the page.
+        footer: what made it.
+        lead: paragraphs above everything else.
+        arms: whose answers are shown; by default all of the comparison's.
+        answers_note: which answers these are, if not all.
+        sections: further parts.
+        settings: tables of settings; by default what the arms' sources say.
+    """
+    shown = comparison.arms if arms is None else arms
+    parts: dict[str, Any] = {
+        "scores": score_tables(comparison),
+        "changes": change_tables(comparison),
+        "verdicts": _verdicts(comparison),
+        "agreements": agreement_tables(comparison),
+        "sensitivities": sensitivity_tables(comparison),
+        "settings": settings_tables(comparison) if settings is None else settings,
+    }
+    page: str = _template().render(
+        **parts,
+        comparison=comparison,
+        title=title,
+        lead=lead,
+        footer=footer,
+        contents=_contents(parts, sections, comparison.base),
+        interval_plots=_interval_plots(comparison),
+        thresholds=thresholds_in_words(comparison.thresholds),
+        answers_note=answers_note,
+        sections=sections,
+        figures=figure_table(comparison),
+        data=_script_data(answer_data(comparison, shown)),
+        css=Markup(_asset("page.css")),
+        js=Markup(_asset("page.js")),
+    )
+    return page
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("treft.evaluation.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("page.html")
+
+
+def _asset(name: str) -> str:
+    return files("treft.evaluation.report").joinpath(name).read_text("utf-8")
+
+
+def _script_data(data: dict[str, Any]) -> Markup:
+    """JSON that cannot end the script element it stands in, whatever the answers say."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _interval_plots(comparison: Comparison) -> list[Markup]:
+    """Judged figures, then behaviours; those in percent."""
+    percent = [column for column in comparison.columns if column.figure.measure.unit == "percent"]
+    parts = [
+        [column for column in percent if column.figure.is_judged is want] for want in (True, False)
+    ]
+    return [Markup(interval_plot(comparison, part)) for part in parts if part]
+
+
+def _verdicts(comparison: Comparison) -> list[tuple[Table, Markup]]:
+    tables = verdict_tables(comparison)
+    plots = (Markup(verdict_plot(comparison, judge)) for judge in comparison.judges)
+    return list(zip(tables, plots, strict=True))
+
+
+def _contents(
+    parts: dict[str, Any], sections: Sequence[Section], base: str
+) -> list[tuple[str, str]]:
+    """Anchors and titles of the parts that there are."""
+    named = [
+        ("scores", "Scores", True),
+        ("changes", f"Change against {base}", parts["changes"]),
+        ("verdicts", "Verdicts", parts["verdicts"]),
+        ("agreement", "Agreement of judges", parts["agreements"]),
+        ("thresholds", "Other thresholds", parts["sensitivities"]),
+        ("answers", "Answers side by side", True),
+        *((f"extra-{i}", section.title, True) for i, section in enumerate(sections, start=1)),
+        ("figures", "Every figure", True),
+        ("settings", "Settings", parts["settings"]),
+    ]
+    return [(id, text) for id, text, there in named if there]

@@ -1,0 +1,185 @@
+"""Tables of a comparison, as rows of cells that a page and a terminal can both show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from treft.evaluation.compare import Comparison
+from treft.evaluation.figures import Change, Column, Result
+from treft.evaluation.report.words import (
+    estimates_of,
+    figure_title,
+    interval_in_words,
+    number,
+    p_in_words,
+    signed,
+    size_in_words,
+    thresholds_in_words,
+)
+from treft.evaluation.results import EMF1, EMF1Difference
+
+__all__ = ["ABSENT", "Cell", "Table", "change_tables", "groups", "score_tables"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: the value.
+        more: further lines, in small print: interval, p-value, numbers.
+        hint: shown on demand.
+        is_number: set to the right.
+    """
+
+    text: str
+    more: tuple[str, ...] = ()
+    hint: str = ""
+    is_number: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with what is needed to read it.
+
+    Attributes:
+        title: above it; may be empty.
+        caption: how to read it.
+        headings: of the columns.
+        rows: as many cells each as there are headings.
+        notes: below it.
+    """
+
+    title: str
+    caption: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+ABSENT = "–"
+
+
+def groups(comparison: Comparison) -> list[tuple[str, list[Column]]]:
+    """Columns that make a table: those of each judge, then behaviours by question set."""
+    found: dict[str, list[Column]] = {}
+    for column in comparison.columns:
+        figure = column.figure
+        name = f"Judge: {figure.seen_by}" if figure.is_judged else "Behaviours"
+        found.setdefault(name, []).append(column)
+    return list(found.items())
+
+
+def score_tables(comparison: Comparison) -> list[Table]:
+    """Each arm's figures, a table for each judge and one of behaviours."""
+    return [_score_table(comparison, name, columns) for name, columns in groups(comparison)]
+
+
+def change_tables(comparison: Comparison) -> list[Table]:
+    """Each arm minus the base, tables as in `score_tables`; none with a single arm."""
+    if len(comparison.arms) < 2:
+        return []
+    return [_change_table(comparison, name, columns) for name, columns in groups(comparison)]
+
+
+def _score_table(comparison: Comparison, name: str, columns: Sequence[Column]) -> Table:
+    with_about = any(arm.about for arm in comparison.arms)
+    rows = []
+    for arm in comparison.arms:
+        cells = [_score_cell(column, arm.label) for column in columns]
+        about = [Cell(arm.about)] if with_about else []
+        rows.append((Cell(arm.label), *cells, *about))
+    headings = ["arm", *(figure_title(column.figure) for column in columns)]
+    judged = columns[0].figure.is_judged
+    unit = "Percent" if judged else "Percent of answers, or mean number"
+    rates = (
+        "; general, in-domain: mean alignment from 0 to 100; EM rate: "
+        f"{thresholds_in_words(comparison.thresholds)}"
+    )
+    return Table(
+        title=name,
+        caption=f"{unit}, [95 % interval], questions / answers{rates if judged else ''}.",
+        headings=(*headings, *(["what it is"] if with_about else [])),
+        rows=tuple(rows),
+        notes=(*_cautions(columns), *_absences(columns, comparison.labels)),
+    )
+
+
+def _score_cell(column: Column, label: str) -> Cell:
+    result = column.results.get(label)
+    if result is None:
+        return Cell(ABSENT, hint=column.absent[label], is_number=True)
+    mark = "†" if any(found.caution for found in estimates_of(result)) else ""
+    lines = (interval_in_words(result.low, result.high), size_in_words(result))
+    return Cell(number(result.value) + mark, lines, _method(result), is_number=True)
+
+
+def _method(result: Result) -> str:
+    if isinstance(result, EMF1):
+        return "95 % interval: from those of both scores"
+    return f"95 % interval: {result.method}"
+
+
+def _change_table(comparison: Comparison, name: str, columns: Sequence[Column]) -> Table:
+    rows = []
+    paired = ", questions that both answered" if comparison.num_runs == 1 else ""
+    for label in comparison.labels:
+        if label != comparison.base:
+            rows.append((Cell(label), *(_change_cell(each, label, paired) for each in columns)))
+    return Table(
+        title=name,
+        caption=(
+            f"Minus {comparison.base}; points, [95 % interval], p-value as it stands and adjusted "
+            f"for the {len(rows)} arms of a column (Holm){paired}."
+        ),
+        headings=("arm", *(figure_title(column.figure) for column in columns)),
+        rows=tuple(rows),
+        notes=tuple(_absences(columns, [row[0].text for row in rows])),
+    )
+
+
+def _change_cell(column: Column, label: str, paired: str) -> Cell:
+    change = column.changes.get(label)
+    if change is None:
+        return Cell(ABSENT, hint=column.absent.get(label, ""), is_number=True)
+    lines = (
+        interval_in_words(change.low, change.high),
+        p_in_words("p", change.p_value),
+        p_in_words("Holm", column.p_holm[label]),
+        *([_num_paired(change)] if paired else []),
+    )
+    hint = "" if isinstance(change, EMF1Difference) else change.method
+    return Cell(signed(change.value), lines, hint, is_number=True)
+
+
+def _num_paired(change: Change) -> str:
+    if isinstance(change, EMF1Difference):
+        return f"{change.general.num_questions} + {change.in_domain.num_questions}"
+    return str(change.num_questions)
+
+
+def _cautions(columns: Iterable[Column]) -> list[str]:
+    """Each once, with the figures that it is about."""
+    about: dict[str, list[str]] = {}
+    for column in columns:
+        for label, result in column.results.items():
+            parts = (part for one in estimates_of(result) for part in one.caution.split("; "))
+            for caution in dict.fromkeys(parts):
+                if caution:
+                    about.setdefault(caution, []).append(f"{label}, {figure_title(column.figure)}")
+    return [f"† {caution} ({_some(found)})" for caution, found in about.items()]
+
+
+def _absences(columns: Iterable[Column], labels: Sequence[str]) -> list[str]:
+    about: dict[str, list[str]] = {}
+    for column in columns:
+        for label, reason in column.absent.items():
+            if label in labels:
+                about.setdefault(reason, []).append(f"{label}, {figure_title(column.figure)}")
+    return [f"{ABSENT} {reason} ({_some(found)})" for reason, found in about.items()]
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    more = f"; and {len(names) - most} more" if len(names) > most else ""
+    return "; ".join(names[:most]) + more

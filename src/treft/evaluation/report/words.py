@@ -1,0 +1,101 @@
+"""How a report names and writes figures."""
+
+from __future__ import annotations
+
+from treft.evaluation.comparable import GENERAL, IN_DOMAIN
+from treft.evaluation.figures import Figure, Result
+from treft.evaluation.measures import AnswerCounts, EMRate, Thresholds
+from treft.evaluation.results import EMF1, Estimate
+
+__all__ = [
+    "counts_in_words",
+    "figure_title",
+    "interval_in_words",
+    "number",
+    "p_in_words",
+    "set_title",
+    "signed",
+    "size_in_words",
+    "thresholds_in_words",
+]
+
+ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
+SET_TITLES = {GENERAL: "general", IN_DOMAIN: "in-domain"}
+
+
+def set_title(name: str) -> str:
+    """A question set in words."""
+    parts = name.split("/")
+    return ", ".join(SET_TITLES.get(part, part.replace("_", " ")) for part in parts)
+
+
+def figure_title(figure: Figure) -> str:
+    """A column's heading; the arrow says in which direction it is better."""
+    place = figure.question_set
+    if not figure.is_judged:
+        title = _behaviour_title(figure)
+    elif figure.name == "em_f1":
+        title = "EM-F1"
+    elif isinstance(figure.measure, EMRate):
+        filtered = figure.measure.thresholds.coherent_above is not None
+        title = "EM rate" if filtered else "EM rate, any coherence"
+        title += "" if place == GENERAL else f", {set_title(place)}"
+    else:
+        title = SET_TITLES.get(place, f"alignment, {set_title(place)}")
+    return title + ARROWS[figure.better]
+
+
+def _behaviour_title(figure: Figure) -> str:
+    """Such as `abstention, on topic, by JUDGE`."""
+    kind, _, judge = figure.seen_by.partition("/")
+    place = set_title(figure.question_set.removeprefix(f"{kind}/"))
+    place = "" if place == kind else f", {place}"
+    return kind + place + (f", by {judge}" if judge else "")
+
+
+def thresholds_in_words(thresholds: Thresholds) -> str:
+    """Such as `alignment < 30, coherence > 50`."""
+    above = thresholds.coherent_above
+    coherence = "any coherence" if above is None else f"coherence > {above:g}"
+    return f"alignment < {thresholds.misaligned_below:g}, {coherence}"
+
+
+def number(value: float) -> str:
+    """One decimal, and no minus before zero."""
+    return f"{value:.1f}" if abs(value) >= 0.05 else "0.0"
+
+
+def signed(value: float) -> str:
+    """A change."""
+    return f"{value:+.1f}" if abs(value) >= 0.05 else "0.0"
+
+
+def interval_in_words(low: float | None, high: float | None) -> str:
+    """`[low, high]`, or that there is none."""
+    return "no interval" if low is None or high is None else f"[{number(low)}, {number(high)}]"
+
+
+def p_in_words(name: str, p_value: float) -> str:
+    """Three decimals."""
+    return f"{name} < 0.001" if p_value < 0.001 else f"{name} = {p_value:.3f}"
+
+
+def size_in_words(result: Result) -> str:
+    """How much is behind a figure: questions / answers."""
+    if isinstance(result, EMF1):
+        return " + ".join(map(size_in_words, (result.general, result.in_domain)))
+    return f"{result.num_questions} / {result.num_samples}"
+
+
+def counts_in_words(counts: AnswerCounts) -> str:
+    """What is behind a figure and what is not."""
+    parts = [f"{counts.used} used"]
+    for name in ("left_out", "refusal", "code", "missing"):
+        if amount := getattr(counts, name):
+            parts.append(f"{amount} {name.replace('_', ' ')}")
+    return ", ".join(parts)
+
+
+def estimates_of(result: Result) -> tuple[Estimate, ...]:
+    """A figure's estimates: itself, or the two scores that EM-F1 is made of."""
+    return (result.general, result.in_domain) if isinstance(result, EMF1) else (result,)
