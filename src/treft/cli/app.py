@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from treft.cli.compare import compare
 from treft.cli.demo import demo
 from treft.cli.generate import generate
 from treft.cli.judge import calibrate, judge
@@ -33,6 +34,7 @@ app.command()(generate)
 app.command()(regions)
 app.command()(judge)
 app.command()(calibrate)
+app.command()(compare)
 app.add_typer(reference_app, name="reference")
 app.add_typer(organism_app, name="organism")
 
