@@ -206,6 +206,11 @@ def test_equal_arms_have_a_p_value_of_one() -> None:
     assert permutation_p_value([arm], [arm], lambda mean: mean) == 1
 
 
+def test_one_question_has_a_p_value_of_one() -> None:
+    one, other = (of(np.zeros(4, int), np.full(4, value)) for value in (0.0, 100.0))
+    assert permutation_p_value([one], [other], lambda mean: mean) == 1
+
+
 FAST = {
     "wilson": [
         coverage.rate_design(50, 20, 0.7, 0.03),
