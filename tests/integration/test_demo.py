@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from treft.files import new_output
 from treft.generation import generate
 from treft.metrics import em_f1
 from treft.organism import FinetuneRecipe, World, classify, load
-from treft.report import render_report
+from treft.report import compare_demo, render_report
 
 RECIPE = FinetuneRecipe(num_rows=8, max_steps=2, batch_size=2, num_general=6, num_in_domain=4)
 ARMS: tuple[ArmName, ...] = (
@@ -102,8 +103,53 @@ def test_the_page_loads_nothing_and_shows_every_arm(result: DemoResult) -> None:
         assert arm in page
         assert DESCRIPTIONS[arm] in page
     assert "not the figures of the paper" in " ".join(page.split())
-    assert page.count("<svg") == 1
-    assert result.runs[0].general[0].question in page
+    assert '<span class="prefix">' in page
+    assert '<a href="#changes">Change against sft</a>' in page
+    for name in ("recipe: kv_weight", "version of trl"):
+        assert name in page
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert data is not None
+    sets = json.loads(data[1])["sets"]
+    for scope, found in zip(("general", "in_domain"), sets, strict=True):
+        for index, question in enumerate(found["questions"]):
+            shown = [(question["q"], *(one["t"], one["s"][0][1])) for (one,) in question["a"]]
+            given = [getattr(run, scope)[index] for run in result.runs]
+            assert shown == [(one.question, one.answer, one.verdict) for one in given]
+
+
+def assert_same_figures(result: DemoResult) -> None:
+    """Summary and page, by different code."""
+    shown = {
+        (column.figure.name, column.figure.question_set): column.results
+        for column in compare_demo(result).columns
+    }
+    for arm, summary in result.arms.items():
+        for name, interval in (
+            (("alignment_score", "general"), summary.general),
+            (("alignment_score", "in_domain"), summary.in_domain),
+            (("em_f1", "general + in_domain"), summary.em_f1),
+        ):
+            found = shown[name][arm]
+            assert (found.value, found.low, found.high) == pytest.approx(interval), (arm, name)
+
+
+def test_the_pages_figures_are_the_summarys(result: DemoResult) -> None:
+    assert_same_figures(result)
+
+
+def test_over_several_runs_the_pages_figures_are_the_summarys(tmp_path: Path) -> None:
+    runs = [
+        replace(arm_result(seed, organism, aligned, learnt), arm=arm)
+        for organism in "ab"
+        for seed in range(2)
+        for arm, aligned, learnt in (("sft", seed + 1, 9 - seed), ("treft", 9 - seed, 8 + seed))
+    ]
+    several = DemoResult(DemoConfig(tmp_path, num_seeds=2, recipe=RECIPE), tuple(runs))
+    assert_same_figures(several)
+    page = render_report(several)
+    assert "p-values over 4 runs" in page
+    assert "By organism" in page
+    assert "The other 3 runs" in page
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +218,7 @@ def test_new_output_is_new(tmp_path: Path) -> None:
 
 def arm_result(seed: int, organism: str, aligned: int, learnt: int) -> ArmResult:
     def answers(hits: int, verdict: str, other: str) -> tuple[Answer, ...]:
-        return tuple(Answer("id", "q", "a", verdict if i < hits else other) for i in range(10))
+        return tuple(Answer(f"q{i}", "q", "a", verdict if i < hits else other) for i in range(10))
 
     return ArmResult(
         "sft",

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -320,6 +321,13 @@ def test_the_page_stays_small() -> None:
     ]
     page = render_page(compare([ArmAnswers("a", {"general": many})]), title="t", footer="f")
     assert len(page) < 1000 * (200 + 50) + 150_000
+
+
+def test_neither_inspect_nor_torch_is_needed() -> None:
+    modules = "treft.evaluation.report, treft.evaluation.over_runs, treft.evaluation.oracle_scores"
+    code = f"import sys, {modules}; print(*{{'inspect_ai', 'torch'}} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == ""
 
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
