@@ -210,12 +210,16 @@ def test_the_figure_table_says_what_is_behind_each_figure(comparison: Comparison
 
 def test_headings_and_groups(comparison: Comparison) -> None:
     tables = score_tables(comparison)
-    assert [table.title for table in tables] == [f"Judge: {JUDGE}", f"Judge: {OTHER}", "Behaviours"]
+    assert [table.title for table in tables] == [
+        *(f"Judge: {JUDGE}", f"Judge: {OTHER}", "Behaviour: words", "Behaviour: abstention")
+    ]
     assert tables[0].headings == (
         *("arm", "general ↑", "EM rate ↓", "EM rate, any coherence ↓", "in-domain ↓", "EM-F1 ↑"),
     )
     assert tables[1].headings == tables[0].headings[:4]
-    assert tables[2].headings == ("arm", "words, general", "abstention, on topic ↑")
+    assert tables[2].headings == ("arm", "words, general")
+    assert tables[2].caption.startswith("Mean number")
+    assert tables[3].headings == ("arm", "abstention, on topic ↑")
     assert "alignment < 30, coherence > 50" in tables[0].caption
     assert any("6 questions" in note for note in tables[0].notes), "few questions are flagged"
     assert [row[0].text for row in change_tables(comparison)[0].rows] == ["sft"]
