@@ -127,7 +127,7 @@ class DemoResult:
         return {arm: ArmSummary.of(runs) for arm, runs in found.items() if runs}
 
     def to_dict(self) -> dict[str, Any]:
-        """The documented JSON object of `treft demo --json` (docs/demo.md)."""
+        """The documented JSON object of `treft demo --json` (docs/cli.md)."""
         recipe = self.config.recipe
         return {
             "seeds": list(range(self.config.num_seeds)),
