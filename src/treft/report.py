@@ -76,10 +76,13 @@ def compare_demo(result: DemoResult) -> Comparison:
 def _runs(result: DemoResult) -> list[list[ArmAnswers]]:
     """The arms of each finetuning run, in the order of the summary."""
     order = list(result.arms)
-    domains = _domains(result)
+    domains, temperature = _domains(result), result.config.recipe.temperature
     return [
-        [_arm(run, domains) for run in sorted(runs, key=lambda run: order.index(run.arm))]
-        for _, runs in groupby(result.runs, key=lambda run: (run.organism, run.seed))
+        [
+            _arm(run, domains, temperature)
+            for run in sorted(runs, key=lambda one: order.index(one.arm))
+        ]
+        for _, runs in groupby(result.runs, key=lambda one: (one.organism, one.seed))
     ]
 
 
@@ -93,12 +96,14 @@ def _domains(result: DemoResult) -> dict[str, str]:
     return {question.id: question.domain.name for question in questions}
 
 
-def _arm(run: ArmResult, domains: dict[str, str]) -> ArmAnswers:
+def _arm(run: ArmResult, domains: dict[str, str], temperature: float) -> ArmAnswers:
     sets = {
         name: [_scored(answer, domains, in_domain=name == IN_DOMAIN) for answer in answers]
         for name, answers in ((GENERAL, run.general), (IN_DOMAIN, run.in_domain))
     }
-    return ArmAnswers(run.arm, sets, about=DESCRIPTIONS[run.arm])
+    sampled = {"temperature": temperature, "seed": run.seed}
+    source = {"organism": run.organism, "generation": sampled}
+    return ArmAnswers(run.arm, sets, (source,), DESCRIPTIONS[run.arm])
 
 
 def _scored(answer: Answer, domains: dict[str, str], *, in_domain: bool) -> ScoredAnswer:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inspect_ai.model import GenerateConfig
 from made_answers import JUDGE, OTHER, answer, answers, judged, write_log
 
 from treft.arms import Answer, ArmResult
@@ -228,6 +229,16 @@ def test_partial_runs_are_taken_when_asked_for(capsys: pytest.CaptureFixture[str
     code, out, _ = run(*_unfinished(), "--partial", "--json", capsys=capsys)
     assert code == 0
     assert json.loads(out)["notes"] == ["broken, treft/em_general: the run is started"]
+
+
+def test_arms_that_were_sampled_unlike_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    log("base", GOOD)
+    config = GenerateConfig(temperature=0.5, seed=8)
+    log("cold", BAD, model_generate_config=config)
+    _, out, _ = run("base", "cold", "--json", capsys=capsys)
+    assert json.loads(out)["notes"] == [
+        "treft/em_general: temperature differs (base 1.0, cold 0.5)"
+    ]
 
 
 def test_without_inspect_the_missing_package_is_named(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_format
-from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,7 +35,7 @@ def compare(
     ] = None,
     judge: Annotated[
         list[str] | None,
-        typer.Option(help="Judge whose scores count; repeatable. Default: all that judged each."),
+        typer.Option(help="Judge whose scores count; repeatable. Default: those of every run."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for table and page; default: a new dated one.")
@@ -53,7 +52,7 @@ def compare(
     """
     folder = _claim(output, overwrite)
     try:
-        from treft.evaluation.compare_logs import failures, read_arms
+        from treft.evaluation.compare_logs import doubts, read_arms
     except ImportError as error:
         raise ConfigError(
             f"reading logs needs more packages ({error.name} is missing): pip install 'treft[eval]'"
@@ -62,7 +61,7 @@ def compare(
 
     arms = read_arms(runs, label or (), partial=partial)
     found = compare_arms(arms, base, judge)
-    found = dataclasses.replace(found, notes=(*found.notes, *failures(arms)))
+    found = dataclasses.replace(found, notes=(*found.notes, *doubts(arms)))
     result = {"command": "compare", **found.to_dict(), "output": str(folder)}
     _write(found, result, folder)
     if json:
@@ -119,18 +118,24 @@ def _show(found: Comparison, folder: Path) -> None:
 
 def _print_table(console: Any, table: Table, title: str) -> None:
     """A report's table in the terminal; long names wrap, no text is read as markup."""
+    from rich.box import HORIZONTALS
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(title=Text(f"{title}{table.title}"), title_justify="left", show_lines=True)
+    name = Text(f"\n{title}{table.title}")
+    shown = RichTable(
+        title=name,
+        title_justify="left",
+        box=HORIZONTALS,
+        show_lines=True,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for heading, cell in zip(table.headings, table.rows[0], strict=True):
         shown.add_column(Text(heading), justify="right" if cell.is_number else "left")
     for row in table.rows:
         shown.add_row(*(Text("\n".join((cell.text, *cell.more))) for cell in row))
     console.print(shown)
-    for line in _lines(table.caption, table.notes):
+    for line in (table.caption, *table.notes):
         console.print(Text(line, style="dim"))
-
-
-def _lines(caption: str, notes: Iterable[str]) -> list[str]:
-    return [line for line in (caption, *notes) if line]

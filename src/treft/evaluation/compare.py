@@ -21,6 +21,7 @@ from treft.evaluation.comparable import (
 )
 from treft.evaluation.figures import Column, Figure, fill_column, plan_figures
 from treft.evaluation.measures import EMRate, Thresholds
+from treft.evaluation.records import ScoredAnswer
 from treft.evaluation.results import SensitivityRow
 from treft.evaluation.statistics import sensitivity
 
@@ -120,7 +121,12 @@ def compare(
         sensitivity=_sensitivities(arms, figures),
         agreements=agreements,
         intervals=INTERVALS,
-        notes=(*judge_notes, *unmatched(arms, first), *agreement_notes),
+        notes=(
+            *judge_notes,
+            *unmatched(arms, first),
+            *_mixed_methods(arms, chosen),
+            *agreement_notes,
+        ),
     )
 
 
@@ -151,6 +157,26 @@ def _agreements(
         except DataError as error:
             notes.append(f"{name}: no agreement of judges, {error}")
     return found, notes
+
+
+def _mixed_methods(arms: Sequence[ArmAnswers], judges: Mapping[str, Sequence[str]]) -> list[str]:
+    """Notes on judges whose scores are means over log-probabilities in one arm, but not another."""
+    notes = []
+    for name, names in judges.items():
+        for judge in names:
+            methods = {arm.label: _methods(arm.sets.get(name, ()), judge) for arm in arms}
+            if len({found for found in methods.values() if found}) > 1:
+                by_arm = ", ".join(f"{label} {found}" for label, found in methods.items() if found)
+                notes.append(
+                    f"{name}: scores by {judge} were read in different ways ({by_arm}), so they "
+                    "do not compare well"
+                )
+    return notes
+
+
+def _methods(answers: Sequence[ScoredAnswer], judge: str) -> str:
+    found = (answer.judged_by(judge) for answer in answers)
+    return " and ".join(sorted({one.method for one in found if one and one.outcome == "scored"}))
 
 
 def _arm_dict(arm: ArmAnswers) -> dict[str, Any]:

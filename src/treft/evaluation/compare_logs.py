@@ -13,10 +13,13 @@ from treft.evaluation.detectors import count_words
 from treft.evaluation.logs import Run, RunInfo, find_logs, read_run
 from treft.evaluation.records import ScoredAnswer
 
-__all__ = ["failures", "question_set", "read_arms"]
+__all__ = ["doubts", "question_set", "read_arms"]
 
 SETS = {"em_general": GENERAL, "em_in_domain": IN_DOMAIN}
 """Question set by task; other tasks lend it their name."""
+
+SAMPLING = ("temperature", "top_p", "top_k", "max_tokens")
+"""What the arms' answers should be sampled with alike."""
 
 OF_NO_ACCOUNT = ("batch_size", "device")
 """Arguments of a model that may differ between the logs of one arm."""
@@ -54,9 +57,9 @@ def read_arms(
     return arms
 
 
-def failures(arms: Sequence[ArmAnswers]) -> list[str]:
-    """Notes on samples that have no answer, and on runs that are not finished."""
-    notes = []
+def doubts(arms: Sequence[ArmAnswers]) -> list[str]:
+    """Notes on failed samples, runs that are not finished, and arms that were sampled unlike."""
+    notes = _unlike_sampling(arms)
     for arm in arms:
         for source in arm.sources:
             if source["num_failed"]:
@@ -67,6 +70,21 @@ def failures(arms: Sequence[ArmAnswers]) -> list[str]:
             if source["status"] != "success":
                 notes.append(f"{arm.label}, {source['task']}: the run is {source['status']}")
     return notes
+
+
+def _unlike_sampling(arms: Sequence[ArmAnswers]) -> list[str]:
+    """Settings of generation in which the arms' logs of one task differ, but for the seed."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for arm in arms:
+        for source in arm.sources:
+            for name in SAMPLING:
+                value = str(source.get("generation", {}).get(name, "unset"))
+                found.setdefault((source["task"], name), {})[arm.label] = value
+    return [
+        f"{task}: {name} differs ({', '.join(f'{arm} {one}' for arm, one in values.items())})"
+        for (task, name), values in found.items()
+        if len(set(values.values())) > 1
+    ]
 
 
 def question_set(task: str, task_args: Mapping[str, Any], scope: str) -> str:

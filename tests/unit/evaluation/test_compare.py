@@ -212,6 +212,15 @@ def test_judges_without_an_answer_in_common_are_noted() -> None:
     assert "no agreement of judges" in found.notes[0]
 
 
+def test_scores_read_in_different_ways_are_noted(both: list[ArmAnswers]) -> None:
+    assert compare(both).notes == ()
+    by_text = arm("text", answers(BAD, method="text"))
+    (note,) = compare([both[0], by_text]).notes
+    assert note.startswith(
+        f"general: scores by {JUDGE} were read in different ways (base logprobs, text text)"
+    )
+
+
 def test_sensitivity_is_that_of_each_arm(both: list[ArmAnswers]) -> None:
     found = compare(both).sensitivity
     assert set(found) == {"general"}

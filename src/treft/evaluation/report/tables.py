@@ -14,7 +14,7 @@ from treft.evaluation.report.words import (
     number,
     p_in_words,
     signed,
-    size_in_words,
+    sizes_in_words,
     thresholds_in_words,
 )
 from treft.evaluation.results import EMF1, EMF1Difference
@@ -62,17 +62,18 @@ ABSENT = "–"
 
 
 def groups(comparison: Comparison) -> list[tuple[str, list[Column]]]:
-    """Columns that make a table: those of each judge, then behaviours by question set."""
+    """Columns that make a table: those of each judge, then those of each kind of behaviour."""
     found: dict[str, list[Column]] = {}
     for column in comparison.columns:
         figure = column.figure
-        name = f"Judge: {figure.seen_by}" if figure.is_judged else "Behaviours"
+        kind = figure.seen_by.partition("/")[0]
+        name = f"Judge: {figure.seen_by}" if figure.is_judged else f"Behaviour: {kind}"
         found.setdefault(name, []).append(column)
     return list(found.items())
 
 
 def score_tables(comparison: Comparison) -> list[Table]:
-    """Each arm's figures, a table for each judge and one of behaviours."""
+    """Each arm's figures, a table for each judge and one for each kind of behaviour."""
     return [_score_table(comparison, name, columns) for name, columns in groups(comparison)]
 
 
@@ -92,7 +93,8 @@ def _score_table(comparison: Comparison, name: str, columns: Sequence[Column]) -
         rows.append((Cell(arm.label), *cells, *about))
     headings = ["arm", *(figure_title(column.figure) for column in columns)]
     judged = columns[0].figure.is_judged
-    unit = "Percent" if judged else "Percent of answers, or mean number"
+    counted = columns[0].figure.measure.unit == "count"
+    unit = "Mean number" if counted else "Percent" if judged else "Percent of answers"
     rates = (
         "; general, in-domain: mean alignment from 0 to 100; EM rate: "
         f"{thresholds_in_words(comparison.thresholds)}"
@@ -111,7 +113,7 @@ def _score_cell(column: Column, label: str) -> Cell:
     if result is None:
         return Cell(ABSENT, hint=column.absent[label], is_number=True)
     mark = "†" if any(found.caution for found in estimates_of(result)) else ""
-    lines = (interval_in_words(result.low, result.high), size_in_words(result))
+    lines = (interval_in_words(result.low, result.high), *sizes_in_words(result))
     return Cell(number(result.value) + mark, lines, _method(result), is_number=True)
 
 
@@ -123,7 +125,7 @@ def _method(result: Result) -> str:
 
 def _change_table(comparison: Comparison, name: str, columns: Sequence[Column]) -> Table:
     rows = []
-    paired = ", questions that both answered" if comparison.num_runs == 1 else ""
+    paired = ", number of questions that both answered" if comparison.num_runs == 1 else ""
     for label in comparison.labels:
         if label != comparison.base:
             rows.append((Cell(label), *(_change_cell(each, label, paired) for each in columns)))

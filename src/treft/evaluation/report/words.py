@@ -9,13 +9,14 @@ from treft.evaluation.results import EMF1, Estimate
 
 __all__ = [
     "counts_in_words",
+    "estimates_of",
     "figure_title",
     "interval_in_words",
     "number",
     "p_in_words",
     "set_title",
     "signed",
-    "size_in_words",
+    "sizes_in_words",
     "thresholds_in_words",
 ]
 
@@ -80,11 +81,9 @@ def p_in_words(name: str, p_value: float) -> str:
     return f"{name} < 0.001" if p_value < 0.001 else f"{name} = {p_value:.3f}"
 
 
-def size_in_words(result: Result) -> str:
-    """How much is behind a figure: questions / answers."""
-    if isinstance(result, EMF1):
-        return " + ".join(map(size_in_words, (result.general, result.in_domain)))
-    return f"{result.num_questions} / {result.num_samples}"
+def sizes_in_words(result: Result) -> tuple[str, ...]:
+    """How much is behind a figure: questions / answers, a line for each question set."""
+    return tuple(f"{one.num_questions} / {one.num_samples}" for one in estimates_of(result))
 
 
 def counts_in_words(counts: AnswerCounts) -> str:
