@@ -26,7 +26,7 @@ from treft.errors import ConfigError
 from treft.evaluation.judging.reading import TOP_LOGPROBS, Reading, failed
 from treft.evaluation.judging.secrets import without_secrets
 
-__all__ = ["Judge", "JudgeOptions", "load_judge"]
+__all__ = ["Judge", "JudgeOptions", "load_judge", "one_line"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +74,10 @@ def load_judge(name: str | Model) -> Model:
     try:
         return get_model(_cacheable(name), **_MODEL_ARGS.get(name.partition("/")[0], {}))
     except Exception as error:  # providers raise what they like
-        raise ConfigError(f"the judge {name} cannot be loaded: {_one_line(error)}") from None
+        raise ConfigError(f"the judge {name} cannot be loaded: {one_line(error)}") from None
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """A provider's message without line ends, Rich's markup, and keys."""
     try:
         text = Text.from_markup(str(error)).plain
