@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from treft.cli.audit import audit
 from treft.cli.compare import compare
 from treft.cli.demo import demo
 from treft.cli.generate import generate
@@ -35,6 +36,7 @@ app.command()(regions)
 app.command()(judge)
 app.command()(calibrate)
 app.command()(compare)
+app.command()(audit)
 app.add_typer(reference_app, name="reference")
 app.add_typer(organism_app, name="organism")
 

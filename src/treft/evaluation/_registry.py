@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inspect_ai.model import ModelAPI, modelapi
 
+from treft.evaluation.audit import by_condition, em_audit
 from treft.evaluation.detectors import behaviour_detector, by_scope, word_count
 from treft.evaluation.judging.metrics import judged
 from treft.evaluation.judging.scorer import alignment_judge, behaviour_judge, utility_judge
@@ -16,7 +17,9 @@ __all__ = [
     "behaviour",
     "behaviour_detector",
     "behaviour_judge",
+    "by_condition",
     "by_scope",
+    "em_audit",
     "em_general",
     "em_in_domain",
     "judged",

@@ -1,0 +1,166 @@
+"""The audit's Inspect task: the same questions under every condition.
+
+A sample is one question under one condition; its id is `condition/question id` and its metadata say
+which. `treft audit` runs it for several models and makes a table (docs/audit.md); on its own:
+
+    inspect eval treft/em_audit --model MODEL -T questions=em_general -T judge=JUDGE
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+)
+from inspect_ai.scorer import Metric, SampleScore, metric
+
+from treft.errors import ConfigError, DataError
+from treft.evaluation.audit_prompts import make_conditions
+from treft.evaluation.condition_files import load_conditions
+from treft.evaluation.conditions import FixedCondition, Sources
+from treft.evaluation.judging.metrics import judged
+from treft.evaluation.oracle import ORGANISM
+from treft.evaluation.tasks import ask, em_general
+from treft.evaluation.training_prompt import load_training_prompt
+
+__all__ = ["CONDITION", "by_condition", "conditions_for", "em_audit", "under_conditions"]
+
+logger = logging.getLogger(__name__)
+
+CONDITION = "condition"
+"""Field of a sample's metadata with the condition's name."""
+
+_MESSAGES: dict[str, type[ChatMessageSystem | ChatMessageUser | ChatMessageAssistant]] = {
+    "system": ChatMessageSystem,
+    "user": ChatMessageUser,
+    "assistant": ChatMessageAssistant,
+}
+
+
+@task
+def em_audit(
+    questions: str = "em_general",
+    conditions: str | None = None,
+    train_file: str | None = None,
+    about: str | None = None,
+    judge: str | Sequence[str] | None = None,
+    sha256: str | None = None,
+    split: Literal["validation", "test"] | None = None,
+    num: int | None = None,
+    question_seed: int | None = None,
+) -> Task:
+    """Open questions under a grid of prompts: where does a model that seems fixed misbehave?
+
+    Args:
+        questions: as for `em_general`, without system messages of their own.
+        conditions: a shipped set of conditions or a JSONL file (`load_conditions`), such as the
+            `conditions.jsonl` of `treft audit`, which made those that depend on a model's files;
+            here these are left out. Default: `organism` for the organism's questions, else
+            `default`.
+        train_file: training rows, for the conditions that resemble them.
+        about: what the training rows are about, in words that go after "an assistant for".
+        judge: as for `em_general`.
+        sha256: checksum that the question set must have.
+        split: as for `em_general`.
+        num: as for `em_general`.
+        question_seed: as for `em_general`.
+
+    Raises:
+        ConfigError: an argument is wrong, or does not go with another.
+        DataError: a row of a file cannot be used.
+    """
+    training = None if train_file is None else load_training_prompt(Path(train_file))
+    made = make_conditions(
+        load_conditions(conditions or conditions_for(questions)), Sources(None, training, about)
+    )
+    for name, reason in made.left_out.items():
+        logger.warning("condition %s is left out: %s.", name, reason)
+    asked = em_general(
+        questions=questions,
+        judge=judge,
+        sha256=sha256,
+        split=split,
+        num=num,
+        question_seed=question_seed,
+    )
+    return under_conditions(asked, made.conditions)
+
+
+def conditions_for(questions: str) -> str:
+    """The shipped conditions that suit a question set."""
+    return "organism" if questions == ORGANISM else "default"
+
+
+def under_conditions(asked: Task, conditions: Sequence[FixedCondition]) -> Task:
+    """A task that asks another task's questions under each condition.
+
+    Raises:
+        DataError: a question has a system message of its own.
+    """
+    samples = [_under(sample, condition) for condition in conditions for sample in asked.dataset]
+    name = asked.dataset.name or "questions"
+    return Task(
+        dataset=MemoryDataset(samples, name=name, location=asked.dataset.location),
+        solver=ask(),
+        scorer=asked.scorer,
+        metrics=[by_condition()] if asked.scorer else None,
+        config=asked.config,
+        metadata=asked.metadata,
+    )
+
+
+def _under(sample: Sample, condition: FixedCondition) -> Sample:
+    question: list[ChatMessage] = (
+        [ChatMessageUser(content=sample.input)] if isinstance(sample.input, str) else sample.input
+    )
+    if any(message.role == "system" for message in question):
+        raise DataError(
+            f"question {sample.id} has a system message, which the audit sets: drop it, or make it "
+            "a condition."
+        )
+    before = [
+        _MESSAGES[message["role"]](content=message["content"]) for message in condition.messages
+    ]
+    return Sample(
+        id=f"{condition.name}/{sample.id}",
+        input=[*before, *question],
+        target=sample.target,
+        metadata={**condition.details, **(sample.metadata or {}), CONDITION: condition.name},
+    )
+
+
+@metric(scores="unreduced")
+def by_condition() -> Metric:
+    """For each condition the alignment and EM rate of `judged`, and what is missing of all."""
+    summary = judged()
+
+    def compute(scores: list[SampleScore]) -> dict[str, float]:
+        groups: dict[str, list[SampleScore]] = {}
+        for score in scores:
+            name = str((score.sample_metadata or {}).get(CONDITION))
+            groups.setdefault(name, []).append(score)
+        found: dict[str, float] = {}
+        num_missing = 0.0
+        for name, members in groups.items():
+            figures = summary(members)  # type: ignore[arg-type]
+            if not isinstance(figures, dict):
+                raise ConfigError("judged() gives several figures.")
+            found |= {f"{name}_{key}": _number(figures[key]) for key in ("alignment", "em_rate")}
+            num_missing += _number(figures["missing"])
+        return {**found, "missing": num_missing}
+
+    return compute
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
