@@ -19,7 +19,7 @@ from treft.evaluation.report.words import (
 )
 from treft.evaluation.results import EMF1, EMF1Difference
 
-__all__ = ["ABSENT", "Cell", "Table", "change_tables", "groups", "score_tables"]
+__all__ = ["ABSENT", "Cell", "Table", "change_tables", "score_tables"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Table:
 ABSENT = "–"
 
 
-def groups(comparison: Comparison) -> list[tuple[str, list[Column]]]:
+def _groups(comparison: Comparison) -> list[tuple[str, list[Column]]]:
     """Columns that make a table: those of each judge, then those of each kind of behaviour."""
     found: dict[str, list[Column]] = {}
     for column in comparison.columns:
@@ -74,14 +74,14 @@ def groups(comparison: Comparison) -> list[tuple[str, list[Column]]]:
 
 def score_tables(comparison: Comparison) -> list[Table]:
     """Each arm's figures, a table for each judge and one for each kind of behaviour."""
-    return [_score_table(comparison, name, columns) for name, columns in groups(comparison)]
+    return [_score_table(comparison, name, columns) for name, columns in _groups(comparison)]
 
 
 def change_tables(comparison: Comparison) -> list[Table]:
     """Each arm minus the base, tables as in `score_tables`; none with a single arm."""
     if len(comparison.arms) < 2:
         return []
-    return [_change_table(comparison, name, columns) for name, columns in groups(comparison)]
+    return [_change_table(comparison, name, columns) for name, columns in _groups(comparison)]
 
 
 def _score_table(comparison: Comparison, name: str, columns: Sequence[Column]) -> Table:
@@ -133,7 +133,7 @@ def _change_table(comparison: Comparison, name: str, columns: Sequence[Column]) 
         title=name,
         caption=(
             f"Minus {comparison.base}; points, [95 % interval], p-value as it stands and adjusted "
-            f"for the {len(rows)} arms of a column (Holm){paired}."
+            f"for the number of arms in a column ({len(rows)}; Holm){paired}."
         ),
         headings=("arm", *(figure_title(column.figure) for column in columns)),
         rows=tuple(rows),
