@@ -59,6 +59,7 @@ def claim_file(path: Path, *, overwrite: bool) -> None:
 
 def quiet_libraries() -> None:
     """Keep the libraries' bars and notes away from ours; errors and our own warnings still show."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when imported
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
