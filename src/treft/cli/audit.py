@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from treft.cli.options import Json
-from treft.cli.output import emit, quiet_libraries, stdout_aside
+from treft.cli.output import confirm_calls, emit, quiet_libraries, stdout_aside
 from treft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ def audit(
     if dry_run:
         emit(_as_json(plan, cost, []), as_json=True) if json else _show_prompts(plan)
         return
-    _confirm(cost, max_calls, yes)
+    num_calls = cost.num_answers + cost.judging.calls
+    confirm_calls(num_calls, "answers and judge calls", max_calls, yes=yes)
     tables = _run(plan, output, judges, max_connections)
     if json:
         emit(_as_json(plan, cost, tables), as_json=True)
@@ -236,19 +237,6 @@ def _say(plan: AuditPlan, cost: AuditCost) -> None:
         print(f"left out: {name}: {reason}", file=sys.stderr)
     if plan.base is None:
         print("no arm is the base: nothing will be flagged (--base ARM)", file=sys.stderr)
-
-
-def _confirm(cost: AuditCost, max_calls: int, yes: bool) -> None:
-    """Above the limit ask, or refuse where nobody can answer."""
-    num_calls = cost.num_answers + cost.judging.calls
-    if num_calls <= max_calls or yes:
-        return
-    if not sys.stdin.isatty():
-        raise ConfigError(
-            f"{num_calls:,} answers and judge calls are more than --max-calls {max_calls:,}: raise "
-            "it, or pass --yes."
-        )
-    typer.confirm("Go on?", abort=True, err=True)
 
 
 def _run(

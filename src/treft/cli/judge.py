@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from treft.cli.options import Json
-from treft.cli.output import emit, progress_bars, quiet_libraries
+from treft.cli.output import confirm_calls, emit, progress_bars, quiet_libraries
 from treft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -164,14 +164,7 @@ def _options(
 def _confirm(cost: Cost, max_calls: int, yes: bool) -> None:
     """Say what it costs; above the limit ask, or refuse where nobody can answer."""
     print(f"at most {cost}; what was judged before is not paid again", file=sys.stderr)
-    if cost.calls <= max_calls or yes:
-        return
-    if not sys.stdin.isatty():
-        raise ConfigError(
-            f"{cost.calls:,} judge calls are more than --max-calls {max_calls:,}: raise it, or "
-            "pass --yes."
-        )
-    typer.confirm("Go on?", abort=True, err=True)
+    confirm_calls(cost.calls, "judge calls", max_calls, yes=yes)
 
 
 def _as_json(job: Job, summaries: list[JudgeSummary]) -> dict[str, Any]:

@@ -57,6 +57,28 @@ def claim_file(path: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{path} cannot be written: {parent} is not a folder that you may write.")
 
 
+def confirm_calls(num_calls: int, kind: str, max_calls: int, *, yes: bool) -> None:
+    """Above the limit ask whether to go on, unless `yes` has answered already.
+
+    Args:
+        num_calls: calls that are to come, at most.
+        kind: what they are, in words, such as `judge calls`.
+        max_calls: the limit.
+        yes: go on without asking.
+
+    Raises:
+        ConfigError: above the limit, and nobody is there to answer.
+    """
+    if num_calls <= max_calls or yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            f"{num_calls:,} {kind} are more than --max-calls {max_calls:,}: raise it, or "
+            "pass --yes."
+        )
+    typer.confirm("Go on?", abort=True, err=True)
+
+
 def quiet_libraries() -> None:
     """Keep the libraries' bars and notes away from ours; errors and our own warnings still show."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when imported
