@@ -35,7 +35,7 @@ LAYERS = (
     ("batching", "residual", "perturbation", "generation_options"),
     ("regularizer", "patching", "activation", "generation"),
     ("training",),
-    ("metrics", "organism", "loading", "arms", "demo", "report", "evaluation"),
+    ("metrics", "organism", "loading", "arms", "demo", "report", "evaluation", "attribution"),
     ("cli",),
 )
 """Modules and packages from the bottom up; one may import from its own layer and from below."""

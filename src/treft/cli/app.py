@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from treft.cli.attribute import app as attribute_app
 from treft.cli.audit import audit
 from treft.cli.compare import compare
 from treft.cli.demo import demo
@@ -39,6 +40,7 @@ app.command()(compare)
 app.command()(audit)
 app.add_typer(reference_app, name="reference")
 app.add_typer(organism_app, name="organism")
+app.add_typer(attribute_app, name="attribute")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,12 @@
+"""`treft attribute`: which tokens carry a behaviour, study by study."""
+
+from __future__ import annotations
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Find the tokens that carry a finetuned behaviour: perturb, patch, or compare drift.",
+    no_args_is_help=True,
+)
