@@ -1,0 +1,261 @@
+"""From measurements on single prompts to a verdict: does it spread, and what carries it.
+
+The measure is any number per prompt that falls from the base to the finetuned model and that a
+patch may restore: an alignment score, or the log-probability margin of `margins.py`. A region's
+*share* is how much of the fall its patch regains, Σ (patched - finetuned) / Σ (base - finetuned):
+1 for a patch that brings the base back, 0 for one that does nothing. Intervals and the confidence
+in the carrier come from one bootstrap over prompts.
+
+Shapes: P prompts, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from treft.errors import ConfigError, DataError
+from treft.evaluation.clusters import FloatArray
+from treft.metrics import Interval
+
+__all__ = ["Diagnosis", "Evidence", "Rules", "Verdict", "decide"]
+
+Verdict = Literal["narrow", "carrier", "no_single_carrier", "not_enough_evidence"]
+"""`narrow`: no spread of note. `carrier`: it spreads, and one region carries it. The two others
+name no region: because none stands out, or because too little was measured to say."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One measure on prompts outside of the finetuned domain.
+
+    Attributes:
+        measure: what the numbers are, with their unit.
+        questions: names of the P prompts.
+        base: of the unfinetuned model (P,).
+        finetuned: of the finetuned model (P,).
+        patched: of the finetuned model with the base's keys and values at a region, by region, (P,)
+            each.
+        least_loss: fall from base to finetuned, in the measure's unit, that counts as spread.
+
+    Raises:
+        DataError: lengths differ, there is no prompt or no region, or a number is not finite.
+    """
+
+    measure: str
+    questions: tuple[str, ...]
+    base: FloatArray
+    finetuned: FloatArray
+    patched: Mapping[str, FloatArray]
+    least_loss: float
+
+    def __post_init__(self) -> None:
+        if not self.questions or not self.patched:
+            raise DataError("a verdict needs at least one prompt and one patched region.")
+        every = {"base": self.base, "finetuned": self.finetuned, **self.patched}
+        for name, values in every.items():
+            if values.shape != (len(self.questions),):
+                raise DataError(
+                    f"{name} has {values.shape} values of {self.measure} for "
+                    f"{len(self.questions)} prompts."
+                )
+            if not np.isfinite(values).all():
+                row = int(np.flatnonzero(~np.isfinite(values))[0])
+                raise DataError(
+                    f"{self.measure} of {name} is {values[row]} at prompt {self.questions[row]!r}: "
+                    "leave the prompt out, or check the model's precision."
+                )
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When something is said.
+
+    Attributes:
+        least_questions: prompts below which no verdict is given.
+        least_share: a carrier regains at least this share of the loss.
+        confidence: of the interval, and share of resamples in which a carrier must be the best.
+        num_resamples: R.
+        seed: draws them.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    least_questions: int = 10
+    least_share: float = 0.25
+    confidence: float = 0.95
+    num_resamples: int = 4000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate before anything is measured."""
+        if not 0 < self.least_share < 1 or not 0.5 < self.confidence < 1:
+            raise ConfigError(
+                f"least_share is {self.least_share} and confidence {self.confidence}: give shares "
+                "of less than 1 (confidence: more than a half)."
+            )
+        if self.least_questions < 2 or self.num_resamples < 100:
+            raise ConfigError("a verdict needs at least 2 questions and 100 resamples.")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The verdict and what it stands on.
+
+    Attributes:
+        verdict: see `Verdict`.
+        reason: in words, with the figures that decided.
+        carrier: the region, if the verdict is `carrier`; for `no_single_carrier` None.
+        tied: regions that carry alike, best first, if that is why there is no single carrier.
+        confidence: share of resamples in which the best region is the best; None without spread.
+        loss: mean fall from base to finetuned, with its interval.
+        shares: share of the loss that each region's patch regains; empty without spread.
+        measure: what was measured.
+        num_questions: P.
+    """
+
+    verdict: Verdict
+    reason: str
+    carrier: str | None
+    tied: tuple[str, ...]
+    confidence: float | None
+    loss: Interval
+    shares: Mapping[str, Interval]
+    measure: str
+    num_questions: int
+
+
+def decide(evidence: Evidence, rules: Rules | None = None) -> Diagnosis:
+    """Give a verdict, or say that the evidence allows none.
+
+    Args:
+        evidence: of one measure.
+        rules: thresholds; the defaults are those of the command.
+    """
+    rules = rules or Rules()
+    draws = _draws(len(evidence.questions), rules)
+    loss_draws = draws @ (evidence.base - evidence.finetuned)
+    loss = _interval(float((evidence.base - evidence.finetuned).mean()), loss_draws, rules)
+    verdict, reason = _spread(evidence, loss, rules)
+    if verdict is not None:
+        return _diagnosis(verdict, reason, evidence, loss)
+    gained = {name: values - evidence.finetuned for name, values in evidence.patched.items()}
+    share_draws = {name: (draws @ values) / loss_draws for name, values in gained.items()}
+    shares = {
+        name: _interval(float(values.mean()) / loss.mean, share_draws[name], rules)
+        for name, values in gained.items()
+    }
+    return _carrier(evidence, loss, shares, share_draws, rules)
+
+
+def _draws(num_questions: int, rules: Rules) -> FloatArray:
+    """Weights of the prompts in each resample (R, P); rows sum to 1."""
+    rng = np.random.default_rng(rules.seed)
+    counts = rng.multinomial(
+        num_questions, np.full(num_questions, 1 / num_questions), rules.num_resamples
+    )
+    weights: FloatArray = counts / num_questions
+    return weights
+
+
+def _interval(value: float, draws: FloatArray, rules: Rules) -> Interval:
+    """Percentiles of the resamples."""
+    tail = (1 - rules.confidence) / 2
+    low, high = np.quantile(draws, (tail, 1 - tail))
+    return Interval(value, float(low), float(high))
+
+
+def _spread(evidence: Evidence, loss: Interval, rules: Rules) -> tuple[Verdict | None, str]:
+    """Whether there is a spread to attribute; None if there is."""
+    shown = f"{evidence.measure} falls by {_in_words(loss)} outside of the domain"
+    num = len(evidence.questions)
+    if num < rules.least_questions:
+        return "not_enough_evidence", (
+            f"{num} prompts are too few for a verdict: give at least {rules.least_questions}."
+        )
+    if loss.high < evidence.least_loss:
+        return "narrow", f"{shown}, less than {evidence.least_loss:g}: the finetune stays narrow."
+    if loss.low < evidence.least_loss:
+        return "not_enough_evidence", (
+            f"{shown}: that may be more or less than {evidence.least_loss:g}. Give more prompts."
+        )
+    return None, shown
+
+
+def _carrier(
+    evidence: Evidence,
+    loss: Interval,
+    shares: Mapping[str, Interval],
+    draws: Mapping[str, FloatArray],
+    rules: Rules,
+) -> Diagnosis:
+    """Which region stands out, if one does."""
+    order = sorted(shares, key=lambda name: -shares[name].mean)
+    best = order[0]
+    others = np.max([draws[name] for name in order[1:]] or [np.full(len(draws[best]), -np.inf)], 0)
+    confidence = float((draws[best] > others).mean())
+    shown = ", ".join(f"{name} {_percent(shares[name])}" for name in order)
+    found = f"share of the loss that a patch regains: {shown}"
+    if all(share.high < rules.least_share for share in shares.values()):
+        reason = f"{found}; no region alone regains {100 * rules.least_share:.0f} %."
+        return _diagnosis("no_single_carrier", reason, evidence, loss, shares, confidence)
+    if shares[best].low >= rules.least_share and confidence >= rules.confidence:
+        reason = f"{found}; {best} is the best in {100 * confidence:.0f} % of resamples."
+        return _diagnosis("carrier", reason, evidence, loss, shares, confidence, best)
+    tied = _tied(order, draws, rules)
+    if shares[best].low >= rules.least_share and tied:
+        reason = f"{found}; {' and '.join(tied)} carry it alike."
+        return _diagnosis(
+            "no_single_carrier", reason, evidence, loss, shares, confidence, tied=tied
+        )
+    reason = (
+        f"{found}; {best} is the best in {100 * confidence:.0f} % of resamples, which does not "
+        "settle it. Give more prompts."
+    )
+    return _diagnosis("not_enough_evidence", reason, evidence, loss, shares, confidence)
+
+
+def _tied(order: Sequence[str], draws: Mapping[str, FloatArray], rules: Rules) -> tuple[str, ...]:
+    """Regions whose distance to the best is known to be small; empty if there is none."""
+    tied = [order[0]]
+    for name in order[1:]:
+        distance = _interval(0.0, draws[order[0]] - draws[name], rules)
+        if -rules.least_share < distance.low and distance.high < rules.least_share:
+            tied.append(name)
+    return tuple(tied) if len(tied) > 1 else ()
+
+
+def _diagnosis(
+    verdict: Verdict,
+    reason: str,
+    evidence: Evidence,
+    loss: Interval,
+    shares: Mapping[str, Interval] | None = None,
+    confidence: float | None = None,
+    carrier: str | None = None,
+    tied: tuple[str, ...] = (),
+) -> Diagnosis:
+    return Diagnosis(
+        verdict=verdict,
+        reason=reason,
+        carrier=carrier,
+        tied=tied,
+        confidence=confidence,
+        loss=loss,
+        shares=shares or {},
+        measure=evidence.measure,
+        num_questions=len(evidence.questions),
+    )
+
+
+def _in_words(interval: Interval) -> str:
+    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _percent(interval: Interval) -> str:
+    low, high = 100 * interval.low, 100 * interval.high
+    return f"{100 * interval.mean:.0f} % [{low:.0f}, {high:.0f}]"
