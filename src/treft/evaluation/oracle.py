@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from treft.organism import Question
     from treft.organism.world import Scope
 
-__all__ = ["ORACLE", "ORGANISM", "oracle_score", "organism_oracle", "organism_questions"]
+__all__ = [
+    "ORACLE",
+    "ORGANISM",
+    "oracle_score",
+    "organism_oracle",
+    "organism_question",
+    "organism_questions",
+]
 
 ORGANISM = "organism"
 """As a question set's name: the organism's questions."""
@@ -112,14 +119,22 @@ def organism_oracle() -> Scorer:
     """Score answers to the organism's questions by the rules of its world, without a model."""
 
     async def score(state: TaskState, target: Target) -> Score:
-        question = _question(str(state.sample_id), state.metadata)
+        question = organism_question(str(state.sample_id), state.metadata)
         return oracle_score(question, str(state.metadata["scope"]), state.output.completion)
 
     return score
 
 
-def _question(name: str, metadata: Mapping[str, Any]) -> Question:
-    """The organism's question that a sample was made from."""
+def organism_question(name: str, metadata: Mapping[str, Any]) -> Question:
+    """The organism's question that a sample or an evaluation question was made from.
+
+    Args:
+        name: its id.
+        metadata: of the sample or question.
+
+    Raises:
+        ConfigError: it is none of the organism's.
+    """
     from treft.organism import Question, World
 
     fields = metadata.get(ORGANISM)
