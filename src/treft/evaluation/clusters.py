@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from treft.errors import DataError
 from treft.metrics import Interval, t_quantile, wilson
@@ -43,6 +43,9 @@ intervals of independent answers become needlessly wide."""
 
 NO_VARIATION = 1e-9
 """Variance (of percentages) below which all values count as equal."""
+
+ROUNDING = 1e-9
+"""Difference, relative where figures exceed 1, below which permutations count as equal."""
 
 
 @dataclass(frozen=True)
@@ -248,25 +251,46 @@ def permutation_p_value(
         seed: of the draws.
     """
     assert all(one.questions == other.questions for one, other in zip(arm, base, strict=True))
-    sets = [*arm, *base]
-    totals = np.concatenate([one.totals for one in sets])
-    sizes = np.concatenate([one.sizes for one in sets])
-    splits = np.cumsum([one.num_questions for one in arm])[:-1]
-
-    def of(rows: NDArray[np.int64]) -> FloatArray:
-        parts = np.split(rows, splits, axis=-1)
-        return figure(*(totals[part].sum(-1) / sizes[part].sum(-1) for part in parts))
-
-    rows = np.arange(len(totals) // 2)
-    if len(rows) < 2:
+    num = sum(one.num_questions for one in arm)
+    if num < 2:
         return 1.0  # exchanging one question's answers changes the sign alone
-    test = stats.permutation_test(
-        (rows, rows + len(rows)),
-        lambda one, other, axis: of(one) - of(other),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=num_draws,
-        batch=1000,
-        rng=seed,
+    exchanged = _exchanges(num, num_draws, seed)
+    splits = np.cumsum([one.num_questions for one in arm])[:-1]
+    parts = np.split(exchanged, splits, axis=1)
+    means = [
+        _exchanged_means(one, other, part)
+        for one, other, part in zip(arm, base, parts, strict=True)
+    ]
+    drawn = figure(*(first for first, _ in means)) - figure(*(second for _, second in means))
+    observed = float(figure(*(one.mean for one in arm)) - figure(*(one.mean for one in base)))
+    # What is equal but for rounding counts as equal.
+    slack = ROUNDING * max(1.0, abs(observed))
+    tails = [np.count_nonzero(sign * (drawn - observed) >= -slack) for sign in (1, -1)]
+    itself = 0 if len(drawn) == 2**num else 1  # drawn at random, the arms as they are are one more
+    return min(1.0, 2 * (min(tails) + itself) / (len(drawn) + itself))
+
+
+@lru_cache(maxsize=4)
+def _exchanges(num_questions: int, num_draws: int, seed: int) -> NDArray[np.bool_]:
+    """Which questions are exchanged in each draw (draws, C): all ways, or random ones.
+
+    Every figure of a comparison with as many questions takes the same draws.
+    """
+    if 2**num_questions <= num_draws:
+        ways = np.arange(2**num_questions)[:, None] >> np.arange(num_questions)
+        return (ways & 1).astype(bool)
+    pairs = np.tile(np.array([False, True]), (num_draws, num_questions, 1))
+    drawn: NDArray[np.bool_] = np.random.default_rng(seed).permuted(pairs, axis=-1)[..., 0]
+    return drawn
+
+
+def _exchanged_means(
+    arm: Clusters, base: Clusters, exchanged: NDArray[np.bool_]
+) -> tuple[FloatArray, FloatArray]:
+    """Means of both arms in each draw (draws,)."""
+    moved = np.stack((base.totals - arm.totals, base.sizes - arm.sizes), axis=1)
+    totals, sizes = (exchanged @ moved).T
+    return (
+        (arm.totals.sum() + totals) / (arm.sizes.sum() + sizes),
+        (base.totals.sum() - totals) / (base.sizes.sum() - sizes),
     )
-    return float(test.pvalue)

@@ -201,6 +201,32 @@ def test_p_value_is_that_of_all_exchanges() -> None:
     assert found == pytest.approx(min(1, 2 * min(tails)))
 
 
+@pytest.mark.parametrize("num", [12, 40])
+def test_p_value_is_that_of_scipy_at_the_same_seed(num: int) -> None:
+    """12 questions can be exchanged in all ways, 40 only at random."""
+    rng = np.random.default_rng(num)
+    groups = np.repeat(np.arange(num), 3)
+    arm, base = (of(groups, rng.integers(0, 2, 3 * num) * 100.0) for _ in range(2))
+
+    totals = np.concatenate([arm.totals, base.totals])
+    sizes = np.concatenate([arm.sizes, base.sizes])
+
+    def mean(rows: np.ndarray, axis: int) -> np.ndarray:
+        return totals[rows].sum(axis) / sizes[rows].sum(axis)
+
+    rows = np.arange(num)
+    wanted = stats.permutation_test(
+        (rows, rows + num),
+        lambda one, other, axis: mean(one, axis) - mean(other, axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=9999,
+        rng=0,
+    ).pvalue
+    assert 0 < wanted < 1
+    assert permutation_p_value([arm], [base], lambda mean: mean) == pytest.approx(wanted)
+
+
 def test_equal_arms_have_a_p_value_of_one() -> None:
     arm = of(np.repeat(np.arange(30), 4), np.zeros(120))
     assert permutation_p_value([arm], [arm], lambda mean: mean) == 1
