@@ -1,7 +1,8 @@
 """Eq. (2) for a whole batch in few operations: gather only the tokens that count, stack layers.
 
 Shapes: B batch rows, C batch columns, N conversations that share a reference, H key/value heads,
-T tokens compared, D head dimension, S tensors of one shape stacked together, E = layers x kinds.
+T tokens compared, D head dimension, S tensors of one shape stacked together, E = layers x kinds,
+P parts of a document's penalty (its held regions, or one part for all of them together).
 """
 
 from __future__ import annotations
@@ -49,8 +50,10 @@ class Placement(NamedTuple):
     """Whether conversations with another query may have the same request."""
     row: int
     columns: tuple[int, ...]
-    weight: float
-    """Share of one token in the document's mean, 1 / |T|."""
+    shares: tuple[float, ...]
+    """Of each token in the mean of its part, 1 / |T|."""
+    parts: tuple[int, ...]
+    """Which part of the penalty each token belongs to."""
 
 
 class Stack(NamedTuple):
@@ -76,8 +79,10 @@ class Group(NamedTuple):
     """(N, T) batch rows."""
     columns: tuple[tuple[int, ...], ...]
     """(N, T) batch columns."""
-    weights: tuple[tuple[float, ...], ...]
-    """(N, T)."""
+    shares: tuple[tuple[float, ...], ...]
+    """(N, T), of each token in the mean of its part."""
+    parts: tuple[tuple[int, ...], ...]
+    """(N, T), which part each token belongs to."""
 
     @property
     def is_shared(self) -> bool:
@@ -97,16 +102,21 @@ class Group(NamedTuple):
             torch.tensor(self.rows, device=device), torch.tensor(self.columns, device=device)
         )
 
-    def drift(self, taken: Taken, stacks: Sequence[Stack]) -> dict[Entry, Tensor]:
-        """Weighted sums of the drift over N and T, a scalar for each entry, with gradient."""
+    def drift(self, taken: Taken, stacks: Sequence[Stack], num_parts: int) -> dict[Entry, Tensor]:
+        """Token means of the drift by part, summed over N: (P,) an entry, with gradient."""
         sums: dict[Entry, Tensor] = {}
         for entries, reference, norms in stacks:
             found = torch.stack([taken[entry] for entry in entries]).float()
-            weights = torch.tensor(self.weights, device=found.device)
             drift = squared_norm(found - reference) / norms
-            summed = (drift * weights).sum(dim=(1, 2))
+            shares = self._shares_by_part(num_parts).to(found.device)
+            summed = (drift.unsqueeze(1) * shares).sum(dim=(2, 3))
             sums.update(zip(entries, summed.unbind(), strict=True))
         return sums
+
+    def _shares_by_part(self, num_parts: int) -> Tensor:
+        """(P, N, T), zero where a token belongs to another part."""
+        shares, parts = torch.tensor(self.shares), torch.tensor(self.parts)
+        return shares * (parts == torch.arange(num_parts)[:, None, None])
 
 
 Taken = dict[Entry, Tensor]
@@ -208,7 +218,8 @@ def _broadcast(placements: Sequence[Placement]) -> Group:
         shared=(placements[0].is_shared,),
         rows=tuple((found.row,) * num_tokens for found in placements),
         columns=tuple(found.columns for found in placements),
-        weights=tuple((found.weight,) * num_tokens for found in placements),
+        shares=tuple(found.shares for found in placements),
+        parts=tuple(found.parts for found in placements),
     )
 
 
@@ -216,17 +227,20 @@ def _joined(placements: Sequence[Placement]) -> Group:
     """Several requests end to end, each at its one place."""
     rows: list[int] = []
     columns: list[int] = []
-    weights: list[float] = []
+    shares: list[float] = []
+    parts: list[int] = []
     for found in placements:
         rows += [found.row] * len(found.columns)
         columns += found.columns
-        weights += [found.weight] * len(found.columns)
+        shares += found.shares
+        parts += found.parts
     return Group(
         requests=tuple(found.request for found in placements),
         shared=tuple(found.is_shared for found in placements),
         rows=(tuple(rows),),
         columns=(tuple(columns),),
-        weights=(tuple(weights),),
+        shares=(tuple(shares),),
+        parts=(tuple(parts),),
     )
 
 

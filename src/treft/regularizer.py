@@ -1,14 +1,16 @@
 """Eq. (3): a penalty on the drift of keys and values, to add to any loss.
 
-Shapes: L layers; the tensor work is in `treft.batched_drift`.
+Shapes: L layers, P parts (regions with weights of their own, or one part for all held regions);
+the tensor work is in `treft.batched_drift`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ from treft.regions import REGION_CODES, RegionName
 from treft.requests import PostfixReference, own_request, postfix_requests, prefix_request
 from treft.states import KeyValue, States, capture, listen, pretrained_model
 
-__all__ = ["Document", "KVRegularizer", "Penalty", "documents_of_batch"]
+__all__ = ["Document", "KVRegularizer", "Penalty", "check_region_weights", "documents_of_batch"]
 
 MAX_PREPARED = 32
 """Shared references that stay stacked and ready on the device."""
@@ -48,6 +50,8 @@ class Penalty:
         layers: layer indices in the order of `key` and `value`.
         key: L_K of each layer, mean over the documents, (L,), without gradient; zeros if not held.
         value: L_V likewise.
+        by_region: with region weights, L_KV of each region alone before it is weighed, mean over
+            the documents, a scalar without gradient; empty otherwise.
     """
 
     raw_sum: Tensor
@@ -56,6 +60,7 @@ class Penalty:
     layers: tuple[int, ...]
     key: Tensor
     value: Tensor
+    by_region: Mapping[RegionName, Tensor] = field(default_factory=dict)
 
     @property
     def raw(self) -> Tensor:
@@ -90,6 +95,9 @@ class KVRegularizer:
         bank: where reference states come from.
         weight: λ ≥ 0; with 0 nothing is captured or computed.
         regions: which tokens T to hold; their drift is averaged over all of them together.
+        region_weights: w_r ≥ 0 for each of `regions`. The penalty is then Σ_r w_r L_KV(r), each
+            region's drift averaged over its own tokens, so that a short region counts as its weight
+            says. Default: one mean over the tokens of all regions.
         keys: hold keys (L_K).
         values: hold values (L_V).
         layers: which layers to hold and to average over, negative from the last; default all.
@@ -106,6 +114,7 @@ class KVRegularizer:
         *,
         weight: float = 1.0,
         regions: Sequence[RegionName] = ("prefix",),
+        region_weights: Mapping[RegionName, float] | None = None,
         keys: bool = True,
         values: bool = True,
         layers: Sequence[int] | None = None,
@@ -122,11 +131,15 @@ class KVRegularizer:
         self.bank = bank
         self.weight = weight
         self.regions = tuple(regions)
+        if region_weights is not None:
+            check_region_weights("region_weights", region_weights, regions)
+        self.region_weights = region_weights
         self.kinds = tuple(
             kind for kind, held in zip(KeyValue._fields, (keys, values), strict=True) if held
         )
         self.layers = None if layers is None else _resolve_layers(model, layers)
         self.postfix_reference = postfix_reference
+        self._parts = {REGION_CODES[name]: part for part, name in enumerate(self.regions)}
         self._documents: Sequence[Document] | None = None
         self._taker: Taker | None = None
         self._states: States = {}
@@ -219,18 +232,27 @@ class KVRegularizer:
         """Where the held tokens of a document lie, and what to compare them with."""
         shared = [(request, True) for request in self._shared_requests(document)]
         requests = shared + [(request, False) for request in self._own_requests(document)]
-        weight = 1 / sum(len(request.keep) for request, _ in requests)
-        shift = document.start - document.first_position
+        indices = [
+            [position - document.first_position for position in request.positions]
+            for request, _ in requests
+        ]
+        parts = [[self._part_of(document.codes[index]) for index in found] for found in indices]
+        num_tokens = Counter(chain.from_iterable(parts))
         return [
             Placement(
                 request,
                 is_shared,
                 document.row,
-                tuple(position + shift for position in request.positions),
-                weight,
+                columns=tuple(document.start + index for index in found),
+                shares=tuple(1 / num_tokens[part] for part in of_tokens),
+                parts=tuple(of_tokens),
             )
-            for request, is_shared in requests
+            for (request, is_shared), found, of_tokens in zip(requests, indices, parts, strict=True)
         ]
+
+    def _part_of(self, code: int) -> int:
+        """Which part of the penalty a token of this region counts to."""
+        return 0 if self.region_weights is None else self._parts[code]
 
     def _new_taker(self, documents: Sequence[Document]) -> Taker:
         """What to copy out of the forward for these documents."""
@@ -247,6 +269,7 @@ class KVRegularizer:
             raise ConfigError(f"layers {absent} have no attention whose keys could be held.")
         waiting = [group for group in taker.groups if group.requests not in self._prepared]
         references = self._references(waiting)
+        num_parts = 1 if self.region_weights is None else len(self.regions)
         totals: dict[Entry, Tensor] = {}
         for group, taken in zip(taker.groups, taker.taken, strict=True):
             stacks = self._prepared.get(group.requests)
@@ -254,7 +277,7 @@ class KVRegularizer:
                 found = [references[request] for request in group.requests]
                 stacks = stack_references(found, taken)
                 self._keep(group, stacks)
-            for entry, summed in group.drift(taken, stacks).items():
+            for entry, summed in group.drift(taken, stacks, num_parts).items():
                 totals[entry] = totals[entry] + summed if entry in totals else summed
         return self._sum_up(totals, num_documents)
 
@@ -281,7 +304,8 @@ class KVRegularizer:
         """Add the entries up, on the device of the first layer."""
         layers = tuple(dict.fromkeys(entry.layer for entry in totals))
         device = next(iter(totals.values())).device
-        stacked = torch.stack([summed.to(device) for summed in totals.values()])
+        by_part = torch.stack([summed.to(device) for summed in totals.values()])  # (E, P)
+        stacked, by_region = self._weigh(by_part)
         means = stacked.detach() / num_documents
         by_kind = [torch.zeros(len(layers), device=device) for _ in KeyValue._fields]
         for kind, by_layer in enumerate(by_kind):
@@ -289,7 +313,55 @@ class KVRegularizer:
             if held:
                 by_layer += means[held]
         raw_sum = stacked.sum() / len(layers)
-        return Penalty(raw_sum, num_documents, self.weight, layers, *by_kind)
+        return Penalty(
+            raw_sum,
+            num_documents,
+            self.weight,
+            layers,
+            *by_kind,
+            by_region={
+                region: summed / len(layers) / num_documents for region, summed in by_region.items()
+            },
+        )
+
+    def _weigh(self, by_part: Tensor) -> tuple[Tensor, dict[RegionName, Tensor]]:
+        """(E, P) -> the weighted sum over parts, (E,), and each region's own sum over entries."""
+        if self.region_weights is None:
+            return by_part[:, 0], {}
+        weights = [self.region_weights[region] for region in self.regions]
+        own = by_part.detach().sum(dim=0).unbind()
+        weighted = (by_part * torch.tensor(weights, device=by_part.device)).sum(dim=1)
+        return weighted, dict(zip(self.regions, own, strict=True))
+
+
+def check_region_weights(
+    option: str, weights: Mapping[str, float], regions: Sequence[RegionName]
+) -> None:
+    """Weights must be given to the held regions and to no other, and hold at least one.
+
+    Args:
+        option: what the weights are called in the error.
+        weights: region -> w_r.
+        regions: the held regions.
+
+    Raises:
+        ConfigError: a region is unknown, not held or without a weight, or a weight is negative.
+    """
+    unknown = [region for region in weights if region not in REGION_CODES]
+    if unknown:
+        raise ConfigError(
+            f"{option} names {', '.join(map(str, unknown))}: regions are {', '.join(REGION_CODES)}."
+        )
+    if set(weights) != set(regions):
+        raise ConfigError(
+            f"{option} must weigh each held region and no other: it weighs "
+            f"{', '.join(weights) or 'none'}, held are {', '.join(regions)}."
+        )
+    bad = {region: weight for region, weight in weights.items() if not 0 <= weight < float("inf")}
+    if bad or not any(weights.values()):
+        raise ConfigError(
+            f"{option} must be finite numbers ≥ 0, not all of them 0; got {dict(weights)}."
+        )
 
 
 def _resolve_layers(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
