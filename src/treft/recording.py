@@ -29,6 +29,7 @@ __all__ = [
     "kept_adapter",
     "other_model",
     "record",
+    "without_adapter",
 ]
 
 MAX_TOKENS = 16_384
@@ -119,13 +120,25 @@ def adapter_off(model: nn.Module) -> Source:
     Raises:
         ConfigError: there is no adapter to switch off.
     """
-    peft_model = _peft_model(model)
+    _peft_model(model)
 
     def source(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
-        with _same_trainable(peft_model), peft_model.disable_adapter():
+        with without_adapter(model):
             return record(model, requests)
 
     return source
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """The adapter is off inside; which parameters are trained stays as it was.
+
+    Raises:
+        ConfigError: there is no adapter to switch off.
+    """
+    peft_model = _peft_model(model)
+    with _same_trainable(peft_model), peft_model.disable_adapter():
+        yield
 
 
 def kept_adapter(model: nn.Module, name: str) -> Source:

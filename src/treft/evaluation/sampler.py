@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,17 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-__all__ = ["Drawn", "RowSampler", "SamplingOptions"]
+__all__ = ["SAMPLER_DRAWS", "Drawn", "RowSampler", "SamplingOptions"]
+
+SAMPLER_DRAWS: dict[str, Any] = {
+    "do_sample": False,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+}
+"""For `generate`: the sampler draws, and sampling options saved with the model do not count."""
 
 
 @dataclass(frozen=True)
