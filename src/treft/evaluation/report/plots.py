@@ -15,7 +15,7 @@ from treft.evaluation.figures import Column
 from treft.evaluation.report.verdicts import VERDICTS, count_verdicts
 from treft.evaluation.report.words import figure_title, set_title
 
-__all__ = ["VERDICT_COLOURS", "interval_plot", "verdict_plot"]
+__all__ = ["STYLE", "VERDICT_COLOURS", "interval_plot", "to_svg", "verdict_plot"]
 
 INK = "#010203"
 """Stands for the page's text colour while matplotlib draws."""
@@ -64,7 +64,7 @@ def interval_plot(comparison: Comparison, columns: Sequence[Column]) -> str:
         _label_arms(axes, comparison.labels)
         if len({column.figure.seen_by for column in columns if column.figure.is_judged}) > 1:
             _legend(canvas, axes[0])
-        return _svg(canvas)
+        return to_svg(canvas)
 
 
 def _draw_intervals(
@@ -108,7 +108,7 @@ def verdict_plot(comparison: Comparison, judge: str) -> str:
             _draw_shares(axis, comparison.labels, by_arm)
         _label_arms(axes, comparison.labels)
         _legend(canvas, axes[0])
-        return _svg(canvas)
+        return to_svg(canvas)
 
 
 def _draw_shares(axis: Axes, labels: Sequence[str], by_arm: dict[str, dict[str, int]]) -> None:
