@@ -145,7 +145,8 @@ def _legend(canvas: Canvas, axis: Axes) -> None:
     canvas.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
 
 
-def _svg(canvas: Canvas) -> str:
+def to_svg(canvas: Canvas) -> str:
+    """An inline SVG element whose `INK` is the colour of the text around it."""
     buffer = io.StringIO()
     canvas.patch.set_alpha(0)
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
