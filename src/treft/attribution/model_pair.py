@@ -68,6 +68,17 @@ class ModelPair:
             yield model
 
     @property
+    def adapter(self) -> str | None:
+        """Name of the finetuned model's adapter, if it has one."""
+        try:
+            from peft import PeftModel
+        except ImportError:  # without PEFT there is no adapter
+            return None
+        found = (each for each in self.finetuned.modules() if isinstance(each, PeftModel))
+        wrapper = next(found, None)
+        return None if wrapper is None else str(wrapper.active_adapters[0])
+
+    @property
     def num_positions(self) -> int | None:
         """Of the smaller context; None if no config says."""
         models = [self.finetuned, *([] if self.base is None else [self.base])]

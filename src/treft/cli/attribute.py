@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from treft.cli.attribute_perturb import perturb
+
 __all__ = ["app"]
 
 app = typer.Typer(
     help="Find the tokens that carry a finetuned behaviour: perturb, patch, or compare drift.",
     no_args_is_help=True,
 )
+app.command()(perturb)

@@ -1,0 +1,332 @@
+"""`treft attribute perturb`: replace tokens region by region; does the behaviour go?"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from treft.cli.options import (
+    LOADING,
+    Device,
+    Dtype,
+    Json,
+    Template,
+    TemplateKwargs,
+    ThinkBlock,
+    TrustRemoteCode,
+)
+from treft.cli.output import (
+    EXIT_INTERRUPTED,
+    confirm_calls,
+    emit,
+    progress_bars,
+    quiet_libraries,
+    stdout_aside,
+)
+from treft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from treft.attribution.model_pair import ModelPair
+    from treft.attribution.perturb_plan import PerturbPlan
+    from treft.attribution.perturb_run import ScoredCells
+    from treft.attribution.perturb_table import PerturbTable
+    from treft.evaluation.questions import EvalQuestion
+    from treft.loading import LoadOptions
+
+__all__ = ["perturb"]
+
+MAX_CALLS = 10_000
+
+PERTURBING = "Perturbations"
+QUESTIONS = "Questions"
+ANSWERS = "Answers and judges"
+
+
+def perturb(
+    model: Annotated[str, typer.Option(help="Finetuned model: folder, hub id, or an adapter.")],
+    output: Annotated[Path, typer.Option(help="Folder for prompts, answers and table.")],
+    adapter: Annotated[str | None, typer.Option(help="Adapter to put on the model.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Unfinetuned model; default: the adapter switched off.")
+    ] = None,
+    questions: Annotated[
+        str,
+        typer.Option(help="JSONL file, shipped set, or organism.", rich_help_panel=QUESTIONS),
+    ] = "em_general",
+    scope: Annotated[
+        str,
+        typer.Option(help="general or in_domain: where answers count.", rich_help_panel=QUESTIONS),
+    ] = "general",
+    num: Annotated[
+        int | None,
+        typer.Option(help="Questions, the first ones; default: all.", rich_help_panel=QUESTIONS),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Of the organism's questions: test or validation.", rich_help_panel=QUESTIONS
+        ),
+    ] = "validation",
+    domain: Annotated[
+        str,
+        typer.Option(help="That the organism was finetuned on.", rich_help_panel=QUESTIONS),
+    ] = "finance",
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="prefix, query or postfix; repeatable; default: all.", rich_help_panel=PERTURBING
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="nearest or random; repeatable; default: nearest.", rich_help_panel=PERTURBING
+        ),
+    ] = None,
+    rephraser: Annotated[
+        str | None,
+        typer.Option(
+            help="Inspect model that says queries in other words; default: none.",
+            rich_help_panel=PERTURBING,
+        ),
+    ] = None,
+    num_tokens: Annotated[
+        int, typer.Option(help="Replaced in each prompt.", min=1, rich_help_panel=PERTURBING)
+    ] = 10,
+    neighbours: Annotated[
+        int, typer.Option(help="Of which one is drawn.", min=1, rich_help_panel=PERTURBING)
+    ] = 5,
+    trials: Annotated[
+        int, typer.Option(help="Versions of each prompt.", min=1, rich_help_panel=PERTURBING)
+    ] = 10,
+    special_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--special-tokens",
+            help="Special tokens may give way, too (none ever comes).",
+            rich_help_panel=PERTURBING,
+        ),
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="prompts.jsonl of another study, to ask the same again.",
+            rich_help_panel=PERTURBING,
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Of perturbations and answers.", min=0, rich_help_panel=PERTURBING)
+    ] = 0,
+    samples: Annotated[
+        int, typer.Option(help="Answers to each version.", min=1, rich_help_panel=ANSWERS)
+    ] = 1,
+    temperature: Annotated[
+        float, typer.Option(help="0 is greedy.", min=0.0, rich_help_panel=ANSWERS)
+    ] = 1.0,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Cap of an answer.", min=1, rich_help_panel=ANSWERS)
+    ] = 256,
+    batch_size: Annotated[
+        int, typer.Option(help="Prompts run together.", min=1, rich_help_panel=ANSWERS)
+    ] = 32,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Inspect model name; repeatable; default for the organism: its oracle.",
+            rich_help_panel=ANSWERS,
+        ),
+    ] = None,
+    template: Template = None,
+    template_kwargs: TemplateKwargs = None,
+    think_block: ThinkBlock = True,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_other_base: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-base",
+            help="Put the adapter on a base that is not the one it names.",
+            rich_help_panel=LOADING,
+        ),
+    ] = False,
+    max_calls: Annotated[
+        int, typer.Option(help="Ask before more answers and calls than this.", min=0)
+    ] = MAX_CALLS,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Replace tokens of one region at a time, and score the answers beside two controls.
+
+    If answers are aligned again once a region is perturbed, its tokens carry the behaviour. A run
+    that was killed goes on where it stopped when the same command is given again.
+    """
+    quiet_libraries()
+    _need_inspect()
+    from treft.attribution.perturb import PerturbOptions
+    from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest, default_perturbations
+    from treft.attribution.perturb_run import num_finished, perturb_cost, run_perturbation
+    from treft.attribution.scoring import panel_for
+    from treft.cli.conversations import read_rendering
+    from treft.evaluation.sampler import SamplingOptions
+    from treft.loading import LoadOptions
+
+    names = _Names(model, adapter, base)
+    rendering = read_rendering(template, template_kwargs, think_block)
+    request = PerturbRequest(
+        perturbations=default_perturbations(
+            region or ["prefix", "query", "postfix"], method or ["nearest"], rephraser
+        ),
+        options=PerturbOptions(num_tokens, neighbours, trials, special_tokens, seed),
+        num_samples=samples,
+        sampling=SamplingOptions(temperature=temperature),
+        max_new_tokens=max_new_tokens,
+        scope=scope,
+        rephraser=rephraser,
+        include_think_block=rendering.include_think_block,
+        template_kwargs=rendering.template_kwargs,
+    )
+    asked = _questions(questions, scope, num, split, domain)
+    options = LoadOptions(dtype, device, trust_remote_code, allow_other_base)
+    with stdout_aside():
+        panel = panel_for(asked, judge or [])
+        plan = PerturbPlan.of(request, asked, names.tokenizer(options, rendering.template))
+    cost = perturb_cost(plan, output, panel.judges, replayed=prompts is not None)
+    print(f"{len(asked)} questions; to be done at most: {cost}", file=sys.stderr)
+    confirm_calls(cost.total, "answers and calls", max_calls, yes=yes)
+    try:
+        with progress_bars() as progress:
+            scored = run_perturbation(
+                plan,
+                names.load(options, rendering.template),
+                output,
+                judges=panel.judges,
+                prompts=prompts,
+                batch_size=batch_size,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        kept = num_finished(plan, output)
+        typer.echo(f"stopped: {kept} finished cells are kept; the same command goes on", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    tables = _tables(plan, scored, panel.judges, output)
+    if json:
+        emit(_as_json(plan, names, output, tables), as_json=True)
+    else:
+        _show(tables)
+        typer.echo(f"{output / 'perturb.md'}, {output / 'perturb.json'}")
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Which models are asked, from the command line."""
+
+    model: str
+    adapter: str | None
+    base: str | None
+
+    def tokenizer(self, options: LoadOptions, template: str | None) -> Any:
+        """The finetuned model's tokenizer; the base must read prompts in the same way."""
+        from treft.attribution.model_pair import check_same_prompts
+        from treft.loading import load_tokenizer
+
+        found = load_tokenizer(self.model, options, template, self.adapter)
+        if self.base is not None:
+            check_same_prompts(found, load_tokenizer(self.base, options, template))
+        return found
+
+    def load(self, options: LoadOptions, template: str | None) -> ModelPair:
+        """Both models."""
+        from treft.attribution.model_pair import ModelPair
+        from treft.loading import load_model
+        from treft.states import pretrained_model
+
+        finetuned, _ = load_model(self.model, self.adapter, options, template)
+        if self.base is None:
+            return ModelPair(finetuned)
+        # In the precision of the finetuned model, however the base was saved.
+        dtype = str(pretrained_model(finetuned).dtype).removeprefix("torch.")
+        found, _ = load_model(self.base, None, replace(options, dtype=dtype), template)
+        return ModelPair(finetuned, found)
+
+
+def _need_inspect() -> None:
+    try:
+        import inspect_ai  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"this study needs more packages ({error.name} is missing): pip install 'treft[eval]'"
+        ) from error
+
+
+def _questions(
+    source: str, scope: str, num: int | None, split: str, domain: str
+) -> tuple[EvalQuestion, ...]:
+    """The questions of a set, or of the organism."""
+    from treft.evaluation.oracle import ORGANISM, organism_questions
+    from treft.evaluation.questions import load_questions
+
+    if scope not in ("general", "in_domain"):
+        raise ConfigError(f"--scope is general or in_domain, not {scope!r}.")
+    if num is not None and num < 1:
+        raise ConfigError(f"--num is {num}; ask at least one question.")
+    if source != ORGANISM:
+        return load_questions(source).questions[:num]
+    found = organism_questions(scope, split=split, domain=domain, num=num or 200)  # type: ignore[arg-type]  # checked there
+    return found.questions
+
+
+def _tables(
+    plan: PerturbPlan, scored: ScoredCells, judges: Sequence[str], output: Path
+) -> list[PerturbTable]:
+    """One for each judge, written to the study's folder."""
+    from treft.attribution.perturb_table import perturb_table
+    from treft.attribution.perturb_text import to_markdown
+    from treft.files import write_whole
+
+    options = plan.request.options
+    tables = [
+        perturb_table(scored, judge, num_trials=options.num_trials, num_tokens=options.num_tokens)
+        for judge in judges
+    ]
+    found = {"request": asdict(plan.request), "tables": [table.to_dict() for table in tables]}
+    write_whole(output / "perturb.json", json_module.dumps(found, indent=1) + "\n")
+    write_whole(output / "perturb.md", to_markdown(plan, tables))
+    return tables
+
+
+def _as_json(
+    plan: PerturbPlan, names: _Names, output: Path, tables: Sequence[PerturbTable]
+) -> dict[str, Any]:
+    """The documented JSON object (docs/attribution.md)."""
+    return {
+        "command": "attribute perturb",
+        **asdict(names),
+        "output": str(output),
+        "num_questions": len(plan.questions),
+        "request": asdict(plan.request),
+        "tables": [table.to_dict() for table in tables],
+    }
+
+
+def _show(tables: Sequence[PerturbTable]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from treft.attribution.model_pair import ARMS
+    from treft.attribution.perturb_text import arm_lines, legend, notes
+
+    console = Console()
+    for table in tables:
+        shown = Table("perturbed", *ARMS, show_lines=True)
+        for row in table.rows:
+            shown.add_row(row.cell, *("\n".join(arm_lines(row, arm)) for arm in ARMS))
+        console.print(shown)
+        for words in (legend(table), *notes(table)):
+            console.print(words, markup=False)
