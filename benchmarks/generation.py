@@ -38,8 +38,9 @@ from transformers import LlamaConfig, MistralConfig, PretrainedConfig
 from transformers.models.auto import AutoModelForCausalLM
 
 from treft.activation import activation_patch
-from treft.generation import RepairedModel
+from treft.generation import UNPATCHED, RepairedModel
 from treft.loading import LoadOptions, load_tokenizer
+from treft.patch_spec import PatchSpec
 from treft.reference import ReferenceBank, other_model
 from treft.regions import find_regions
 
@@ -82,14 +83,16 @@ def build_arms(
     """What is compared, each answering all conversations."""
     bank = ReferenceBank(other_model(base))
     length = len(find_regions(tokenizer, conversations[0]).positions("prefix"))
+    by_number = PatchSpec("prefix", ("prefix",), num_positions=length)
+    postfix = PatchSpec("postfix", ("postfix",))
     layer = args.layers // 2
     repaired = {
-        "unpatched": RepairedModel(tuned, tokenizer, None, ()),
-        "unpatched_again": RepairedModel(tuned, tokenizer, None, ()),
+        "unpatched": RepairedModel(tuned, tokenizer, None, UNPATCHED),
+        "unpatched_again": RepairedModel(tuned, tokenizer, None, UNPATCHED),
         "prefix": RepairedModel(tuned, tokenizer, bank),
         # Asking for all positions by number rules the ready-made cache out.
-        "prefix_at_write": RepairedModel(tuned, tokenizer, bank, num_positions=length),
-        "postfix": RepairedModel(tuned, tokenizer, bank, ("postfix",)),
+        "prefix_at_write": RepairedModel(tuned, tokenizer, bank, by_number),
+        "postfix": RepairedModel(tuned, tokenizer, bank, postfix),
         "layer": activation_patch(tuned, tokenizer, layer, reference=base),
     }
     options = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens}
@@ -99,7 +102,7 @@ def build_arms(
 
     def anew() -> list[str]:
         fresh = ReferenceBank(other_model(base))
-        return answer(RepairedModel(tuned, tokenizer, fresh, ("postfix",)))
+        return answer(RepairedModel(tuned, tokenizer, fresh, postfix))
 
     arms: dict[str, Arm] = {name: partial(answer, model) for name, model in repaired.items()}
     return {**arms, "postfix_anew": anew}

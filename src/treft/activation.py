@@ -73,7 +73,7 @@ def activation_patch(
     def source(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
         return [_prefix_states(model, streams, request, chosen) for request in requests]
 
-    return RepairedModel(model, tokenizer, ReferenceBank(source), ("prefix",))
+    return RepairedModel(model, tokenizer, ReferenceBank(source))
 
 
 def sweep_layers(

@@ -9,7 +9,6 @@ Shapes: B batch rows, T columns of the padded prompts.
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,29 +21,30 @@ from treft.batching import batches_by_length, pad_left, pad_token_id
 from treft.errors import ConfigError, DataError
 from treft.generation_options import check_options, repeats_rows
 from treft.origin import check_origin
+from treft.patch_spec import PatchSpec, row_patches
 from treft.patching import (
     PatchedCache,
     RowPatch,
-    draw_tokens,
     has_sliding_window,
     prefix_cache,
 )
 from treft.recording import (
     RecordedStates,
-    ReferenceRequest,
     adapter_off,
     eval_mode,
     other_model,
 )
 from treft.reference import ReferenceBank, identify
 from treft.regions import ChatRegions, RegionName, find_regions, template_hash
-from treft.requests import PostfixReference, region_requests
+from treft.requests import PostfixReference
 from treft.states import pretrained_model
 
-__all__ = ["RepairedModel", "generate", "patch"]
+__all__ = ["UNPATCHED", "RepairedModel", "generate", "patch"]
 
 Messages = Sequence[dict[str, Any]]
-PATCHABLE: tuple[RegionName, ...] = ("prefix", "query", "postfix")
+WHOLE_PREFIX = PatchSpec("prefix", ("prefix",))
+UNPATCHED = PatchSpec("unpatched", ())
+"""The model as it is."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,20 @@ class RepairedModel:
         model: the finetuned model, possibly wrapped; it is not changed.
         tokenizer: its tokenizer.
         bank: where reference states come from.
-        regions: which tokens are patched: prefix, query, postfix. The postfix of every turn in the
-            prompt is patched; prefix and query likewise reach as far as the conversation has them.
-        num_positions: patch only so many tokens of each region (all when it has fewer), drawn at
-            random for each conversation; None patches all.
-        position_seed: of that draw, together with the conversation's index.
+        spec: which keys and values are replaced; none, without regions.
         postfix_reference: "empty_query" (nothing of the query leaks in), or one training row.
     """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     bank: ReferenceBank | None
-    regions: tuple[RegionName, ...] = ("prefix",)
-    num_positions: int | None = None
-    position_seed: int = 0
+    spec: PatchSpec = WHOLE_PREFIX
     postfix_reference: PostfixReference = "empty_query"
+
+    @property
+    def regions(self) -> tuple[RegionName, ...]:
+        """Which tokens are patched."""
+        return self.spec.regions
 
     def generate(
         self,
@@ -196,27 +195,7 @@ class RepairedModel:
         if not self.regions:
             return [[] for _ in chats]
         assert self.bank is not None
-        plans = [
-            [region_requests(chat, region, self.postfix_reference) for region in self.regions]
-            for chat in chats
-        ]
-        states: dict[ReferenceRequest, RecordedStates] = {}
-        for part, region in enumerate(self.regions):
-            wanted = [request for plan in plans for request in plan[part]]
-            # Prefixes and postfixes come again and stay in the bank; no query's states do.
-            ask = self.bank.look_up if region == "query" else self.bank.get
-            states.update(zip(wanted, ask(wanted), strict=True))
-        rows: list[list[RowPatch]] = []
-        for plan, index in zip(plans, indices, strict=True):
-            rng = random.Random(f"{self.position_seed}/{index}")
-            row: list[RowPatch] = []
-            for requests in plan:
-                found = [RowPatch(request.positions, states[request]) for request in requests]
-                if self.num_positions is not None:
-                    found = draw_tokens(rng, found, self.num_positions)
-                row += found
-            rows.append(row)
-        return rows
+        return row_patches(self.spec, chats, indices, self.bank, self.postfix_reference)
 
     def _shared_prefix(
         self,
@@ -225,7 +204,7 @@ class RepairedModel:
         generate_kwargs: dict[str, Any],
     ) -> RecordedStates | None:
         """The prefix states when a ready-made cache can serve the whole batch."""
-        if self.regions != ("prefix",) or self.num_positions is not None:
+        if self.regions != ("prefix",) or not self.spec.is_whole:
             return None
         pretrained = pretrained_model(self.model)
         if has_sliding_window(pretrained.config.get_text_config(decoder=True)):
@@ -253,7 +232,8 @@ def generate(
 ) -> list[str]:
     """Answer conversations, patched at the regions in `patch` or, by default, not at all.
 
-    `RepairedModel` documents the arguments and `RepairedModel.generate` the further options.
+    `PatchSpec` and `RepairedModel` document the arguments, `RepairedModel.generate` the further
+    options.
     """
     repaired = _repaired(
         model, tokenizer, patch, bank, num_positions, position_seed, postfix_reference
@@ -316,16 +296,15 @@ def _repaired(
     position_seed: int,
     postfix_reference: PostfixReference,
 ) -> RepairedModel:
-    unknown = [region for region in regions if region not in PATCHABLE]
-    if unknown:
-        raise ConfigError(f"regions to patch are some of {list(PATCHABLE)}, not {unknown}.")
-    if num_positions is not None and num_positions < 1:
-        raise ConfigError(f"num_positions is {num_positions}; patch at least one token.")
+    spec = PatchSpec(
+        "+".join(regions),
+        tuple(regions),
+        num_positions=num_positions,
+        position_seed=position_seed,
+    )
     if regions and bank is None:
         bank = ReferenceBank(adapter_off(model))
-    return RepairedModel(
-        model, tokenizer, bank, tuple(regions), num_positions, position_seed, postfix_reference
-    )
+    return RepairedModel(model, tokenizer, bank, spec, postfix_reference)
 
 
 def _check_conversations(conversations: Sequence[Messages]) -> None:

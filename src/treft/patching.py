@@ -5,10 +5,11 @@ Shapes: B batch rows, H key/value heads, T tokens, D head dimension, N patched t
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,19 @@ from treft.errors import ConfigError, ReferenceMismatchError
 from treft.recording import RecordedStates
 from treft.states import KeyValue
 
-__all__ = ["PatchedCache", "RowPatch", "draw_tokens", "has_sliding_window", "prefix_cache"]
+__all__ = [
+    "KINDS",
+    "PatchedCache",
+    "RowPatch",
+    "StateKind",
+    "draw_tokens",
+    "has_sliding_window",
+    "prefix_cache",
+]
+
+StateKind = Literal["key", "value"]
+KINDS: tuple[StateKind, ...] = ("key", "value")
+"""What a token has in each layer, named as in `KeyValue`."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +42,14 @@ class RowPatch:
     Attributes:
         columns: ascending columns of the padded prompt.
         states: reference keys and values of those tokens, (H, N, D) a layer.
+        kinds: keys, values or both.
+        layers: in which layers; None means all.
     """
 
     columns: tuple[int, ...]
     states: RecordedStates
+    kinds: tuple[StateKind, ...] = KINDS
+    layers: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -43,11 +60,17 @@ class RowPatch:
             layer: KeyValue(*(tensor[:, list(tokens)] for tensor in pair))
             for layer, pair in self.states.items()
         }
-        return RowPatch(tuple(self.columns[token] for token in tokens), states)
+        columns = tuple(self.columns[token] for token in tokens)
+        return dataclasses.replace(self, columns=columns, states=states)
 
     def moved(self, num_columns: int) -> RowPatch:
         """The same patch with `num_columns` of padding before it."""
-        return RowPatch(tuple(column + num_columns for column in self.columns), self.states)
+        columns = tuple(column + num_columns for column in self.columns)
+        return dataclasses.replace(self, columns=columns)
+
+    def replaces(self, layer: int, kind: StateKind) -> bool:
+        """Whether this kind of state changes in this layer."""
+        return kind in self.kinds and (self.layers is None or layer in self.layers)
 
 
 def draw_tokens(rng: random.Random, patches: Sequence[RowPatch], num: int) -> list[RowPatch]:
@@ -60,18 +83,87 @@ def draw_tokens(rng: random.Random, patches: Sequence[RowPatch], num: int) -> li
     ]
 
 
-class _Patch(NamedTuple):
-    """All patched tokens of one layer: rows (N,), columns (N,), keys and values (N, H, D)."""
+class _Where(NamedTuple):
+    """Rows and columns of N patched tokens, (N,) each; rows are counted before any is repeated."""
 
     rows: Tensor
     columns: Tensor
-    states: KeyValue
 
-    def within(self, start: int, end: int) -> _Patch:
-        """The tokens in columns [start, end), which are then counted from `start`."""
-        inside = (self.columns >= start) & (self.columns < end)
-        states = KeyValue(*(tensor[inside] for tensor in self.states))
-        return _Patch(self.rows[inside], self.columns[inside] - start, states)
+
+class _Patches:
+    """The patches of all rows, taken together layer by layer.
+
+    Patches of the same tokens share their index tensors, which are thus made once and not for each
+    layer and kind.
+
+    Args:
+        rows: for each row of the prompt, the replacements to make.
+        num_columns: columns of the padded prompt.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[RowPatch]], num_columns: int) -> None:
+        self._num_rows = len(rows)
+        self._num_columns = num_columns
+        self._rows = [row for row, patches in enumerate(rows) for _ in patches]
+        self._patches = [patch for patches in rows for patch in patches]
+        self._where: dict[tuple[torch.device, tuple[int, ...]], _Where] = {}
+
+    def write(self, stored: Tensor, layer: int, kind: StateKind, start: int, end: int) -> None:
+        """Replace, in place, what a layer holds at the patched ones of the columns [start, end).
+
+        Args:
+            stored: keys or values (B, H, T, D), whose last ones are those columns.
+            layer: its index.
+            kind: which of the two these are.
+            start: the first column that was written just now.
+            end: the column after the last.
+        """
+        taken = tuple(
+            number for number, patch in enumerate(self._patches) if patch.replaces(layer, kind)
+        )
+        if not taken:
+            return
+        rows, columns = self._places(taken, stored.device)
+        states = self._states(taken, layer, kind, stored)
+        if end - start < self._num_columns:
+            inside = (columns >= start) & (columns < end)
+            rows, states = rows[inside], states[inside]
+            columns = columns[inside] + stored.shape[2] - end
+        by_prompt = stored.view(self._num_rows, -1, *stored.shape[1:])
+        by_prompt[rows, :, :, columns] = states[:, None]  # each repeat of a row alike
+
+    def check(self, num_rows: int) -> None:
+        """Refuse a batch that does not have each planned row equally often."""
+        if not self._num_rows or num_rows % self._num_rows or not num_rows:
+            raise ConfigError(
+                f"the cache was planned for {self._num_rows} prompts but the batch has "
+                f"{num_rows} rows: make a new PatchedCache for each call of generate."
+            )
+
+    def _places(self, taken: tuple[int, ...], device: torch.device) -> _Where:
+        if (device, taken) not in self._where:
+            patches = [(self._rows[number], self._patches[number].columns) for number in taken]
+            rows = [row for row, columns in patches for _ in columns]
+            both = [rows, [column for _, columns in patches for column in columns]]
+            self._where[device, taken] = _Where(
+                *torch.tensor(both, dtype=torch.long, device=device)
+            )
+        return self._where[device, taken]
+
+    def _states(self, taken: Sequence[int], layer: int, kind: StateKind, like: Tensor) -> Tensor:
+        """The reference's, (N, H, D)."""
+        parts = []
+        for number in taken:
+            states = self._patches[number].states
+            if layer not in states:
+                raise _other_shape(f"{len(states)} layers", f"layer {layer}")
+            parts.append(states[layer][KINDS.index(kind)])
+        found = torch.cat(parts, dim=1).transpose(0, 1)
+        if found.shape[1:] != (like.shape[1], like.shape[3]):
+            raise _other_shape(
+                f"heads of shape {tuple(found.shape[1:])}", f"{(like.shape[1], like.shape[3])}"
+            )
+        return found.to(like)
 
 
 class PatchedCache(DynamicCache):
@@ -88,7 +180,8 @@ class PatchedCache(DynamicCache):
         num_columns: columns T of the padded prompt.
 
     Raises:
-        ConfigError: some layer keeps other states than keys and values.
+        ConfigError: some layer keeps other states than keys and values, or there is no layer that
+            a patch names.
     """
 
     def __init__(
@@ -99,10 +192,10 @@ class PatchedCache(DynamicCache):
     ) -> None:
         super().__init__(config=config)
         _refuse_other_states(self)
-        self._rows = patches
+        _refuse_absent_layers(patches, len(self.layers))
         self._num_columns = num_columns
         self._written: dict[int, int] = {}
-        self._patches: dict[int, _Patch] = {}
+        self._patches = _Patches(patches, num_columns)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -120,19 +213,14 @@ class PatchedCache(DynamicCache):
         end = start + key_states.shape[-2]
         self._refuse_another_prompt(start, end)
         self._written[layer_idx] = end
+        new = (key_states, value_states)
+        stored: tuple[Tensor, Tensor] = super().update(*new, layer_idx, *args, **kwargs)
         if start < self._num_columns:
-            if start == 0:
-                self._patches[layer_idx] = self._gather(layer_idx, key_states)
-            patch = self._patches[layer_idx]
-            if end - start < self._num_columns:
-                patch = patch.within(start, end)
-            key_states = _replace(key_states, patch, patch.states.key)
-            value_states = _replace(value_states, patch, patch.states.value)
-            if end == self._num_columns:
-                del self._patches[layer_idx]
-        stored: tuple[Tensor, Tensor] = super().update(
-            key_states, value_states, layer_idx, *args, **kwargs
-        )
+            self._patches.check(len(key_states))
+            for kind, given, held in zip(KINDS, new, stored, strict=True):
+                # Layers store a copy, so the tensors of the caller stay as they are.
+                assert held.untyped_storage().data_ptr() != given.untyped_storage().data_ptr()
+                self._patches.write(held, layer_idx, kind, start, end)
         return stored
 
     def _refuse_another_prompt(self, start: int, end: int) -> None:
@@ -146,52 +234,21 @@ class PatchedCache(DynamicCache):
                 "and generate one token at a time (no assisted decoding)."
             )
 
-    def _gather(self, layer: int, like: Tensor) -> _Patch:
-        """The layer's patched tokens, rows repeated as the batch repeats them."""
-        repeats, rest = divmod(like.shape[0], len(self._rows))
-        if rest or not repeats:
-            raise ConfigError(
-                f"the cache was planned for {len(self._rows)} prompts but the batch has "
-                f"{like.shape[0]} rows: make a new PatchedCache for each call of generate."
-            )
-        rows: list[int] = []
-        columns: list[int] = []
-        states: list[KeyValue] = []
-        for row, patches in enumerate(self._rows):
-            for repeat in range(repeats):
-                for patch in patches:
-                    if layer not in patch.states:
-                        raise _other_shape(f"{len(patch.states)} layers", f"layer {layer}")
-                    rows += [row * repeats + repeat] * len(patch.columns)
-                    columns += patch.columns
-                    states.append(patch.states[layer])
-        if not states:
-            empty = like.new_zeros((0, like.shape[1], like.shape[3]))
-            nothing = torch.zeros(0, dtype=torch.long, device=like.device)
-            return _Patch(nothing, nothing, KeyValue(empty, empty))
-        key, value = (
-            torch.cat(parts, dim=1).transpose(0, 1).to(like) for parts in zip(*states, strict=True)
-        )
-        if key.shape[1:] != (like.shape[1], like.shape[3]):
-            raise _other_shape(
-                f"heads of shape {tuple(key.shape[1:])}", f"{(like.shape[1], like.shape[3])}"
-            )
-        where = [torch.tensor(part, device=like.device) for part in (rows, columns)]
-        return _Patch(where[0], where[1], KeyValue(key, value))
-
-
-def _replace(new: Tensor, patch: _Patch, states: Tensor) -> Tensor:
-    """The new tokens, patched; those given are left as they are."""
-    patched = new.clone()
-    patched[patch.rows, :, patch.columns] = states
-    return patched
-
 
 def _other_shape(reference: str, model: str) -> ReferenceMismatchError:
     return ReferenceMismatchError(
         f"the reference is of another model: it has {reference} where this model has {model}; "
         "record it from the model that this one was finetuned from."
     )
+
+
+def _refuse_absent_layers(rows: Sequence[Sequence[RowPatch]], num_layers: int) -> None:
+    named = {layer for row in rows for patch in row for layer in patch.layers or ()}
+    if absent := sorted(named - set(range(num_layers))):
+        raise ConfigError(
+            f"layers {absent} are to be patched, but the layers of this model that keep keys and "
+            f"values are 0 to {num_layers - 1}."
+        )
 
 
 def _refuse_other_states(cache: DynamicCache) -> None:

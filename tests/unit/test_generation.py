@@ -22,6 +22,7 @@ from treft.errors import (
     TemplateError,
 )
 from treft.generation import RepairedModel, generate, patch
+from treft.patch_spec import PatchSpec
 from treft.reference import ReferenceBank, identify, other_model
 from treft.regions import ChatRegions, find_regions, template_hash
 from treft.requests import region_requests
@@ -100,9 +101,10 @@ def test_a_model_patched_with_itself_answers_as_before(
     bank = ReferenceBank(other_model(tuned))
     # The empty query would change a postfix; the row's own words do not.
     options: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    spec = PatchSpec("own", tuple(regions))
     for chat in CHATS[:3]:
         own = regions_of(chat_tokenizer, chat)
-        repaired = RepairedModel(tuned, chat_tokenizer, bank, tuple(regions), postfix_reference=own)
+        repaired = RepairedModel(tuned, chat_tokenizer, bank, spec, own)
         repaired.generate([chat], **options)
         generate(tuned, chat_tokenizer, [chat], **options)
         patched, plain = spy.outputs[-2:]

@@ -33,7 +33,7 @@ LAYERS = (
     ("rendering", "turns", "regions", "states", "drift", "data"),
     ("recording", "requests", "identity", "reference", "origin", "documents", "batched_drift"),
     ("batching", "residual", "perturbation", "generation_options"),
-    ("regularizer", "patching", "activation", "generation"),
+    ("regularizer", "patching", "patch_spec", "activation", "generation"),
     ("training",),
     ("metrics", "organism", "loading", "arms", "demo", "report", "evaluation", "attribution"),
     ("cli",),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from treft.errors import ConfigError
-from treft.generation import PATCHABLE, RepairedModel, patch
+from treft.generation import UNPATCHED, RepairedModel, patch
 from treft.loading import LoadOptions, load_model
+from treft.patch_spec import PATCHABLE
 from treft.reference import ReferenceBank, adapter_off
 from treft.regions import ChatRegions, RegionName
 from treft.requests import region_requests
@@ -80,7 +81,7 @@ class Repair:
         """
         loaded, tokenizer = load_model(self.model, self.adapter, options, template)
         if not self.regions:
-            return RepairedModel(loaded, tokenizer, None, ())
+            return RepairedModel(loaded, tokenizer, None, UNPATCHED)
         source: Any = bank
         if self.base is not None:
             # In the precision of the finetuned model, however the base was saved.

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from transformers import LogitsProcessorList
 
 from treft.errors import ConfigError, DataError
-from treft.evaluation.sampler import Drawn, RowSampler, SamplingOptions
-from treft.generation import RepairedModel, patch
+from treft.evaluation.sampler import SAMPLER_DRAWS, Drawn, RowSampler, SamplingOptions
+from treft.generation import UNPATCHED, RepairedModel, patch
 from treft.identity import identify
 from treft.loading import LoadOptions, load_model
 from treft.regions import ChatRegions, RegionName, find_regions, template_hash
@@ -31,16 +31,6 @@ __all__ = ["IN_USE", "Generated", "LocalModel", "LocalOptions", "Prompt", "mixed
 
 Messages = Sequence[dict[str, Any]]
 Tools = Sequence[dict[str, Any]]
-
-_NO_DEFAULTS: dict[str, Any] = {
-    "do_sample": False,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-}
-"""For `generate`: the sampler draws, and sampling options saved with the model do not count."""
 
 
 class LocalOptions(BaseModel):
@@ -268,7 +258,7 @@ class LocalModel:
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].chat.input_ids))
         rows = [prompts[index] for index in order]
         sampler = RowSampler(rows[0].sampling, [row.seed for row in rows])
-        options: dict[str, Any] = {**_NO_DEFAULTS, "max_new_tokens": rows[0].max_new_tokens}
+        options: dict[str, Any] = {**SAMPLER_DRAWS, "max_new_tokens": rows[0].max_new_tokens}
         if rows[0].stop:
             options["stop_strings"] = list(rows[0].stop)
         # Texts are read off the sampler, which has the tokens and their probabilities as well.
@@ -291,7 +281,7 @@ class LocalModel:
         """The model with its reference."""
         model, options = self._weights.model, self.options
         if not options.patch:
-            return RepairedModel(model, self.tokenizer, None, ())
+            return RepairedModel(model, self.tokenizer, None, UNPATCHED)
         if options.reference is not None:
             return patch(model, self.tokenizer, options.patch, reference=options.reference)
         if options.base is not None:
