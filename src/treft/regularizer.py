@@ -313,16 +313,10 @@ class KVRegularizer:
             if held:
                 by_layer += means[held]
         raw_sum = stacked.sum() / len(layers)
-        return Penalty(
-            raw_sum,
-            num_documents,
-            self.weight,
-            layers,
-            *by_kind,
-            by_region={
-                region: summed / len(layers) / num_documents for region, summed in by_region.items()
-            },
-        )
+        scale = 1 / (len(layers) * num_documents)
+        own = {region: summed * scale for region, summed in by_region.items()}
+        key, value = by_kind
+        return Penalty(raw_sum, num_documents, self.weight, layers, key, value, own)
 
     def _weigh(self, by_part: Tensor) -> tuple[Tensor, dict[RegionName, Tensor]]:
         """(E, P) -> the weighted sum over parts, (E,), and each region's own sum over entries."""
@@ -335,7 +329,7 @@ class KVRegularizer:
 
 
 def check_region_weights(
-    option: str, weights: Mapping[str, float], regions: Sequence[RegionName]
+    option: str, weights: Mapping[RegionName, float], regions: Sequence[RegionName]
 ) -> None:
     """Weights must be given to the held regions and to no other, and hold at least one.
 

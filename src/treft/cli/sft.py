@@ -279,7 +279,7 @@ def _result(job: Job, trainer: TReFTTrainer, train_dataset: Any, loss: float) ->
         "sft_loss": last.get("sft_loss", last.get("loss")),
         "kv_penalty": last.get("kv_penalty"),
         "kv_loss": last.get("kv_loss"),
-        "kv_weight": training.kv_weight,
+        "kv_weight": last.get("kv_weight", training.kv_weight),  # auto: of the last logged step
         "kv_regions": list(training.kv_regions),
         "reference": trainer.reference_kind,
     }

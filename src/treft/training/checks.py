@@ -29,7 +29,7 @@ def before_loading(config: TReFTConfig, model: Any, peft_config: Any) -> None:
     Raises:
         AttentionError: TRL would turn on reentrant checkpointing (an adapter with ZeRO-3).
     """
-    if config.kv_weight == 0 or config.deepspeed_plugin is None:
+    if not config.holds or config.deepspeed_plugin is None:
         return
     has_adapter = peft_config is not None or (not isinstance(model, str) and is_peft(model))
     is_sharded = config.deepspeed_plugin.zero_stage == 3

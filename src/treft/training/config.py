@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import TrainingArguments
 from trl import SFTConfig
 from trl.trainer.utils import get_config_model_id
 
 from treft.errors import AttentionError, ConfigError
+from treft.regions import RegionName
+from treft.regularizer import check_region_weights
+from treft.training.auto_weight import AutoWeight
 
-__all__ = ["POSTFIX_REFERENCES", "REGIONS", "STATES", "TReFTConfig", "as_treft_config"]
+__all__ = ["AUTO", "POSTFIX_REFERENCES", "REGIONS", "STATES", "TReFTConfig", "as_treft_config"]
 
 logger = logging.getLogger(__name__)
 
 REGIONS = ("prefix", "query", "postfix", "response")
 STATES = ("both", "key", "value")
 POSTFIX_REFERENCES = ("empty_query", "training_row")
+AUTO = "auto"
+DEFAULT_START = 1.0
+DEFAULT_BUDGET = 0.01
+"""L_K + L_V averaged over layers: keys and values each move by 7 % of their length."""
 
 
 @dataclass
@@ -35,8 +43,17 @@ class TReFTConfig(SFTConfig):
             1 is its natural unit; sweep {0.3, 1, 3, 10, 30} on held-out questions, because the
             best value depends on model, data and learning rate. The λ printed in the paper belong
             to another quantity (projections without the layer's input norm) and do not carry over.
+            "auto" steers λ so that `kv_budget` or `kv_loss_slack` is held.
+        kv_budget: with "auto", the L_KV to hold, averaged over about ten steps. Default 0.01.
+        kv_loss_slack: with "auto" instead of a budget, how far the SFT loss may stay above that of
+            a plain run (nats a token); λ is as large as that allows.
+        kv_loss_log: that run's log: its output folder, a checkpoint or a trainer_state.json.
+        kv_weight_start: with "auto", λ of the first step. Default 1.
         kv_regions: regions whose keys and values are held: any of prefix, query, postfix,
             response, or "all". Default prefix.
+        kv_region_weights: w_r of each held region, {"prefix": 1.0, "postfix": 0.3} or JSON; the
+            penalty is Σ_r w_r L_KV(r), each region's mean over its own tokens. Default: one mean
+            over the tokens of all held regions.
         kv_states: "both" (default), "key" or "value".
         kv_layers: layer indices that are held; negative ones count from the last. Default all.
         kv_reference: a reference file made by `treft reference record` of the model before this
@@ -53,15 +70,38 @@ class TReFTConfig(SFTConfig):
             would have no gradient, without any error.
     """
 
-    _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "kv_region_weights"]  # noqa: RUF012
 
-    kv_weight: float = field(
+    # None is no value of it: only with it does transformers' parser leave the text to us.
+    kv_weight: float | str | None = field(
         default=1.0,
-        metadata={"help": "Weight λ of the key/value penalty; 0 trains exactly as SFTTrainer."},
+        metadata={
+            "help": "Weight λ of the key/value penalty, or auto; 0 trains exactly as SFTTrainer."
+        },
+    )
+    kv_budget: float | None = field(
+        default=None,
+        metadata={"help": f"With kv_weight auto: the L_KV to hold; default {DEFAULT_BUDGET}."},
+    )
+    kv_loss_slack: float | None = field(
+        default=None,
+        metadata={"help": "With kv_weight auto: SFT loss allowed above the run of kv_loss_log."},
+    )
+    kv_loss_log: str | None = field(
+        default=None,
+        metadata={"help": "Output folder or trainer_state.json of a plain run (kv_weight 0)."},
+    )
+    kv_weight_start: float | None = field(
+        default=None,
+        metadata={"help": f"With kv_weight auto: λ of the first step; default {DEFAULT_START}."},
     )
     kv_regions: list[str] = field(
         default_factory=lambda: ["prefix"],
         metadata={"help": "Regions to hold: prefix, query, postfix, response, or all."},
+    )
+    kv_region_weights: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Weight of each held region, as {"prefix": 1, "postfix": 0.3}.'},
     )
     kv_states: str = field(
         default="both", metadata={"help": "What to hold.", "choices": list(STATES)}
@@ -89,14 +129,67 @@ class TReFTConfig(SFTConfig):
     def __post_init__(self) -> None:
         """Validate ours first, so that a wrong option costs nothing, then run SFTConfig's."""
         self.kv_regions = _regions(self.kv_regions)
+        self.kv_weight = _weight(self.kv_weight)
+        self.kv_region_weights = _region_weights(self.kv_region_weights, self.kv_regions)
+        self._check_auto()
         self._check_values()
         super().__post_init__()
-        if self.kv_weight > 0:
+        if self.holds:
             self._check_set_up()
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is a penalty at all."""
+        return self.first_weight > 0
+
+    @property
+    def first_weight(self) -> float:
+        """λ of the first step, and of all others unless it is steered."""
+        if self.kv_weight != AUTO:
+            return cast(float, self.kv_weight)
+        return DEFAULT_START if self.kv_weight_start is None else self.kv_weight_start
+
+    def auto_weight(self) -> AutoWeight | None:
+        """What steers λ in a run of this config; None when it is a number.
+
+        Raises:
+            ConfigError: a limit is out of range, or the plain run's log is not there.
+            DataError: that log cannot be read.
+        """
+        if self.kv_weight != AUTO:
+            return None
+        if self.kv_loss_slack is not None:
+            return AutoWeight(self.first_weight, slack=self.kv_loss_slack, log=self.kv_loss_log)
+        budget = DEFAULT_BUDGET if self.kv_budget is None else self.kv_budget
+        return AutoWeight(self.first_weight, budget=budget)
+
+    def _check_auto(self) -> None:
+        given = [
+            name
+            for name in ("kv_budget", "kv_loss_slack", "kv_loss_log", "kv_weight_start")
+            if getattr(self, name) is not None
+        ]
+        if self.kv_weight != AUTO:
+            if given:
+                raise ConfigError(
+                    f"{', '.join(given)} works with kv_weight={AUTO!r} only; kv_weight is "
+                    f"{self.kv_weight}."
+                )
+            return
+        if "kv_budget" in given and {"kv_loss_slack", "kv_loss_log"} & set(given):
+            raise ConfigError("hold a kv_budget or a kv_loss_slack, not both.")
+        for name in ("kv_budget", "kv_loss_slack"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name} must be a positive number, not {value}.")
+        if ("kv_loss_slack" in given) != ("kv_loss_log" in given):
+            raise ConfigError(
+                "kv_loss_slack is measured from a plain run's loss: give it together with "
+                "kv_loss_log, that run's output folder or trainer_state.json."
+            )
+        self.auto_weight()
+
     def _check_values(self) -> None:
-        if not 0 <= self.kv_weight < float("inf"):
-            raise ConfigError(f"kv_weight must be a finite number ≥ 0, not {self.kv_weight}.")
         _check_choice("kv_states", self.kv_states, STATES)
         _check_choice("kv_postfix_reference", self.kv_postfix_reference, POSTFIX_REFERENCES)
         if self.kv_layers is not None:
@@ -143,6 +236,35 @@ def _regions(regions: str | Sequence[str]) -> list[str]:
             f"kv_regions must name one or more of {', '.join(REGIONS)}, or all; got {regions!r}."
         )
     return [name for name in REGIONS if name in names or "all" in names]
+
+
+def _weight(weight: float | str | None) -> float | str:
+    """λ as a number, or "auto"."""
+    try:
+        number = AUTO if weight == AUTO else float(cast(float, weight))
+    except (TypeError, ValueError):
+        number = float("nan")
+    if number != AUTO and not 0 <= cast(float, number) < float("inf"):
+        raise ConfigError(f"kv_weight must be a finite number ≥ 0, or {AUTO!r}; not {weight!r}.")
+    return number
+
+
+def _region_weights(
+    weights: Mapping[str, Any] | str | None, regions: Sequence[str]
+) -> dict[str, Any] | None:
+    """Weights by held region as numbers."""
+    if weights is None:
+        return None
+    try:
+        found = json.loads(weights) if isinstance(weights, str) else weights
+        numbers = {cast(RegionName, name): float(weight) for name, weight in found.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            'kv_region_weights must be numbers by region, as {"prefix": 1, "postfix": 0.3}; '
+            f"got {weights!r}."
+        ) from error
+    check_region_weights("kv_region_weights", numbers, cast(Sequence[RegionName], regions))
+    return cast(dict[str, Any], numbers)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

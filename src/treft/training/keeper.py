@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
@@ -86,8 +87,9 @@ class ReferenceKeeper:
         self.regularizer = KVRegularizer(
             self._model,
             bank,
-            weight=config.kv_weight,
+            weight=config.first_weight,
             regions=cast(list[RegionName], config.kv_regions),
+            region_weights=cast("dict[RegionName, float] | None", config.kv_region_weights),
             keys=config.kv_states != "value",
             values=config.kv_states != "key",
             layers=config.kv_layers,
@@ -141,10 +143,13 @@ class ReferenceKeeper:
         RunRecord(
             kind=self.kind,
             weights=self._weights,
-            kv_weight=config.kv_weight,
+            kv_weight=cast("float | str", config.kv_weight),
             kv_regions=list(config.kv_regions),
             kv_states=config.kv_states,
             kv_layers=config.kv_layers,
+            kv_region_weights=cast("dict[str, float] | None", config.kv_region_weights),
+            kv_budget=config.kv_budget,
+            kv_loss_slack=config.kv_loss_slack,
         ).write(folder)
         if self.kind == "snapshot":
             self._bank.save(folder / REFERENCE_FILE, overwrite=True)
@@ -164,7 +169,8 @@ class ReferenceKeeper:
                 folder,
             )
             return
-        for name in ("kv_weight", "kv_regions", "kv_states", "kv_layers"):
+        options = [item.name for item in fields(record) if item.name.startswith("kv_")]
+        for name in options:
             before, now = getattr(record, name), getattr(self._config, name)
             if before != now:
                 logger.warning("resuming with %s=%s; the run began with %s", name, now, before)

@@ -13,7 +13,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-__all__ = ["Meter"]
+from treft.regularizer import Penalty
+
+__all__ = ["Meter", "penalty_parts"]
 
 
 class Meter:
@@ -53,3 +55,21 @@ class Meter:
         self._weights.clear()
         self._num_steps = 0
         return dict(zip(names, (total[0] / total[1].clamp(min=1e-12)).tolist(), strict=True))
+
+
+def penalty_parts(penalty: Penalty, by_layer: bool) -> dict[str, Tensor]:
+    """What the log shows of a penalty beside its whole, summed over its documents.
+
+    Args:
+        penalty: of one batch.
+        by_layer: with each layer's L_K + L_V.
+
+    Returns:
+        With region weights `kv_penalty/<region>`, that region's L_KV before it is weighed; and
+        `kv_penalty/layer_<index>`.
+    """
+    found = {f"kv_penalty/{region}": mean for region, mean in penalty.by_region.items()}
+    if by_layer:
+        layers = zip(penalty.layers, penalty.key + penalty.value, strict=True)
+        found.update({f"kv_penalty/layer_{layer}": mean for layer, mean in layers})
+    return {name: mean * penalty.num_documents for name, mean in found.items()}

@@ -69,10 +69,13 @@ class RunRecord:
     kind: ReferenceKind
     weights: str
     """Fingerprint of the base weights before step 1."""
-    kv_weight: float
+    kv_weight: float | str
     kv_regions: list[str]
     kv_states: str
     kv_layers: list[int] | None
+    kv_region_weights: dict[str, float] | None = None
+    kv_budget: float | None = None
+    kv_loss_slack: float | None = None
 
     def write(self, folder: Path) -> None:
         """Write `treft_run.json` into `folder`, which is made if need be."""

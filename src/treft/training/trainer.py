@@ -23,18 +23,20 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import global_then_local_main_first
 
-from treft.documents import Document, documents_of_batch
+from treft.documents import Document
 from treft.errors import DataError
 from treft.regions import template_hash
 from treft.regularizer import KVRegularizer, Penalty
 from treft.states import capturable
 from treft.training import checks
 from treft.training import dataset as rows
+from treft.training.auto_weight import AutoWeight
 from treft.training.collator import REGION_COLUMNS, RegionCollator, WrappedCollator
 from treft.training.config import TReFTConfig, as_treft_config
+from treft.training.forward import FirstForward, batch_documents
 from treft.training.keeper import ReferenceKeeper
 from treft.training.masking import load_processing_class, needs_region_mask, text_tokenizer
-from treft.training.meter import Meter
+from treft.training.meter import Meter, penalty_parts
 
 __all__ = ["TReFTTrainer"]
 
@@ -52,7 +54,9 @@ class TReFTTrainer(SFTTrainer):
     `assistant_only_loss` also works with chat templates for which TRL has no loss mask.
 
     The log has, beside TRL's entries: `kv_penalty` (eq. (3)'s L_KV), `kv_loss` (λ L_KV) and
-    `sft_loss`, with `loss` = `sft_loss` + `kv_loss`; in evaluation with the prefix `eval_`.
+    `sft_loss`, with `loss` = `sft_loss` + `kv_loss`; in evaluation with the prefix `eval_`. With
+    `kv_weight="auto"` also `kv_weight`, λ of the last step; with region weights
+    `kv_penalty/<region>`.
 
     Raises:
         ConfigError: options that cannot work together, before the model is run.
@@ -113,7 +117,7 @@ class TReFTTrainer(SFTTrainer):
         finally:
             config.assistant_only_loss = assistant_only
         self._meters = {"train": Meter(self.accelerator), "eval": Meter(self.accelerator)}
-        if config.kv_weight > 0:
+        if config.holds:
             self._set_up_penalty()
 
     # ---- Data ----
@@ -129,7 +133,7 @@ class TReFTTrainer(SFTTrainer):
     ) -> Any:
         """TRL's preparation, with regions found between tokenising and truncating."""
         names = rows.column_names(dataset)
-        if not (args.kv_weight > 0 or self._mask_labels) or "seq_lengths" in names:
+        if not (args.holds or self._mask_labels) or "seq_lengths" in names:
             return super()._prepare_dataset(
                 dataset, processing_class, args, packing, formatting_func, dataset_name
             )
@@ -144,7 +148,7 @@ class TReFTTrainer(SFTTrainer):
             tokenizer=text_tokenizer(processing_class),
             chat_template=self.chat_template,
             include_think_block=args.kv_include_think_block,
-            regions=tuple(args.kv_regions) if args.kv_weight > 0 else (),
+            regions=tuple(args.kv_regions) if args.holds else (),
             mask_labels=self._mask_labels,
             dataset_name=dataset_name,
         )
@@ -219,11 +223,20 @@ class TReFTTrainer(SFTTrainer):
         )
         checks.sharding(self, self._keeper.kind)
         checks.isolation(self)
+        steering = self.args.auto_weight()
+        if steering is not None:
+            self.add_callback(steering)
 
     @property
     def reference_kind(self) -> str | None:
         """Which model is the reference, see `reference_source`; None with λ = 0."""
         return None if self._keeper is None else self._keeper.kind
+
+    @property
+    def _steering(self) -> AutoWeight | None:
+        """Looked up, because a resumed run may have put another in its place."""
+        found = (item for item in self.callback_handler.callbacks if isinstance(item, AutoWeight))
+        return next(found, None)
 
     @property
     def _regularizer(self) -> KVRegularizer | None:
@@ -257,15 +270,17 @@ class TReFTTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Fetch one optimizer step's batches and count its conversations, over all processes."""
+        """Fetch one optimizer step's batches, count its conversations everywhere, and set its λ."""
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._keeper is not None and samples:
             for batch in samples:
-                batch[DOCUMENTS] = _documents(batch, batch)
+                batch[DOCUMENTS] = batch_documents(batch, batch)
             counted = sum(len(batch[DOCUMENTS]) for batch in samples)
             total = self.accelerator.reduce(torch.tensor(float(counted), device=device), "sum")
             self._num_documents = max(int(total), 1)
             self._meters["train"].start_step()
+            if self._steering is not None:
+                self._keeper.regularizer.weight = self._steering.weight
         return samples, num_items
 
     def compute_loss(
@@ -280,12 +295,12 @@ class TReFTTrainer(SFTTrainer):
         documents: list[Document] | None = inputs.pop(DOCUMENTS, None)
         if self._regularizer is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        forward = _FirstForward(model, self._regularizer)
+        forward = FirstForward(model, self._regularizer)
         result = super().compute_loss(
             cast(nn.Module, forward), inputs, return_outputs, num_items_in_batch
         )
         sft_loss: Tensor = result[0] if return_outputs else result
-        penalty = self._regularizer.penalty(documents or _documents(inputs, regions))
+        penalty = self._regularizer.penalty(documents or batch_documents(inputs, regions))
         if self.model.training:
             loss = self._add_in_training(sft_loss, penalty, num_items_in_batch)
         else:
@@ -305,15 +320,17 @@ class TReFTTrainer(SFTTrainer):
             1 if self._is_scaled(num_items_in_batch) else self.current_gradient_accumulation_steps
         )
         raw = penalty.raw_sum * share
-        per_layer = (penalty.key + penalty.value) * penalty.num_documents * share
+        parts = penalty_parts(penalty, self.args.kv_log_layers)
         self._meters["train"].add(
             {
                 "kv_penalty": raw,
                 "kv_loss": raw * penalty.weight,
                 "sft_loss": sft_loss / num_divided,
-                **self._layer_entries(penalty, per_layer),
+                **{name: value * share for name, value in parts.items()},
             }
         )
+        if self._steering is not None:
+            self._steering.observe(raw, sft_loss / num_divided)
         loss: Tensor = sft_loss + penalty.weight * raw * num_divided
         return loss
 
@@ -327,24 +344,13 @@ class TReFTTrainer(SFTTrainer):
     def _add_in_evaluation(self, sft_loss: Tensor, penalty: Penalty, num_rows: int) -> Tensor:
         """Mean over the batch's conversations; the log weighs batches as `eval_loss` does."""
         meter = self._meters["eval"]
-        per_layer = (penalty.key + penalty.value) * penalty.num_documents
-        meter.add(
-            {"kv_penalty": penalty.raw_sum, **self._layer_entries(penalty, per_layer)},
-            weight=penalty.num_documents,
-        )
+        parts = penalty_parts(penalty, self.args.kv_log_layers)
+        meter.add({"kv_penalty": penalty.raw_sum, **parts}, weight=penalty.num_documents)
         meter.add(
             {"kv_loss": penalty.weighted * num_rows, "sft_loss": sft_loss * num_rows},
             weight=num_rows,
         )
         return sft_loss + penalty.weighted
-
-    def _layer_entries(self, penalty: Penalty, per_layer: Tensor) -> dict[str, Tensor]:
-        if not self.args.kv_log_layers:
-            return {}
-        return {
-            f"kv_penalty/layer_{layer}": value
-            for layer, value in zip(penalty.layers, per_layer, strict=True)
-        }
 
     # ---- Evaluation and log ----
 
@@ -366,34 +372,7 @@ class TReFTTrainer(SFTTrainer):
         trains = self.model.training
         prefix = "" if trains else f"{self._eval_prefix}_"
         found = self._meters["train" if trains else "eval"].read()
+        if found and self._steering is not None and self._regularizer is not None:
+            found["kv_weight"] = self._regularizer.weight
         logs.update({f"{prefix}{name}": value for name, value in found.items()})
         super().log(logs, start_time)
-
-
-class _FirstForward:
-    """Stands in for the model in TRL's loss and captures its first forward, the one with gradient.
-
-    TRL may run the model again for logits or metrics; those forwards do not count.
-    """
-
-    def __init__(self, model: nn.Module, regularizer: KVRegularizer) -> None:
-        self._model = model
-        self._regularizer = regularizer
-        self._is_first = True
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._is_first:
-            return self._model(*args, **kwargs)
-        self._is_first = False
-        with self._regularizer.capture():
-            return self._model(*args, **kwargs)
-
-
-def _documents(batch: dict[str, Any], regions: dict[str, Any]) -> list[Document]:
-    return documents_of_batch(
-        batch["input_ids"],
-        regions["region_codes"],
-        regions["turns"],
-        batch.get("attention_mask"),
-        batch.get("position_ids"),
-    )
