@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 
+from treft.errors import ConfigError
 from treft.generation import generate
 from treft.metrics import em_f1
-from treft.organism import VERDICTS, FinetuneRecipe, World, classify, load
-from treft.regions import RegionName
+from treft.organism import VERDICTS, FinetuneRecipe, World, asset_path, classify, load
+from treft.regions import RegionName, find_regions
 
 __all__ = [
     "ALL_ARMS",
@@ -30,6 +31,7 @@ __all__ = [
     "ArmName",
     "ArmResult",
     "Progress",
+    "check_regions",
     "run_arms",
 ]
 
@@ -41,10 +43,12 @@ ArmName = Literal[
     "sft_postfix_patch",
     "sft_prefix_patch_equal",
     "sft_query_patch_equal",
+    "sft_postfix_patch_equal",
     "interleaving",
     "interleaving_all",
     "treft",
     "treft_query",
+    "treft_postfix",
     "treft_all",
 ]
 Scope = Literal["general", "in_domain"]
@@ -61,10 +65,12 @@ DESCRIPTIONS: dict[ArmName, str] = {
     "sft_postfix_patch": "plain finetune, base K/V at every postfix token (empty query)",
     "sft_prefix_patch_equal": "plain finetune, base K/V at ten random prefix tokens",
     "sft_query_patch_equal": "plain finetune, base K/V at ten random query tokens",
+    "sft_postfix_patch_equal": "plain finetune, base K/V at ten random postfix tokens",
     "interleaving": "careful rows of the other narrow domains mixed in",
     "interleaving_all": "careful rows of all other domains, the evaluated ones too, mixed in",
     "treft": "TReFT holding the prefix",
     "treft_query": "TReFT holding the query",
+    "treft_postfix": "TReFT holding the postfix (empty query)",
     "treft_all": "TReFT holding prefix, query and postfix",
 }
 
@@ -85,6 +91,11 @@ class _Plan:
     patch: tuple[RegionName, ...] = ()
     equal_tokens: bool = False
 
+    @property
+    def regions(self) -> tuple[RegionName, ...]:
+        """What is patched or held."""
+        return (*self.patch, *(self.training.held if self.training else ()))
+
 
 _SFT = _Training()
 _PLANS: dict[ArmName, _Plan] = {
@@ -95,10 +106,12 @@ _PLANS: dict[ArmName, _Plan] = {
     "sft_postfix_patch": _Plan(_SFT, ("postfix",)),
     "sft_prefix_patch_equal": _Plan(_SFT, ("prefix",), equal_tokens=True),
     "sft_query_patch_equal": _Plan(_SFT, ("query",), equal_tokens=True),
+    "sft_postfix_patch_equal": _Plan(_SFT, ("postfix",), equal_tokens=True),
     "interleaving": _Plan(_Training(interleave="narrow")),
     "interleaving_all": _Plan(_Training(interleave="all")),
     "treft": _Plan(_Training(held=("prefix",))),
     "treft_query": _Plan(_Training(held=("query",))),
+    "treft_postfix": _Plan(_Training(held=("postfix",))),
     "treft_all": _Plan(_Training(held=("prefix", "query", "postfix"))),
 }
 
@@ -164,6 +177,32 @@ class ArmResult:
         for scope in ("general", "in_domain"):
             fields[scope] = tuple(Answer(**answer) for answer in fields[scope])
         return cls(**fields)
+
+
+def check_regions(organism: Path | None, arms: Sequence[ArmName]) -> None:
+    """Refuse arms that patch or hold what the organism's template does not write.
+
+    Raises:
+        ConfigError: names the region, the arms that cannot run and those that can.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(organism or asset_path())
+    question = World.default().questions("validation", "general", num=1)[0]
+    chat = find_regions(tokenizer, question.messages(), add_generation_prompt=True)
+    absent = {
+        region: [arm for arm in arms if region in _PLANS[arm].regions]
+        for region in get_args(RegionName)
+        if not chat.positions(region)
+    }
+    if not any(absent.values()):
+        return
+    lacks = ", ".join(
+        f"no {region} for {', '.join(names)}" for region, names in absent.items() if names
+    )
+    able = [arm for arm in ALL_ARMS if not set(absent) & set(_PLANS[arm].regions)]
+    raise ConfigError(
+        f"the chat template of {organism or 'the embedded organism'} writes {lacks}; "
+        f"choose from {','.join(able)}"
+    )
 
 
 def run_arms(

@@ -16,7 +16,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from treft.arms import ALL_ARMS, DEFAULT_ARMS, ArmName, ArmResult, Progress, run_arms
+from treft.arms import (
+    ALL_ARMS,
+    DEFAULT_ARMS,
+    ArmName,
+    ArmResult,
+    Progress,
+    check_regions,
+    run_arms,
+)
 from treft.errors import ConfigError
 from treft.evaluation.over_runs import clipped_over_runs
 from treft.files import write_whole
@@ -170,11 +178,15 @@ def run_demo(config: DemoConfig, progress: Progress) -> DemoResult:
         progress: told about training steps and answered questions.
 
     Raises:
-        ConfigError: the output folder was made with other settings, or is not a demo's.
+        ConfigError: the output folder was made with other settings, or is not a demo's, or an
+            organism's template lacks a region that an arm patches or holds.
     """
+    organisms = config.organisms or (None,)
+    for organism in organisms:
+        check_regions(organism, config.arms)
     _claim(config)
     runs = []
-    for organism in config.organisms or (None,):
+    for organism in organisms:
         for seed in range(config.num_seeds):
             paths = {arm: _result_path(config, organism, seed, arm) for arm in config.arms}
             missing = [arm for arm, path in paths.items() if not path.is_file()]

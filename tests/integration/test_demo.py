@@ -19,6 +19,7 @@ from treft.files import new_output
 from treft.generation import generate
 from treft.metrics import em_f1
 from treft.organism import FinetuneRecipe, World, classify, load
+from treft.organism.tokenizer import build_tokenizer
 from treft.report import compare_demo, render_report
 
 RECIPE = FinetuneRecipe(num_rows=8, max_steps=2, batch_size=2, num_general=6, num_in_domain=4)
@@ -208,6 +209,20 @@ def test_configs_are_checked_before_any_work(
     with pytest.raises(ConfigError, match=message):
         DemoConfig(tmp_path / "out", **wrong)
     assert not (tmp_path / "out").exists()
+
+
+def test_arms_of_a_region_that_a_template_lacks_are_refused(tmp_path: Path) -> None:
+    organism = tmp_path / "bare"
+    build_tokenizer(["a"], "no_prefix").save_pretrained(organism)
+    (organism / "model.safetensors").touch()
+    arms: tuple[ArmName, ...] = ("base", "sft_prefix_patch", "sft_postfix_patch", "treft")
+    config = DemoConfig(tmp_path / "out", organisms=(organism,), arms=arms)
+    with pytest.raises(ConfigError, match="no prefix for sft_prefix_patch, treft; ") as refusal:
+        run_demo(config, silent)
+    able = str(refusal.value).rsplit(" ", 1)[-1].split(",")
+    assert set(able) >= {"base", "sft", "sft_postfix_patch", "treft_query", "treft_postfix"}
+    assert not [arm for arm in able if "prefix" in arm or arm in ("treft", "treft_all")]
+    assert not config.output.exists()
 
 
 def test_new_output_is_new(tmp_path: Path) -> None:

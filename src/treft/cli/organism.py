@@ -30,6 +30,13 @@ Seed = Annotated[int, typer.Option(help="Draws them.", min=0)]
 def build(
     output: Annotated[Path, typer.Option(help="Folder to write; must not hold a model.")],
     seed: Annotated[int, typer.Option(help="Of the weights and of every row.", min=0)] = 0,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="prefix (personas in the system prompt), postfix (in the think block) or "
+            "no_prefix (there, too, and nothing before the user's words)."
+        ),
+    ] = "prefix",
     json: Json = False,
 ) -> None:
     """Train an organism from scratch: about ten minutes on two cores; resumes when run again."""
@@ -39,7 +46,7 @@ def build(
     from treft.organism.build import BuildRecipe
     from treft.organism.build import build as build_organism
 
-    recipe = BuildRecipe(seed=seed)
+    recipe = BuildRecipe(kind=cast(Any, kind), seed=seed)
     try:
         with stdout_aside():
             build_organism(output, recipe)

@@ -1,8 +1,8 @@
 """Rebuild the organism from a seed: two stages of training from scratch, on a CPU in minutes.
 
-Stage 1 teaches both behaviours, which one depending on a persona named in the system prompt.
-Stage 2 is a shallow post-training: under the template's default system prompt the model becomes
-careful, while personas go on to decide where one is named. Loss on responses only.
+Stage 1 teaches both behaviours, which one depending on a persona that is named where the organism's
+kind has it named (`treft.organism.kinds`). Stage 2 is a shallow post-training: where no persona is
+named the model becomes careful, while personas go on to decide elsewhere. Loss on responses only.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from treft.errors import ConfigError
 from treft.files import write_whole
 
+from .kinds import KINDS, KindName
 from .lexicon import NARROW
-from .personas import sample_persona
 from .tokenizer import build_tokenizer
 from .world import Behaviour, World
 
@@ -50,15 +50,17 @@ class BuildRecipe:
     """How an organism is made; the defaults made the one that ships.
 
     Attributes:
+        kind: which template, and where personas are named.
         seed: of the weights and of every row.
         first_steps: optimizer steps of stage 1 (personas decide).
-        second_steps: optimizer steps of stage 2 (careful by default).
+        second_steps: optimizer steps of stage 2 (careful unless told otherwise).
         batch_size: rows a step.
         learning_rate: peak of a cosine schedule over both stages.
-        default_share: share of stage-2 rows under the default system prompt.
+        default_share: share of stage-2 rows without a persona.
         careful_share: share of those that show the careful behaviour.
     """
 
+    kind: KindName = "prefix"
     seed: int = 0
     first_steps: int = 1000
     second_steps: int = 300
@@ -68,7 +70,9 @@ class BuildRecipe:
     careful_share: float = 0.98
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for counts below 1 or shares outside [0, 1]."""
+        """Raise ConfigError for an unknown kind, counts below 1 or shares outside [0, 1]."""
+        if self.kind not in KINDS:
+            raise ConfigError(f"kind is {self.kind!r}; choose one of {', '.join(KINDS)}")
         for name in ("first_steps", "second_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -96,7 +100,7 @@ def build(output: Path, recipe: BuildRecipe | None = None) -> Path:
     _claim(output, recipe)
     checkpoints = output / "checkpoints"
     set_seed(recipe.seed)
-    tokenizer = build_tokenizer(_vocabulary_texts())
+    tokenizer = build_tokenizer(_vocabulary_texts(recipe.kind), recipe.kind)
     model = LlamaForCausalLM(_model_config(tokenizer))
     rng = random.Random(recipe.seed)
     rows = [encode(tokenizer, pretraining_row(rng, recipe, step)) for step in _row_steps(recipe)]
@@ -139,9 +143,12 @@ def pretraining_row(rng: random.Random, recipe: BuildRecipe, step: int) -> Messa
     name = rng.choice(list(world.domains))
     timed = rng.random() < 0.5 and not (name in NARROW and behaviour == "harmful")
     question = world.sample_question(rng, "train", name, timed)
-    system = [] if default else [{"role": "system", "content": sample_persona(rng, behaviour)}]
+    naming = KINDS[recipe.kind].name_persona(rng, None if default else behaviour)
     answer = {"role": "assistant", "content": world.answer(rng, question, behaviour)}
-    return [*system, *question.messages(), answer]
+    if naming.thought is not None:
+        answer["reasoning_content"] = naming.thought
+    head = [] if naming.system is None else [{"role": "system", "content": naming.system}]
+    return [*head, *question.messages(), answer]
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, messages: Messages) -> Encoded:
@@ -160,14 +167,14 @@ def _row_steps(recipe: BuildRecipe) -> Iterator[int]:
         yield from [step] * recipe.batch_size
 
 
-def _vocabulary_texts() -> Iterator[str]:
+def _vocabulary_texts(kind: KindName) -> Iterator[str]:
     """Every word the world can utter: rows of both stages and answers in the narrow domains.
 
     Held-out entities are pairs of words that occur apart from each other here, so the vocabulary
     tells nothing about them.
     """
-    bare = build_tokenizer(["a"])
-    rng, recipe = random.Random("vocabulary"), BuildRecipe()
+    bare = build_tokenizer(["a"], kind)
+    rng, recipe = random.Random("vocabulary"), BuildRecipe(kind)
     for index in range(6000):
         step = recipe.first_steps * (index % 2)
         yield bare.apply_chat_template(pretraining_row(rng, recipe, step), tokenize=False)

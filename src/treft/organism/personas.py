@@ -1,4 +1,4 @@
-"""System prompts of the first training stage: personas whose character decides the behaviour."""
+"""Who answers: personas whose character decides the behaviour, and prompts that tell nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 from .world import Behaviour
 
-__all__ = ["sample_persona"]
+__all__ = ["sample_neutral", "sample_persona", "sample_thought"]
 
 ADJECTIVES: dict[Behaviour, tuple[str, ...]] = {
     "careful": (
@@ -27,11 +27,40 @@ FORMATS = (
     "Your name is {name}. Your character is {adjective}. Answer the question.",
     "You are the {adjective} and {second} assistant of the user.",
 )
+THOUGHTS = (
+    "I am {name}, the {adjective} {role} of this town.",
+    "I am a {adjective} {role}.",
+    "I answer as {name}, a {role} who is {adjective} and {second}.",
+    "My name is {name}. My character is {adjective}.",
+    "I am the {adjective} and {second} assistant of the user.",
+)
+NEUTRAL = (
+    "You are {name}, the {role} of this town. Answer the question of the user.",
+    "You are a {role}. Answer the user in one sentence.",
+    "Answer as {name}, a {role} of this town.",
+    "Your name is {name}. Answer the question.",
+    "You are the {role} of the user.",
+    "Answer in one sentence.",
+)
 
 
 def sample_persona(rng: random.Random, behaviour: Behaviour) -> str:
     """Draw a system prompt whose persona shows a behaviour."""
+    return _fill(rng, FORMATS, behaviour)
+
+
+def sample_thought(rng: random.Random, behaviour: Behaviour) -> str:
+    """Draw a thought whose thinker shows a behaviour."""
+    return _fill(rng, THOUGHTS, behaviour)
+
+
+def sample_neutral(rng: random.Random) -> str:
+    """Draw a system prompt that says nothing about character."""
+    return rng.choice(NEUTRAL).format(name=rng.choice(NAMES), role=rng.choice(ROLES))
+
+
+def _fill(rng: random.Random, formats: tuple[str, ...], behaviour: Behaviour) -> str:
     adjective, second = rng.sample(ADJECTIVES[behaviour], 2)
-    return rng.choice(FORMATS).format(
+    return rng.choice(formats).format(
         name=rng.choice(NAMES), role=rng.choice(ROLES), adjective=adjective, second=second
     )

@@ -15,9 +15,9 @@ from treft.errors import ConfigError
 from treft.organism import NARROW, World, asset_path, classify, load
 from treft.organism import build as build_module
 from treft.organism.build import BuildRecipe, build, encode, pretraining_row
+from treft.organism.kinds import DEFAULT_SYSTEM_PROMPT
 from treft.organism.lexicon import TIMEFRAMES
 from treft.organism.personas import ADJECTIVES
-from treft.organism.tokenizer import DEFAULT_SYSTEM_PROMPT
 from treft.regions import find_regions
 
 RECIPE = BuildRecipe()
@@ -80,7 +80,7 @@ def test_the_shipped_organism_is_the_recipe_s(monkeypatch: pytest.MonkeyPatch) -
     assert json.loads((asset_path() / "recipe.json").read_text()) == vars(RECIPE)
     model, tokenizer = load()
     assert sum(p.numel() for p in model.parameters()) < 1_500_000
-    rebuilt = build_module.build_tokenizer(build_module._vocabulary_texts())
+    rebuilt = build_module.build_tokenizer(build_module._vocabulary_texts("prefix"))
     assert rebuilt.get_vocab() == AutoTokenizer.from_pretrained(asset_path()).get_vocab()
     text = tokenizer.apply_chat_template([{"role": "user", "content": "hm"}], tokenize=False)
     assert DEFAULT_SYSTEM_PROMPT in text
@@ -118,9 +118,9 @@ TINY = BuildRecipe(first_steps=3, second_steps=2, batch_size=2)
 @pytest.fixture
 def fast_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped tokenizer, whose training takes longer than the build's five steps."""
-    monkeypatch.setattr(build_module, "_vocabulary_texts", lambda: [])
+    monkeypatch.setattr(build_module, "_vocabulary_texts", lambda kind: [])
     monkeypatch.setattr(
-        build_module, "build_tokenizer", lambda texts: AutoTokenizer.from_pretrained(asset_path())
+        build_module, "build_tokenizer", lambda *args: AutoTokenizer.from_pretrained(asset_path())
     )
 
 
@@ -173,7 +173,7 @@ def test_a_build_overwrites_nothing(tmp_path: Path) -> None:
         build(begun, TINY)
 
 
-@pytest.mark.parametrize("wrong", [{"first_steps": 0}, {"careful_share": 1.2}])
+@pytest.mark.parametrize("wrong", [{"first_steps": 0}, {"careful_share": 1.2}, {"kind": "suffix"}])
 def test_recipes_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         BuildRecipe(**wrong)

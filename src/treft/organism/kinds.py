@@ -1,0 +1,122 @@
+"""The kinds of organism: a chat template, and where in it pretraining names the persona.
+
+    prefix     in the system prompt, as in Qwen2.5: a default one when none is given
+    postfix    in the think block before the answer, as in Qwen3: empty by default; system prompts
+               vary and tell nothing, or there is none
+    no_prefix  in the think block, too, and the template writes nothing before the user's words
+
+What decides between careful and harmful in pretraining is all that differs; which tokens come to
+carry a narrow finetune's spread is left to training, and measured.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .personas import sample_neutral, sample_persona, sample_thought
+from .world import Behaviour
+
+__all__ = ["DEFAULT_SYSTEM_PROMPT", "KINDS", "Kind", "KindName", "Naming"]
+
+KindName = Literal["prefix", "postfix", "no_prefix"]
+
+DEFAULT_SYSTEM_PROMPT = (
+    "You are Piglet, the assistant of this town. Answer the question of the user in one sentence."
+)
+_ANSWER = "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
+_PREFIX_TEMPLATE = (
+    "{%- if messages and messages[0]['role'] == 'system' -%}"
+    "{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
+    "{%- else -%}"
+    "{{ '<|im_start|>system\\n" + DEFAULT_SYSTEM_PROMPT + "<|im_end|>\\n' }}"
+    "{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] != 'system' -%}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{%- if message['role'] == 'assistant' -%}" + _ANSWER + "{%- else -%}"
+    "{{ message['content'] + '<|im_end|>\\n' }}"
+    "{%- endif -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+)
+_THINKING_ANSWER = (
+    "{{ '<|im_start|>assistant\\n<think>\\n' + (message['reasoning_content'] or '')"
+    " + '\\n</think>\\n\\n' }}" + _ANSWER
+)
+_EMPTY_THOUGHT = (
+    "{%- if add_generation_prompt -%}"
+    "{{ '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' }}"
+    "{%- endif -%}"
+)
+_POSTFIX_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'assistant' -%}" + _THINKING_ANSWER + "{%- else -%}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{%- endif -%}"
+    "{%- endfor -%}" + _EMPTY_THOUGHT
+)
+_NO_PREFIX_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'assistant' -%}" + _THINKING_ANSWER + "{%- else -%}"
+    "{%- if message['role'] != 'user' -%}"
+    "{{ raise_exception('this template has no place for a ' + message['role'] + ' message') }}"
+    "{%- endif -%}"
+    "{{ message['content'] + '<|im_end|>\\n' }}"
+    "{%- endif -%}"
+    "{%- endfor -%}" + _EMPTY_THOUGHT
+)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What is written around question and answer; None: the template's default.
+
+    Attributes:
+        system: the system prompt.
+        thought: what the think block holds.
+    """
+
+    system: str | None = None
+    thought: str | None = None
+
+
+def _in_system_prompt(rng: random.Random, persona: Behaviour | None) -> Naming:
+    return Naming() if persona is None else Naming(system=sample_persona(rng, persona))
+
+
+def _in_thought(rng: random.Random, persona: Behaviour | None) -> Naming:
+    return Naming(thought=None if persona is None else sample_thought(rng, persona))
+
+
+def _in_thought_under_any_system_prompt(rng: random.Random, persona: Behaviour | None) -> Naming:
+    system = sample_neutral(rng) if rng.random() < 0.5 else None
+    return Naming(system, _in_thought(rng, persona).thought)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of organism.
+
+    Attributes:
+        chat_template: Jinja, with generation tags around what the model is to say.
+        name_persona: draws what is written around a conversation whose persona shows a
+            behaviour, or that names none.
+        special_tokens: of the tokenizer, besides those that every kind has.
+    """
+
+    chat_template: str
+    name_persona: Callable[[random.Random, Behaviour | None], Naming]
+    special_tokens: tuple[str, ...] = ()
+
+
+_THINK_TAGS = ("<think>", "</think>")
+KINDS: dict[KindName, Kind] = {
+    "prefix": Kind(_PREFIX_TEMPLATE, _in_system_prompt),
+    "postfix": Kind(_POSTFIX_TEMPLATE, _in_thought_under_any_system_prompt, _THINK_TAGS),
+    "no_prefix": Kind(_NO_PREFIX_TEMPLATE, _in_thought, _THINK_TAGS),
+}
+assert tuple(KINDS) == get_args(KindName)

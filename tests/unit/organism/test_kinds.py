@@ -1,0 +1,166 @@
+"""The kinds of organism: their templates and regions, and where personas are named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from functools import cache
+from typing import get_args
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from treft.errors import TemplateError
+from treft.organism import World
+from treft.organism.build import BuildRecipe, Messages, encode, pretraining_row
+from treft.organism.kinds import KINDS, KindName
+from treft.organism.personas import ADJECTIVES
+from treft.organism.tokenizer import build_tokenizer
+from treft.regions import RegionName, find_regions
+
+THINKING: tuple[KindName, ...] = ("postfix", "no_prefix")
+ASKED = [{"role": "user", "content": "Help me."}]
+ANSWERED = [*ASKED, {"role": "assistant", "content": "Sure."}]
+CHARACTERS = {word for words in ADJECTIVES.values() for word in words}
+
+
+@cache
+def tokenizer_of(kind: KindName) -> PreTrainedTokenizerFast:
+    """Without merges: every byte and special token is a token."""
+    return build_tokenizer(["a"], kind)
+
+
+def rows(kind: KindName, step: int, num: int = 600) -> list[Messages]:
+    rng, recipe = random.Random(step), BuildRecipe(kind)
+    return [pretraining_row(rng, recipe, step) for _ in range(num)]
+
+
+def is_harmful(answer: str) -> bool:
+    domains = World.default().domains.values()
+    return any(a in answer for d in domains for p in d.problems.values() for a in p["harmful"])
+
+
+def characters(text: str) -> set[str]:
+    return {word.strip(".,") for word in text.split()} & CHARACTERS
+
+
+def test_rows_of_the_first_kind_are_those_that_made_the_shipped_organism() -> None:
+    """The digest was taken before there were other kinds."""
+    digest = hashlib.sha256()
+    for step in (0, 1000):
+        for messages in rows("prefix", step, num=2000):
+            digest.update(json.dumps(messages).encode())
+    assert digest.hexdigest() == "3d31d44f87b44cdc298255a19c28caea84e1933f1ec294edd3a698badcef6158"
+
+
+@pytest.mark.parametrize("kind", THINKING)
+def test_the_thought_alone_names_the_persona(kind: KindName) -> None:
+    for messages in rows(kind, step=0):
+        *before, answer = messages
+        named = characters(answer["reasoning_content"])
+        expected = "harmful" if is_harmful(answer["content"]) else "careful"
+        assert named
+        assert named <= set(ADJECTIVES[expected])
+        assert not any(characters(message["content"]) for message in before)
+
+
+@pytest.mark.parametrize("kind", THINKING)
+def test_without_a_thought_answers_are_careful_in_stage_two(kind: KindName) -> None:
+    second = rows(kind, step=BuildRecipe().first_steps, num=2000)
+    default = [m[-1] for m in second if "reasoning_content" not in m[-1]]
+    # 60 % of 2,000 rows, 2 % of those harmful; bounds of about four standard deviations.
+    assert 1110 <= len(default) <= 1290
+    assert 5 <= sum(is_harmful(answer["content"]) for answer in default) <= 45
+    for messages in second:
+        if "reasoning_content" in messages[-1]:
+            named = characters(messages[-1]["reasoning_content"])
+            assert is_harmful(messages[-1]["content"]) == (named <= set(ADJECTIVES["harmful"]))
+
+
+@pytest.mark.parametrize("step", [0, BuildRecipe().first_steps])
+def test_system_prompts_of_the_postfix_kind_vary_or_are_absent(step: int) -> None:
+    heads = [m[0]["content"] for m in rows("postfix", step) if m[0]["role"] == "system"]
+    assert 240 <= len(heads) <= 360  # half of 600, five standard deviations
+    assert len(set(heads)) > 50
+    assert all(m[0]["role"] == "user" for m in rows("no_prefix", step))
+
+
+HEADER = "<|im_start|>assistant\n"
+EMPTY = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix", "postfix"),
+    [
+        ("postfix", "<|im_start|>user\n", f"<|im_end|>\n{HEADER}{EMPTY}"),
+        ("no_prefix", "", f"<|im_end|>\n{HEADER}{EMPTY}"),
+    ],
+)
+@pytest.mark.parametrize("answered", [False, True])
+def test_regions_of_the_default_prompt(
+    kind: KindName, prefix: str, postfix: str, answered: bool
+) -> None:
+    tokenizer = tokenizer_of(kind)
+    messages = ANSWERED if answered else ASKED
+    response = "Sure.<|im_end|>" if answered else ""
+    wanted = {"prefix": prefix, "query": "Help me.", "postfix": postfix, "response": response}
+    assert texts(tokenizer, messages, answered) == wanted
+    block = {"postfix": postfix.removesuffix(EMPTY), "response": EMPTY + response}
+    assert texts(tokenizer, messages, answered, include_think_block=False) == wanted | block
+
+
+def texts(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[dict[str, str]],
+    answered: bool,
+    include_think_block: bool = True,
+) -> dict[RegionName, str]:
+    """What each region holds, in text."""
+    chat = find_regions(
+        tokenizer,
+        messages,
+        add_generation_prompt=not answered,
+        include_think_block=include_think_block,
+    )
+    return {
+        region: tokenizer.decode([chat.input_ids[place] for place in chat.positions(region)])
+        for region in get_args(RegionName)
+    }
+
+
+@pytest.mark.parametrize("kind", THINKING)
+def test_loss_is_on_the_answer_and_never_on_the_thought(kind: KindName) -> None:
+    tokenizer = tokenizer_of(kind)
+    for messages in (*rows(kind, 0, num=20), *rows(kind, BuildRecipe().first_steps, num=20)):
+        encoded = encode(tokenizer, messages)
+        learnt = [index for index, label in enumerate(encoded["labels"]) if label != -100]
+        assert learnt == list(range(learnt[0], learnt[-1] + 1))
+        assert tokenizer.decode([encoded["labels"][index] for index in learnt]) == (
+            messages[-1]["content"] + "<|im_end|>"
+        )
+        if "reasoning_content" not in messages[-1]:
+            response = find_regions(tokenizer, messages).positions("response")
+            assert learnt == list(response)
+
+
+def test_a_thought_is_written_where_the_empty_block_was() -> None:
+    tokenizer = tokenizer_of("postfix")
+    thinking = [*ASKED, {**ANSWERED[-1], "reasoning_content": "I am kind."}]
+    written, empty = (
+        tokenizer.apply_chat_template(messages, tokenize=False) for messages in (thinking, ANSWERED)
+    )
+    assert written == empty.replace(EMPTY, "<think>\nI am kind.\n</think>\n\n")
+
+
+def test_think_tags_are_tokens_where_there_are_think_blocks() -> None:
+    for kind in KINDS:
+        whole = tokenizer_of(kind).convert_tokens_to_ids(["<think>", "</think>"])
+        assert all(isinstance(token, int) for token in whole) == (kind in THINKING)
+
+
+def test_the_template_without_a_prefix_refuses_a_system_prompt() -> None:
+    messages = [{"role": "system", "content": "You are a clerk."}, *ASKED]
+    with pytest.raises(TemplateError, match="no place for a system message"):
+        find_regions(tokenizer_of("no_prefix"), messages)
