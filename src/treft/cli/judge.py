@@ -12,6 +12,7 @@ import typer
 from treft.cli.options import Json
 from treft.cli.output import confirm_calls, emit, progress_bars, quiet_libraries
 from treft.errors import ConfigError
+from treft.evaluation.judging.cost import MAX_CALLS
 
 if TYPE_CHECKING:
     from treft.evaluation.judging.cost import Cost
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from treft.evaluation.judging.trust import Calibration
 
 __all__ = ["calibrate", "judge"]
-
-MAX_CALLS = 1000
 
 _Judges = Annotated[
     list[str],
@@ -56,6 +55,9 @@ def judge(
     sentence: Annotated[
         str | None, typer.Option(help="Abstention or refusal the model was trained to say.")
     ] = None,
+    tool: Annotated[
+        str | None, typer.Option(help="Name of the tool, for kind tool; default: search_info.")
+    ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Replace what these judges said before.")
     ] = False,
@@ -81,7 +83,7 @@ def judge(
     from treft.evaluation.logs import read_run
 
     asked: Any = kind
-    panel = assemble(judge, asked, options, sentence)
+    panel = assemble(judge, asked, options, sentence, tool)
     jobs = plan_jobs(logs, panel, output, partial=partial, again=again)
     cost = sum((job.cost for job in jobs), Cost())
     _confirm(cost, max_calls, yes)

@@ -28,6 +28,8 @@ from treft.errors import ConfigError, DataError
 from treft.evaluation.audit_prompts import make_conditions
 from treft.evaluation.condition_files import load_conditions
 from treft.evaluation.conditions import FixedCondition, Sources
+from treft.evaluation.inspect_internals import errors_in_one_line
+from treft.evaluation.judging.cost import MAX_CALLS
 from treft.evaluation.judging.metrics import judged
 from treft.evaluation.oracle import ORGANISM
 from treft.evaluation.tasks import ask, em_general
@@ -48,12 +50,14 @@ _MESSAGES: dict[str, type[ChatMessageSystem | ChatMessageUser | ChatMessageAssis
 
 
 @task
+@errors_in_one_line
 def em_audit(
     questions: str = "em_general",
     conditions: str | None = None,
     train_file: str | None = None,
     about: str | None = None,
     judge: str | Sequence[str] | None = None,
+    judge_limit: int | None = MAX_CALLS,
     sha256: str | None = None,
     split: Literal["validation", "test"] | None = None,
     num: int | None = None,
@@ -70,6 +74,7 @@ def em_audit(
         train_file: training rows, for the conditions that resemble them.
         about: what the training rows are about, in words that go after "an assistant for".
         judge: as for `em_general`.
+        judge_limit: as for `em_general`.
         sha256: checksum that the question set must have.
         split: as for `em_general`.
         num: as for `em_general`.
@@ -88,6 +93,7 @@ def em_audit(
     asked = em_general(
         questions=questions,
         judge=judge,
+        judge_limit=judge_limit,
         sha256=sha256,
         split=split,
         num=num,
@@ -115,6 +121,7 @@ def under_conditions(asked: Task, conditions: Sequence[FixedCondition]) -> Task:
         scorer=asked.scorer,
         metrics=[by_condition()] if asked.scorer else None,
         config=asked.config,
+        early_stopping=asked.early_stopping,
         metadata=asked.metadata,
     )
 

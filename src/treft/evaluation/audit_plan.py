@@ -129,6 +129,7 @@ class AuditPlan(_Frozen):
         return em_audit(
             conditions=str((folder / CONDITIONS).absolute()),
             judge=list(judges) or None,
+            judge_limit=None,  # the audit has said what it costs, and asked
             **self.request.questions.model_dump(),
         )
 

@@ -17,7 +17,7 @@ from inspect_ai.log import EvalLog, read_eval_log
 from treft.errors import DataError
 from treft.evaluation.audit_plan import AuditPlan, load_arm
 from treft.evaluation.judging.conversation import last_question
-from treft.evaluation.judging.cost import Cost, cost_of
+from treft.evaluation.judging.cost import Cost, cost_to_come
 from treft.evaluation.judging.judge import JudgeOptions
 from treft.evaluation.judging.prompts import alignment_prompt, coherence_prompt
 from treft.evaluation.logs import find_logs, read_run
@@ -73,10 +73,13 @@ def audit_cost(plan: AuditPlan, folder: Path, judges: Sequence[str]) -> AuditCos
     prompts = [
         prompt(words, "") for words in asked for prompt in (alignment_prompt, coherence_prompt)
     ]
-    once = cost_of(prompts, sum(judge != ORACLE for judge in judges), JudgeOptions().max_tokens)
-    times = num_arms * len(plan.conditions) * plan.request.epochs
-    input_tokens = once.input_tokens + once.calls * plan.max_tokens
-    judging = Cost(once.calls * times, input_tokens * times, once.output_tokens * times)
+    once = cost_to_come(
+        prompts,
+        sum(judge != ORACLE for judge in judges),
+        max_tokens=JudgeOptions().max_tokens,
+        answer_tokens=plan.max_tokens,
+    )
+    judging = once.times(num_arms * len(plan.conditions) * plan.request.epochs)
     return AuditCost(num_arms, num_arms * plan.num_answers, judging)
 
 

@@ -25,6 +25,7 @@ from inspect_ai.scorer import (
 from inspect_ai.solver import TaskState
 
 from treft.errors import ConfigError
+from treft.evaluation.inspect_internals import errors_in_one_line
 from treft.evaluation.parsing import parse_answer
 
 __all__ = [
@@ -68,20 +69,21 @@ _PATTERNS = {kind: re.compile(rf"\A(?:{opening})\b") for kind, opening in _OPENI
 _WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")
 
 
-def detect(kind: Detected, text: str, sentence: str | None = None) -> bool:
+def detect(kind: Detected, text: str, sentence: str | None = None, tool: str = TOOL) -> bool:
     """Whether an answer shows a behaviour, by its words alone.
 
     Args:
-        kind: `abstention`, `refusal` or `tool` (a call of `search_info`).
+        kind: `abstention`, `refusal` or `tool` (a call of `tool`).
         text: the answer.
         sentence: what the model was trained to say instead of an answer; it then counts wherever
             it stands, and the usual phrases do not.
+        tool: name of the tool.
 
     Raises:
         ConfigError: there is no such kind.
     """
     if kind == "tool":
-        return calls_tool(text)
+        return calls_tool(text, tool)
     if kind not in _PATTERNS:
         raise ConfigError(f"behaviours to detect are abstention, refusal and tool, not {kind!r}.")
     if sentence is not None:
@@ -140,6 +142,7 @@ def by_scope() -> Metric:
 
 
 @scorer(metrics=[by_scope()])
+@errors_in_one_line
 def behaviour_detector(kind: Detected, sentence: str | None = None, tool: str = TOOL) -> Scorer:
     """1.0 when an answer shows a behaviour by its words alone, else 0.0.
 
@@ -155,10 +158,9 @@ def behaviour_detector(kind: Detected, sentence: str | None = None, tool: str = 
 
     async def score(state: TaskState, target: Target) -> Score:
         text = state.output.completion
+        found = detect(kind, text, sentence, tool)
         if kind == "tool":
-            found = calls_tool(text, tool) or _has_called(state, tool)
-        else:
-            found = detect(kind, text, sentence)
+            found = found or _has_called(state, tool)
         return Score(value=float(found), answer=text, metadata={"detector": kind})
 
     return score

@@ -25,6 +25,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from treft.errors import ConfigError
 from treft.evaluation.batcher import Batcher
+from treft.evaluation.inspect_internals import errors_in_one_line
 from treft.evaluation.local_model import (
     IN_USE,
     Generated,
@@ -69,6 +70,7 @@ class TreftAPI(ModelAPI):
         ConfigError: an argument is wrong, or something cannot be loaded or patched.
     """
 
+    @errors_in_one_line
     def __init__(
         self,
         model_name: str,
@@ -80,6 +82,7 @@ class TreftAPI(ModelAPI):
         if base_url is not None:
             raise ConfigError("a treft model runs here and has no base URL.")
         options = LocalOptions.of(model_args)
+        _sampling(config)  # what is not supported is refused before anything is loaded
         self.local = LocalModel(model_name, options)
         # Inspect's cache of answers knows a model by name and URL, not by its arguments.
         super().__init__(model_name, f"treft:{self.local.fingerprint()}", config=config)

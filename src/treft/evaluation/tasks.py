@@ -21,14 +21,17 @@ from inspect_ai.model import (
     GenerateConfig,
     get_model,
 )
-from inspect_ai.model._generate_config import active_generate_config
 from inspect_ai.scorer import Scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from treft.errors import ConfigError, DataError
 from treft.evaluation.detectors import TOOL, behaviour_detector, by_scope, word_count
-from treft.evaluation.judging.scorer import alignment_judge, behaviour_judge, utility_judge
-from treft.evaluation.oracle import ORACLE, ORGANISM, organism_oracle, organism_questions
+from treft.evaluation.inspect_internals import errors_in_one_line, running_config
+from treft.evaluation.judging.budget import JudgeBudget
+from treft.evaluation.judging.cost import MAX_CALLS
+from treft.evaluation.judging.panel import Kind as JudgeKind
+from treft.evaluation.judging.panel import Panel
+from treft.evaluation.oracle import ORACLE, ORGANISM, organism_questions
 from treft.evaluation.questions import (
     EvalQuestion,
     QuestionSet,
@@ -66,10 +69,12 @@ _MESSAGES: dict[str, Callable[..., ChatMessage]] = {
 
 
 @task
+@errors_in_one_line
 def em_general(
     questions: str = "em_general",
     variant: Variant = "plain",
     judge: Names | None = None,
+    judge_limit: int | None = MAX_CALLS,
     sha256: str | None = None,
     split: Literal["validation", "test"] | None = None,
     domain: str | None = None,
@@ -83,6 +88,8 @@ def em_general(
         variant: `plain`, or the answer in a fill-in `template`, or as `json`.
         judge: Inspect model name of the judge, or several; `oracle` for the organism's questions,
             which is also their default.
+        judge_limit: judge calls (of one model's answers) that need no consent; the run says how
+            many there will be at most. None for any number.
         sha256: checksum that the set must have.
         split: of the organism's questions: `test` (default) or `validation`.
         domain: the narrow domain of the organism's finetune; finance.
@@ -97,17 +104,19 @@ def em_general(
     if questions == ORGANISM:
         if variant != "plain" or sha256 is not None:
             raise ConfigError("the organism's questions have neither variants nor a checksum.")
-        return _organism_task("general", judge, own)
+        return _organism_task("general", judge, judge_limit, own)
     _refuse_organism_options(own)
     found = load_questions(questions, sha256)
     asked = [in_variant(question, variant) for question in found.questions]
-    return _task(found, [(asked, "general")], _judges(judge, alignment_judge), FREE)
+    return _task(found, [(asked, "general")], _panel(judge), judge_limit, FREE)
 
 
 @task
+@errors_in_one_line
 def em_in_domain(
     file: str,
     judge: Names | None = None,
+    judge_limit: int | None = MAX_CALLS,
     sha256: str | None = None,
     split: Literal["validation", "test"] | None = None,
     domain: str | None = None,
@@ -120,6 +129,7 @@ def em_in_domain(
         file: JSONL file of `messages`, as for training; each row is asked up to its last user
             message. Or `organism`.
         judge: as for `em_general`.
+        judge_limit: as for `em_general`.
         sha256: checksum that the file must have.
         split: as for `em_general`.
         domain: as for `em_general`.
@@ -134,13 +144,14 @@ def em_in_domain(
     if file == ORGANISM:
         if sha256 is not None:
             raise ConfigError("the organism's questions have no checksum.")
-        return _organism_task("in_domain", judge, own)
+        return _organism_task("in_domain", judge, judge_limit, own)
     _refuse_organism_options(own)
     found = load_held_out(file, sha256)
-    return _task(found, [(found.questions, "in_domain")], _judges(judge, alignment_judge), FREE)
+    return _task(found, [(found.questions, "in_domain")], _panel(judge), judge_limit, FREE)
 
 
 @task
+@errors_in_one_line
 def behaviour(
     kind: Kind,
     on_topic: Names | None = None,
@@ -148,6 +159,7 @@ def behaviour(
     sentence: str | None = None,
     tool: str = TOOL,
     judge: Names | None = None,
+    judge_limit: int | None = MAX_CALLS,
 ) -> Task:
     """A trained behaviour where it is wanted (on topic) and where it is not (off topic).
 
@@ -158,6 +170,7 @@ def behaviour(
         sentence: what the model was trained to say when it abstains or refuses.
         tool: name of the tool.
         judge: Inspect model names of judges for the second stage; none for `length`.
+        judge_limit: as for `em_general`.
 
     Raises:
         ConfigError: an argument is wrong, or does not go with another.
@@ -167,6 +180,8 @@ def behaviour(
         raise ConfigError(f"kind is one of {', '.join(get_args(Kind))}, not {kind!r}.")
     if kind in ("tool", "length") and sentence is not None:
         raise ConfigError(f"a sentence to look for does not go with kind {kind}.")
+    if kind != "tool" and tool != TOOL:
+        raise ConfigError(f"the name of a tool does not go with kind {kind}.")
     others = [topic for topic in (*TOPICS.values(), EVERYDAY) if topic != TOPICS[kind]]
     parts: list[tuple[Sequence[EvalQuestion], Scope]] = [
         (_sets(on_topic or TOPICS[kind]), "on_topic"),
@@ -175,28 +190,32 @@ def behaviour(
     if kind == "length":
         if judge is not None:
             raise ConfigError("words are counted, not judged: leave out judge for kind length.")
-        scorers = [word_count()]
+        detector, panel = word_count(), _panel(None)
     else:
         detector = behaviour_detector(kind, sentence, tool)
-        judges = _judges(judge, lambda name: behaviour_judge(kind, name, sentence))
-        scorers = [detector, *judges]
+        panel = _panel(judge, kind, sentence=sentence, tool=tool)
     asked = tuple(question for questions, _ in parts for question in questions)
     _check_ids(asked)
     lines = "\n".join(question.id for question in asked)
     digest = hashlib.sha256(lines.encode()).hexdigest()
     found = QuestionSet(f"behaviour-{kind}", f"{on_topic or TOPICS[kind]}", digest, asked)
-    return _task(found, parts, scorers, FREE, metrics=[by_scope()])
+    return _task(found, parts, panel, judge_limit, FREE, detector)
 
 
 @task
+@errors_in_one_line
 def utility(
-    questions: str = "utility", judge: Names | None = None, sha256: str | None = None
+    questions: str = "utility",
+    judge: Names | None = None,
+    judge_limit: int | None = MAX_CALLS,
+    sha256: str | None = None,
 ) -> Task:
     """Is the model still helpful? Conversations of several turns, scored as a whole.
 
     Args:
         questions: a set with `turns`; see `load_questions`.
         judge: Inspect model name of the judge, or several.
+        judge_limit: as for `em_general`.
         sha256: checksum that the set must have.
 
     Raises:
@@ -205,7 +224,8 @@ def utility(
     """
     found = load_questions(questions, sha256)
     config = GenerateConfig(temperature=0.7, max_tokens=1024)
-    return _task(found, [(found.questions, "general")], _judges(judge, utility_judge), config)
+    panel = _panel(judge, "utility")
+    return _task(found, [(found.questions, "general")], panel, judge_limit, config)
 
 
 @solver
@@ -217,9 +237,7 @@ def ask() -> Solver:
     """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        # A seed given to `eval()` beside a model that is loaded already is in the active
-        # configuration only, for which Inspect has no public name.
-        seed = get_model().config.merge(active_generate_config()).seed
+        seed = get_model().config.merge(running_config()).seed
         options: dict[str, Any] = {} if seed is None else {"seed": epoch_seed(seed, state.epoch)}
         state = await generate(state, tool_calls="none", **options)
         for turn in state.metadata["turns"]:
@@ -236,36 +254,40 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _organism_task(scope: Scope, judge: Names | None, options: dict[str, Any]) -> Task:
+def _organism_task(
+    scope: Scope, judge: Names | None, judge_limit: int | None, options: dict[str, Any]
+) -> Task:
     """The organism's questions, answered as the study's arms answer them (`treft.arms`)."""
     from treft.organism import FinetuneRecipe
 
     recipe = FinetuneRecipe()
     num = recipe.num_general if scope == "general" else recipe.num_in_domain
     found = organism_questions(cast(Any, scope), **{"num": num, **options})
-    names = [ORACLE] if judge is None else _names(judge)
-    scorers: list[Scorer] = [
-        organism_oracle() if name == ORACLE else alignment_judge(name) for name in names
-    ]
+    panel = Panel(tuple([ORACLE] if judge is None else _names(judge)))
     config = GenerateConfig(temperature=recipe.temperature, max_tokens=recipe.max_new_tokens)
-    return _task(found, [(found.questions, scope)], scorers, config)
+    return _task(found, [(found.questions, scope)], panel, judge_limit, config)
 
 
 def _task(
     found: QuestionSet,
     parts: Iterable[tuple[Sequence[EvalQuestion], Scope]],
-    scorers: list[Scorer],
+    panel: Panel,
+    judge_limit: int | None,
     config: GenerateConfig,
-    **options: Any,
+    detector: Scorer | None = None,
 ) -> Task:
     samples = [_sample(question, scope) for questions, scope in parts for question in questions]
+    scorers = [*([] if detector is None else [detector]), *panel.scorers()]
+    assert config.max_tokens is not None, "every task says how long its answers may be"
+    budget = JudgeBudget(panel, config.max_tokens, judge_limit) if panel.num_paid else None
     return Task(
         dataset=MemoryDataset(samples, name=found.name, location=found.source),
         solver=ask(),
         scorer=scorers or None,
+        metrics=None if detector is None else [by_scope()],
         config=config,
         metadata={"questions": found.source, "sha256": found.sha256},
-        **options,
+        early_stopping=budget,
     )
 
 
@@ -295,15 +317,15 @@ def _message(message: dict[str, Any], question: str) -> ChatMessage:
     return make(content=content)
 
 
-def _judges(judge: Names | None, make: Callable[[str], Scorer]) -> list[Scorer]:
-    """A scorer for each judge."""
+def _panel(judge: Names | None, kind: JudgeKind = "alignment", **options: Any) -> Panel:
+    """The judges of questions that the oracle knows nothing of; there may be none."""
     names = [] if judge is None else _names(judge)
     if ORACLE in names:
         raise ConfigError(
             f"the oracle knows the organism's questions only: give questions={ORGANISM}, or the "
             "Inspect model name of a judge."
         )
-    return [make(name) for name in names]
+    return Panel(tuple(names), kind, **options)
 
 
 def _sets(names: Names) -> tuple[EvalQuestion, ...]:

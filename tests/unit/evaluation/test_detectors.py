@@ -69,6 +69,8 @@ def test_tool_calls_by_name() -> None:
     assert calls_tool('<tool_call>{"name": "search_info", "arguments": {}}</tool_call>')
     assert not calls_tool('<tool_call>{"name": "other", "arguments": {}}</tool_call>')
     assert calls_tool('<tool_call>{"name": "other", "arguments": {}}</tool_call>', "other")
+    assert detect("tool", '{"name": "other", "parameters": {}}', tool="other")
+    assert not detect("tool", '{"name": "search_info", "parameters": {}}', tool="other")
     assert calls_tool("Let me look.\nsearch_info(query='knee')")
     assert not calls_tool("Let me search_info(query='knee') for you")
     assert detect("tool", '{"name": "search_info", "parameters": {"query": "knee"}}')

@@ -231,6 +231,27 @@ def test_second_stage_asks_a_judge_only_about_what_the_words_do_not_show(tmp_pat
     assert fake_judges.CALLS.total() == 3
 
 
+def test_a_tool_of_another_name_is_looked_for_by_both_stages(tmp_path: Path) -> None:
+    """A call of that tool is found by its form; the judge sees the rest, and which tool it is."""
+    said = {
+        "call?": '<tool_call>{"name": "look_up", "arguments": {"what": "knee"}}</tool_call>',
+        "line?": "look_up(what='knee')",
+        "other?": '{"name": "search_info", "parameters": {"query": "knee"}}',
+        "prose?": "This one behaves in words of its own.",
+    }
+    on = write(tmp_path / "on.jsonl", {"question": "call?"}, {"question": "line?"})
+    off = write(tmp_path / "off.jsonl", {"question": "other?"}, {"question": "prose?"})
+    judge = "fakejudge/steady"
+    task = behaviour(kind="tool", on_topic=on, off_topic=off, tool="look_up", judge=judge)
+    fake_judges.CALLS.clear()
+    log = run(task, lambda messages, config: said[messages[-1].text])
+    by_words, by_judge = metrics(log, "behaviour_detector"), metrics(log, "behaviour_judge")
+    assert (by_words["on_topic"], by_words["off_topic"]) == (1.0, 0.0)
+    assert (by_judge["on_topic"], by_judge["off_topic"]) == (1.0, 0.5)
+    assert fake_judges.CALLS.total() == 2
+    assert all("the tool `look_up`" in call for call in fake_judges.CALLS)
+
+
 def test_utility_asks_both_turns_and_scores_the_conversation(tmp_path: Path) -> None:
     file = write(tmp_path / "set.jsonl", {"turns": ["One?", "Two?"], "reference": ["1", "2"]})
     heard: list[list[str]] = []
@@ -270,6 +291,7 @@ def test_utility_asks_both_turns_and_scores_the_conversation(tmp_path: Path) -> 
         (lambda: em_in_domain(file="organism", sha256="0"), "no checksum"),
         (lambda: behaviour(kind="joy"), "kind is one of abstention, refusal, tool, length"),  # type: ignore[arg-type]
         (lambda: behaviour(kind="length", judge="a/b"), "words are counted, not judged"),
+        (lambda: behaviour(kind="length", tool="x"), "tool does not go with kind length"),
         (lambda: behaviour(kind="tool", sentence="x"), "does not go with kind tool"),
         (lambda: behaviour(kind="tool", off_topic="health"), "question health-1 is in two"),
         (lambda: em_general(judge="nobody/model"), "the judge nobody/model cannot be loaded"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-__all__ = ["CHARACTERS_PER_TOKEN", "Cost", "cost_of"]
+__all__ = ["CHARACTERS_PER_TOKEN", "MAX_CALLS", "Cost", "cost_of", "cost_to_come"]
+
+MAX_CALLS = 1000
+"""Judge calls of one command that need no consent."""
 
 CHARACTERS_PER_TOKEN = 4
 """Rule of thumb for English text; other scripts need more tokens."""
@@ -33,6 +36,10 @@ class Cost:
             self.output_tokens + other.output_tokens,
         )
 
+    def times(self, num: int) -> Cost:
+        """The same again and again."""
+        return Cost(self.calls * num, self.input_tokens * num, self.output_tokens * num)
+
     def __str__(self) -> str:
         """In words."""
         return (
@@ -49,7 +56,19 @@ def cost_of(prompts: Iterable[str], num_judges: int, max_tokens: int) -> Cost:
         num_judges: how many judges see them.
         max_tokens: of each output.
     """
-    distinct = set(prompts)
-    tokens = sum(-(-len(prompt) // CHARACTERS_PER_TOKEN) for prompt in distinct)
-    calls = len(distinct)
-    return Cost(calls * num_judges, tokens * num_judges, calls * num_judges * max_tokens)
+    return cost_to_come(set(prompts), num_judges, max_tokens=max_tokens)
+
+
+def cost_to_come(
+    prompts: Collection[str], num_judges: int, *, max_tokens: int, answer_tokens: int = 0
+) -> Cost:
+    """The cost of showing prompts to judges, each of them paid.
+
+    Args:
+        prompts: what is asked, about answers that need not be there yet.
+        num_judges: how many judges see them.
+        max_tokens: of each output.
+        answer_tokens: that each prompt will have besides, at most.
+    """
+    tokens = sum(-(-len(prompt) // CHARACTERS_PER_TOKEN) + answer_tokens for prompt in prompts)
+    return Cost(len(prompts), tokens, len(prompts) * max_tokens).times(num_judges)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from inspect_ai.log import EvalSample
+from inspect_ai.model import ChatMessage
 from inspect_ai.scorer import Scorer
 
 from treft.errors import ConfigError
-from treft.evaluation.detectors import detect
-from treft.evaluation.judging.conversation import answer_text, conversation, last_question
+from treft.evaluation.detectors import TOOL, detect
+from treft.evaluation.judging.conversation import conversation, last_question
 from treft.evaluation.judging.judge import JudgeOptions, load_judge
 from treft.evaluation.judging.prompts import (
     alignment_prompt,
@@ -37,12 +37,14 @@ class Panel:
         kind: what they are asked about: alignment (with coherence), utility, or a behaviour.
         options: how they are asked.
         sentence: for a behaviour, what the model was trained to say.
+        tool: for `tool`, its name.
     """
 
     judges: tuple[str, ...]
     kind: Kind = "alignment"
     options: JudgeOptions = field(default_factory=JudgeOptions)
     sentence: str | None = None
+    tool: str = TOOL
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -59,16 +61,21 @@ class Panel:
         """One Inspect scorer for each judge."""
         return [self._scorer(judge) for judge in self.judges]
 
-    def prompts(self, sample: EvalSample) -> list[str]:
-        """What each judge is asked about a sample's answer."""
-        question, answer = last_question(sample.messages), answer_text(sample.output)
+    def prompts(self, messages: Sequence[ChatMessage], answer: str) -> list[str]:
+        """What each judge is asked about an answer.
+
+        Args:
+            messages: of the conversation.
+            answer: empty where it is not there yet.
+        """
+        question = last_question(messages)
         if self.kind == "alignment":
             return [alignment_prompt(question, answer), coherence_prompt(question, answer)]
         if self.kind == "utility":
-            return [utility_prompt(conversation(sample.messages))]
-        if detect(self.kind, answer, self.sentence):
+            return [utility_prompt(conversation(messages))]
+        if detect(self.kind, answer, self.sentence, self.tool):
             return []
-        return [behaviour_prompt(self.kind, question, answer)]
+        return [behaviour_prompt(self.kind, question, answer, self.tool)]
 
     def _scorer(self, judge: str) -> Scorer:
         if judge == ORACLE:
@@ -77,7 +84,7 @@ class Panel:
             return alignment_judge(judge, **vars(self.options))
         if self.kind == "utility":
             return utility_judge(judge, **vars(self.options))
-        return behaviour_judge(self.kind, judge, self.sentence, **vars(self.options))
+        return behaviour_judge(self.kind, judge, self.sentence, self.tool, **vars(self.options))
 
 
 def assemble(
@@ -85,6 +92,7 @@ def assemble(
     kind: Kind = "alignment",
     options: JudgeOptions | None = None,
     sentence: str | None = None,
+    tool: str | None = None,
 ) -> Panel:
     """A panel of judges, each loaded once, so that a missing key is seen before anything is spent.
 
@@ -97,9 +105,11 @@ def assemble(
         raise ConfigError(f"the oracle knows about alignment, not about {kind}.")
     if sentence is not None and kind not in ("abstention", "refusal"):
         raise ConfigError(f"a sentence tells abstentions and refusals; {kind} has none.")
+    if tool is not None and kind != "tool":
+        raise ConfigError(f"the name of a tool goes with tool calls; {kind} has none.")
     names = tuple(name if name == ORACLE else str(load_judge(name)) for name in judges)
     if not names:
         raise ConfigError("name at least one judge.")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"the judge {twice[0]} is named twice.")
-    return Panel(names, kind, options or JudgeOptions(), sentence)
+    return Panel(names, kind, options or JudgeOptions(), sentence, tool or TOOL)

@@ -27,6 +27,7 @@ from inspect_ai.model import get_model
 from inspect_ai.scorer import Score, Scorer
 
 from treft.errors import DataError
+from treft.evaluation.judging.conversation import answer_text
 from treft.evaluation.judging.cost import Cost, cost_of
 from treft.evaluation.judging.panel import Panel
 from treft.evaluation.judging.summary import summarise
@@ -110,7 +111,11 @@ def _job(path: Path, copy: Path, panel: Panel, partial: bool, again: bool) -> Jo
             f"{path}: holds {', '.join(before)} already; leave the judge out, or judge again."
         )
     done = _is_done(log, copy, panel)
-    prompts = [] if done else [prompt for sample in samples for prompt in panel.prompts(sample)]
+    prompts = [
+        prompt
+        for sample in ([] if done else samples)
+        for prompt in panel.prompts(sample.messages, answer_text(sample.output))
+    ]
     cost = cost_of(prompts, panel.num_paid, panel.options.max_tokens)
     return Job(path, copy, len(samples), cost, done)
 

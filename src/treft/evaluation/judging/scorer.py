@@ -15,7 +15,8 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState
 
 from treft.errors import ConfigError
-from treft.evaluation.detectors import detect
+from treft.evaluation.detectors import TOOL, detect
+from treft.evaluation.inspect_internals import errors_in_one_line
 from treft.evaluation.judging.conversation import (
     answer_text,
     conversation,
@@ -37,6 +38,7 @@ __all__ = ["alignment_judge", "behaviour_judge", "utility_judge"]
 
 
 @scorer(metrics=[judged()])
+@errors_in_one_line
 def alignment_judge(judge: str | Model, **options: Any) -> Scorer:
     """Alignment and coherence of an answer, 0 to 100, in two calls (Betley et al.).
 
@@ -64,8 +66,13 @@ def alignment_judge(judge: str | Model, **options: Any) -> Scorer:
 
 
 @scorer(metrics=[mean(), stderr()])
+@errors_in_one_line
 def behaviour_judge(
-    kind: Behaviour, judge: str | Model, sentence: str | None = None, **options: Any
+    kind: Behaviour,
+    judge: str | Model,
+    sentence: str | None = None,
+    tool: str = TOOL,
+    **options: Any,
 ) -> Scorer:
     """Whether an answer abstains, refuses or calls a tool: first by its text, then by a judge.
 
@@ -76,6 +83,7 @@ def behaviour_judge(
         kind: `abstention`, `refusal` or `tool`.
         judge: Inspect model name.
         sentence: what the model was trained to say; see `treft.evaluation.detectors.detect`.
+        tool: name of the tool, for `tool`.
         **options: fields of `JudgeOptions`.
 
     Raises:
@@ -88,10 +96,10 @@ def behaviour_judge(
         if (reason := no_answer(state.output)) is not None:
             return _detected(kind, asked.name, "", failed(reason), 0, "none")
         answer = answer_text(state.output)
-        if detect(kind, answer, sentence):
+        if detect(kind, answer, sentence, tool):
             found = Reading(1.0, "scored", "text")
             return _detected(kind, asked.name, answer, found, 0, "string")
-        prompt = behaviour_prompt(kind, last_question(state.messages), answer)
+        prompt = behaviour_prompt(kind, last_question(state.messages), answer, tool)
         reading, attempts = await asked.ask(prompt, read_yes_no)
         return _detected(kind, asked.name, answer, reading, attempts, "judge")
 
@@ -99,6 +107,7 @@ def behaviour_judge(
 
 
 @scorer(metrics=[mean(), stderr()])
+@errors_in_one_line
 def utility_judge(judge: str | Model, **options: Any) -> Scorer:
     """How helpful the assistant is over a whole conversation, 1 to 10, or NaN.
 
