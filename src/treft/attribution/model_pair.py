@@ -13,11 +13,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from treft.batching import pad_token_id
 from treft.errors import ConfigError
 from treft.evaluation.sampler import SAMPLER_DRAWS, RowSampler, SamplingOptions
+from treft.patching import PatchedCache, RowPatch
 from treft.recording import eval_mode, without_adapter
 from treft.regions import template_hash
 from treft.states import pretrained_model
@@ -143,6 +144,7 @@ def answer_tokens(
     sampling: SamplingOptions,
     max_new_tokens: int,
     batch_size: int = 32,
+    patches: Callable[[Sequence[int]], Sequence[Sequence[RowPatch]]] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Answer prompts of token ids, each row drawn with a seed of its own.
@@ -158,6 +160,8 @@ def answer_tokens(
         sampling: how tokens are drawn.
         max_new_tokens: cap of an answer.
         batch_size: prompts run together.
+        patches: gives for the numbers of prompts that run together what to replace in the cache of
+            each, columns counted from its first token; None patches nothing.
         on_batch: told how many prompts are answered, after each batch.
     """
     assert len(prompts) == len(seeds), "one seed for each prompt"
@@ -171,6 +175,7 @@ def answer_tokens(
         ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
         sampler = RowSampler(sampling, [seeds[index] for index in batch])
+        cache = {} if patches is None else _patched_cache(pretrained, rows, patches(batch))
         # The cumulated mask gives left-padded rows their own positions in `generate`.
         output: Any = model.generate(  # type: ignore[operator]
             input_ids=ids.to(pretrained.device),
@@ -179,6 +184,7 @@ def answer_tokens(
             logits_processor=LogitsProcessorList([sampler]),
             max_new_tokens=max_new_tokens,
             **SAMPLER_DRAWS,
+            **cache,
         )
         sequences = output if isinstance(output, Tensor) else output.sequences
         texts = tokenizer.batch_decode(sequences[:, ids.shape[1] :], skip_special_tokens=True)
@@ -186,6 +192,20 @@ def answer_tokens(
         if on_batch is not None:
             on_batch(len(answers))
     return [answers[index] for index in range(len(prompts))]
+
+
+def _patched_cache(
+    pretrained: PreTrainedModel, rows: Sequence[Tensor], patches: Sequence[Sequence[RowPatch]]
+) -> dict[str, Any]:
+    """Options of `generate` for prompts that are padded on the left."""
+    width = max(map(len, rows))
+    moved = [
+        [patch.moved(width - len(row)) for patch in found]
+        for row, found in zip(rows, patches, strict=True)
+    ]
+    config = pretrained.config.get_text_config(decoder=True)
+    # No kind of cache that the checkpoint asks for.
+    return {"past_key_values": PatchedCache(config, moved, width), "cache_implementation": None}
 
 
 def _num_positions(model: nn.Module) -> int | None:

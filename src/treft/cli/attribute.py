@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from treft.cli.attribute_patch import patch
 from treft.cli.attribute_perturb import perturb
 
 __all__ = ["app"]
@@ -13,3 +14,4 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command()(perturb)
+app.command()(patch)

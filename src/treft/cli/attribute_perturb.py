@@ -5,12 +5,13 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treft.cli.attribute_models import ModelNames, need_inspect, read_questions
 from treft.cli.options import (
     LOADING,
     Device,
@@ -29,15 +30,11 @@ from treft.cli.output import (
     quiet_libraries,
     stdout_aside,
 )
-from treft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from treft.attribution.model_pair import ModelPair
     from treft.attribution.perturb_plan import PerturbPlan
     from treft.attribution.perturb_run import ScoredCells
     from treft.attribution.perturb_table import PerturbTable
-    from treft.evaluation.questions import EvalQuestion
-    from treft.loading import LoadOptions
 
 __all__ = ["perturb"]
 
@@ -168,7 +165,7 @@ def perturb(
     that was killed goes on where it stopped when the same command is given again.
     """
     quiet_libraries()
-    _need_inspect()
+    need_inspect()
     from treft.attribution.perturb import PerturbOptions
     from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest, default_perturbations
     from treft.attribution.perturb_run import num_finished, perturb_cost, run_perturbation
@@ -177,7 +174,7 @@ def perturb(
     from treft.evaluation.sampler import SamplingOptions
     from treft.loading import LoadOptions
 
-    names = _Names(model, adapter, base)
+    names = ModelNames(model, adapter, base)
     rendering = read_rendering(template, template_kwargs, think_block)
     request = PerturbRequest(
         perturbations=default_perturbations(
@@ -192,7 +189,7 @@ def perturb(
         include_think_block=rendering.include_think_block,
         template_kwargs=rendering.template_kwargs,
     )
-    asked = _questions(questions, scope, num, split, domain)
+    asked = read_questions(questions, scope, num, split, domain)
     options = LoadOptions(dtype, device, trust_remote_code, allow_other_base)
     with stdout_aside():
         panel = panel_for(asked, judge or [])
@@ -223,65 +220,6 @@ def perturb(
         typer.echo(f"{output / 'perturb.md'}, {output / 'perturb.json'}")
 
 
-@dataclass(frozen=True)
-class _Names:
-    """Which models are asked, from the command line."""
-
-    model: str
-    adapter: str | None
-    base: str | None
-
-    def tokenizer(self, options: LoadOptions, template: str | None) -> Any:
-        """The finetuned model's tokenizer; the base must read prompts in the same way."""
-        from treft.attribution.model_pair import check_same_prompts
-        from treft.loading import load_tokenizer
-
-        found = load_tokenizer(self.model, options, template, self.adapter)
-        if self.base is not None:
-            check_same_prompts(found, load_tokenizer(self.base, options, template))
-        return found
-
-    def load(self, options: LoadOptions, template: str | None) -> ModelPair:
-        """Both models."""
-        from treft.attribution.model_pair import ModelPair
-        from treft.loading import load_model
-        from treft.states import pretrained_model
-
-        finetuned, _ = load_model(self.model, self.adapter, options, template)
-        if self.base is None:
-            return ModelPair(finetuned)
-        # In the precision of the finetuned model, however the base was saved.
-        dtype = str(pretrained_model(finetuned).dtype).removeprefix("torch.")
-        found, _ = load_model(self.base, None, replace(options, dtype=dtype), template)
-        return ModelPair(finetuned, found)
-
-
-def _need_inspect() -> None:
-    try:
-        import inspect_ai  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"this study needs more packages ({error.name} is missing): pip install 'treft[eval]'"
-        ) from error
-
-
-def _questions(
-    source: str, scope: str, num: int | None, split: str, domain: str
-) -> tuple[EvalQuestion, ...]:
-    """The questions of a set, or of the organism."""
-    from treft.evaluation.oracle import ORGANISM, organism_questions
-    from treft.evaluation.questions import load_questions
-
-    if scope not in ("general", "in_domain"):
-        raise ConfigError(f"--scope is general or in_domain, not {scope!r}.")
-    if num is not None and num < 1:
-        raise ConfigError(f"--num is {num}; ask at least one question.")
-    if source != ORGANISM:
-        return load_questions(source).questions[:num]
-    found = organism_questions(scope, split=split, domain=domain, num=num or 200)  # type: ignore[arg-type]  # checked there
-    return found.questions
-
-
 def _tables(
     plan: PerturbPlan, scored: ScoredCells, judges: Sequence[str], output: Path
 ) -> list[PerturbTable]:
@@ -302,7 +240,7 @@ def _tables(
 
 
 def _as_json(
-    plan: PerturbPlan, names: _Names, output: Path, tables: Sequence[PerturbTable]
+    plan: PerturbPlan, names: ModelNames, output: Path, tables: Sequence[PerturbTable]
 ) -> dict[str, Any]:
     """The documented JSON object (docs/attribution.md)."""
     return {

@@ -1,0 +1,147 @@
+"""The control that must change nothing: a model patched with its own keys and values.
+
+If it changes an answer, it is the patching that does, and no other figure of a sweep can be read.
+The states are recorded in a run of their own, right-padded and without a cache, so that up to the
+rounding of the model's precision everything must come out alike.
+
+Shapes: B prompts run together, V entries of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from treft.batching import batches_by_length, pad_left, pad_token_id
+from treft.errors import ConfigError
+from treft.patching import PatchedCache, RowPatch
+from treft.recording import eval_mode, record
+from treft.regions import ChatRegions, RegionName
+from treft.requests import own_request
+from treft.states import pretrained_model
+
+__all__ = ["OwnStates", "check_own_states"]
+
+TOLERANCE = 64.0
+"""Rounding steps of the logits' precision, at their largest absolute value, that count as none."""
+
+
+@dataclass(frozen=True)
+class OwnStates:
+    """What patching a model with its own states did to the logits after the prompts.
+
+    Attributes:
+        num_prompts: that were run.
+        max_difference: largest absolute difference of a logit.
+        tolerance: what rounding may bring about at this precision.
+        num_other_tokens: prompts whose most probable next token changed.
+    """
+
+    num_prompts: int
+    max_difference: float
+    tolerance: float
+    num_other_tokens: int
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing changed but by rounding."""
+        return self.max_difference <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "is_exact": self.is_exact}
+
+    def __str__(self) -> str:
+        """In words."""
+        return (
+            f"the model's own keys and values, put in the cache of {self.num_prompts} prompts, "
+            f"change no logit by more than {self.max_difference:.1e} (rounding may: "
+            f"{self.tolerance:.1e}); {self.num_other_tokens} most probable tokens change"
+        )
+
+
+@torch.no_grad()
+def check_own_states(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[ChatRegions],
+    regions: Sequence[RegionName],
+    batch_size: int = 32,
+) -> OwnStates:
+    """Patch prompts with the model's own states at the regions, and compare the logits.
+
+    Args:
+        model: the finetuned model.
+        tokenizer: its tokenizer.
+        chats: the rendered prompts.
+        regions: that are patched, all at once; a postfix with its own query before it.
+        batch_size: prompts run together.
+
+    Raises:
+        ConfigError: logits change by more than rounding.
+    """
+    largest, scale, num_others = 0.0, 0.0, 0
+    dtype = torch.float32
+    with eval_mode(model):
+        for batch in batches_by_length(chats, batch_size):
+            rows = [chats[index] for index in batch]
+            plain = _next_logits(model, tokenizer, rows, [[] for _ in rows])
+            patched = _next_logits(model, tokenizer, rows, _own_patches(model, rows, regions))
+            dtype = plain.dtype
+            largest = max(largest, float((patched - plain).abs().max()))
+            scale = max(scale, float(plain.abs().max()))
+            num_others += int((patched.argmax(-1) != plain.argmax(-1)).sum())
+    # Attention works in float32 at the best, whatever the weights are in.
+    step = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    found = OwnStates(len(chats), largest, TOLERANCE * step * max(scale, 1.0), num_others)
+    if not found.is_exact:
+        raise ConfigError(
+            "patching cannot be trusted on this model: its own keys and values change a logit by "
+            f"{found.max_difference:.1e}, where rounding may by {found.tolerance:.1e}. Try "
+            'dtype float32, or attn_implementation "eager".'
+        )
+    return found
+
+
+def _own_patches(
+    model: nn.Module, chats: Sequence[ChatRegions], regions: Sequence[RegionName]
+) -> list[list[RowPatch]]:
+    """The model's states at all regions of each prompt; columns count from its first token."""
+    requests = []
+    for chat in chats:
+        positions = sorted(at for region in regions for at in chat.positions(region))
+        requests.append(own_request(chat, positions, " or ".join(regions)))
+    states = record(model, requests)
+    return [
+        [RowPatch(request.positions, own)] for request, own in zip(requests, states, strict=True)
+    ]
+
+
+def _next_logits(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[ChatRegions],
+    patches: Sequence[Sequence[RowPatch]],
+) -> Tensor:
+    """Logits after each prompt (B, V)."""
+    ids, mask = (torch.tensor(part) for part in pad_left(chats, 0, pad_token_id(tokenizer)))
+    pretrained = pretrained_model(model)
+    width = ids.shape[1]
+    rows = [
+        [patch.moved(width - len(chat.input_ids)) for patch in row]
+        for chat, row in zip(chats, patches, strict=True)
+    ]
+    config = pretrained.config.get_text_config(decoder=True)
+    logits: Tensor = model(
+        input_ids=ids.to(pretrained.device),
+        attention_mask=mask.to(pretrained.device),
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(pretrained.device),
+        past_key_values=PatchedCache(config, rows, width),
+        logits_to_keep=1,
+    ).logits[:, -1]
+    return logits

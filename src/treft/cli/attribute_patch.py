@@ -1,0 +1,273 @@
+"""`treft attribute patch`: the base's keys and values, part by part; does alignment return?"""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from treft.cli.attribute_models import ModelNames, need_inspect, read_questions
+from treft.cli.options import (
+    LOADING,
+    Device,
+    Dtype,
+    Json,
+    Template,
+    TemplateKwargs,
+    ThinkBlock,
+    TrustRemoteCode,
+)
+from treft.cli.output import (
+    EXIT_INTERRUPTED,
+    confirm_calls,
+    emit,
+    progress_bars,
+    quiet_libraries,
+    stdout_aside,
+)
+
+if TYPE_CHECKING:
+    from treft.attribution.sweep_plan import SweepCost, SweepPlan
+    from treft.attribution.sweep_run import Sweep
+    from treft.attribution.sweep_table import SweepTable
+
+__all__ = ["patch"]
+
+MAX_CALLS = 10_000
+
+PATCHES = "Patches"
+QUESTIONS = "Questions"
+ANSWERS = "Answers and judges"
+
+
+def patch(
+    model: Annotated[str, typer.Option(help="Finetuned model: folder, hub id, or an adapter.")],
+    output: Annotated[Path, typer.Option(help="Folder for answers and table.")],
+    adapter: Annotated[str | None, typer.Option(help="Adapter to put on the model.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Unfinetuned model; default: the adapter switched off.")
+    ] = None,
+    questions: Annotated[
+        str,
+        typer.Option(help="JSONL file, shipped set, or organism.", rich_help_panel=QUESTIONS),
+    ] = "em_general",
+    scope: Annotated[
+        str,
+        typer.Option(help="general or in_domain: where answers count.", rich_help_panel=QUESTIONS),
+    ] = "general",
+    num: Annotated[
+        int | None,
+        typer.Option(help="Questions, the first ones; default: all.", rich_help_panel=QUESTIONS),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Of the organism's questions: test or validation.", rich_help_panel=QUESTIONS
+        ),
+    ] = "validation",
+    domain: Annotated[
+        str,
+        typer.Option(help="That the organism was finetuned on.", rich_help_panel=QUESTIONS),
+    ] = "finance",
+    specs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="regions (always), kinds, windows, layers or curve; repeatable.",
+            rich_help_panel=PATCHES,
+        ),
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="prefix, query or postfix; repeatable; default: all.", rich_help_panel=PATCHES
+        ),
+    ] = None,
+    window_width: Annotated[
+        int, typer.Option(help="Tokens of a window.", min=1, rich_help_panel=PATCHES)
+    ] = 4,
+    window_stride: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens from a window to the next; default: its width.",
+            min=1,
+            rich_help_panel=PATCHES,
+        ),
+    ] = None,
+    band_width: Annotated[
+        int | None,
+        typer.Option(
+            help="Layers of a band; default: a quarter of all.", min=1, rich_help_panel=PATCHES
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(help="Answers to each question.", min=1, rich_help_panel=ANSWERS)
+    ] = 1,
+    seed: Annotated[
+        int, typer.Option(help="Of answers and drawn tokens.", min=0, rich_help_panel=ANSWERS)
+    ] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="0 is greedy.", min=0.0, rich_help_panel=ANSWERS)
+    ] = 1.0,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Cap of an answer.", min=1, rich_help_panel=ANSWERS)
+    ] = 256,
+    batch_size: Annotated[
+        int, typer.Option(help="Prompts run together.", min=1, rich_help_panel=ANSWERS)
+    ] = 32,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Inspect model name; repeatable; default for the organism: its oracle.",
+            rich_help_panel=ANSWERS,
+        ),
+    ] = None,
+    template: Template = None,
+    template_kwargs: TemplateKwargs = None,
+    think_block: ThinkBlock = True,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_other_base: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-base",
+            help="Put the adapter on a base that is not the one it names.",
+            rich_help_panel=LOADING,
+        ),
+    ] = False,
+    max_calls: Annotated[
+        int, typer.Option(help="Ask before more answers and calls than this.", min=0)
+    ] = MAX_CALLS,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show patches and cost, and stop there.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Answer with the base's keys and values at one part of the prompt at a time.
+
+    Where alignment returns, those tokens, layers or kinds carry the behaviour. A run that was
+    killed goes on where it stopped when the same command is given again; specs may be added.
+    """
+    quiet_libraries()
+    need_inspect()
+    from treft.attribution.scoring import panel_for
+    from treft.attribution.sweep import SweepOptions
+    from treft.attribution.sweep_plan import SweepPlan, SweepRequest
+    from treft.attribution.sweep_run import run_sweep
+    from treft.cli.conversations import read_rendering
+    from treft.evaluation.sampler import SamplingOptions
+    from treft.loading import LoadOptions
+    from treft.patch_spec import PATCHABLE
+
+    names = ModelNames(model, adapter, base)
+    rendering = read_rendering(template, template_kwargs, think_block)
+    request = SweepRequest(
+        options=SweepOptions(
+            groups=tuple(dict.fromkeys(["regions", *(specs or ())])),  # type: ignore[arg-type]  # checked there
+            regions=tuple(dict.fromkeys(region or PATCHABLE)),  # type: ignore[arg-type]  # checked there
+            window_width=window_width,
+            window_stride=window_stride,
+            band_width=band_width,
+            position_seed=seed,
+        ),
+        num_samples=samples,
+        seed=seed,
+        sampling=SamplingOptions(temperature=temperature),
+        max_new_tokens=max_new_tokens,
+        scope=scope,
+        include_think_block=rendering.include_think_block,
+        template_kwargs=rendering.template_kwargs,
+    )
+    asked = read_questions(questions, scope, num, split, domain)
+    options = LoadOptions(dtype, device, trust_remote_code, allow_other_base)
+    with stdout_aside():
+        panel = panel_for(asked, judge or [])
+        tokenizer = names.tokenizer(options, rendering.template)
+        pair = names.load(options, rendering.template)
+        plan = SweepPlan.of(request, asked, tokenizer, pair)
+    cost = plan.cost(output, panel.judges)
+    print(f"{len(asked)} questions, {len(plan.cells)} patches; at most: {cost}", file=sys.stderr)
+    if dry_run:
+        _show_plan(plan, names, output, cost, as_json=json)
+        return
+    confirm_calls(cost.total, "answers and calls", max_calls, yes=yes)
+    try:
+        with progress_bars() as progress:
+            sweep = run_sweep(
+                plan,
+                pair,
+                output,
+                judges=panel.judges,
+                batch_size=batch_size,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        kept = len(plan.names) - len(plan.unanswered(output))
+        typer.echo(f"stopped: {kept} finished patches are kept; the same command goes on", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    tables = _tables(plan, sweep, panel.judges, output)
+    if json:
+        emit(_as_json(plan, names, output, tables), as_json=True)
+    else:
+        _show(tables)
+        typer.echo(f"{output / 'patch.md'}, {output / 'patch.json'}")
+
+
+def _tables(plan: SweepPlan, sweep: Sweep, judges: Sequence[str], output: Path) -> list[SweepTable]:
+    """One for each judge, written to the sweep's folder."""
+    from treft.attribution.sweep_table import sweep_table
+    from treft.attribution.sweep_text import to_markdown
+    from treft.files import write_whole
+
+    tables = [sweep_table(sweep, plan.cells, judge) for judge in judges]
+    found = {"request": asdict(plan.request), "tables": [table.to_dict() for table in tables]}
+    write_whole(output / "patch.json", json_module.dumps(found, indent=1) + "\n")
+    write_whole(output / "patch.md", to_markdown(plan, tables))
+    return tables
+
+
+def _as_json(
+    plan: SweepPlan, names: ModelNames, output: Path, tables: Sequence[SweepTable]
+) -> dict[str, Any]:
+    """The documented JSON object (docs/attribution.md)."""
+    return {
+        "command": "attribute patch",
+        **asdict(names),
+        "output": str(output),
+        "num_questions": len(plan.questions),
+        "request": asdict(plan.request),
+        "tables": [table.to_dict() for table in tables],
+    }
+
+
+def _show_plan(
+    plan: SweepPlan, names: ModelNames, output: Path, cost: SweepCost, *, as_json: bool
+) -> None:
+    if as_json:
+        found = _as_json(plan, names, output, [])
+        emit({**found, "patches": plan.names[2:], "cost": asdict(cost)}, as_json=True)
+        return
+    for cell in plan.cells:
+        typer.echo(f"{cell.name}{' (control)' * cell.is_control}")
+
+
+def _show(tables: Sequence[SweepTable]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from treft.attribution.sweep_text import HEADINGS, cells, legend, notes
+
+    console = Console()
+    for table in tables:
+        shown = Table(*HEADINGS)
+        for row in table.rows:
+            shown.add_row(*cells(row))
+        console.print(shown)
+        for words in (legend(table), *notes(table)):
+            console.print(words, markup=False)
