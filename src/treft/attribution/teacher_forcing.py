@@ -1,0 +1,183 @@
+"""Log-probability of given answers: nothing is sampled, nobody judges.
+
+Shapes: B batch rows, T columns of prompt and answer, A tokens of one answer, C columns whose logits
+are needed, V entries of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from treft.batching import pad_token_id
+from treft.errors import DataError, TemplateError
+from treft.evaluation.questions import EvalQuestion
+from treft.patching import PatchedCache, RowPatch
+from treft.regions import ChatRegions, find_regions
+from treft.rendering import Chat
+from treft.states import pretrained_model
+from treft.turns import frame_of
+
+__all__ = ["ForcedAnswer", "answer_ids", "end_of_turn", "mean_log_probs", "render_questions"]
+
+
+@dataclass(frozen=True)
+class ForcedAnswer:
+    """An answer to score.
+
+    Attributes:
+        question: id of the question, for errors.
+        chat: the prompt, rendered for an answer.
+        answer_ids: tokens of the answer (A,), the end of the turn included where it is scored.
+    """
+
+    question: str
+    chat: ChatRegions
+    answer_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.chat.input_ids) + len(self.answer_ids)
+
+
+def render_questions(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[EvalQuestion],
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+    include_think_block: bool = True,
+) -> list[ChatRegions]:
+    """Prompts of questions, ready for an answer.
+
+    Raises:
+        DataError: there is no question, or one has several turns.
+        TemplateError: one cannot be rendered; names the question.
+    """
+    if not questions:
+        raise DataError("there is no question to ask.")
+    chats = []
+    for question in questions:
+        if question.turns:
+            raise DataError(f"question {question.id!r} has several turns; only one can be scored.")
+        try:
+            chat = find_regions(
+                tokenizer,
+                question.messages,
+                add_generation_prompt=True,
+                include_think_block=include_think_block,
+                template_kwargs=template_kwargs,
+            )
+        except TemplateError as error:
+            raise TemplateError(f"question {question.id!r}: {error}") from error
+        chats.append(chat)
+    return chats
+
+
+def end_of_turn(
+    tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any] | None = None
+) -> str:
+    """What the chat template writes after an assistant's words, up to the end-of-turn token.
+
+    Where the template tells nothing, the tokenizer's end-of-sequence token.
+
+    Raises:
+        TemplateError: there is neither.
+    """
+    messages = [{"role": "user", "content": "Hello"}]
+    template = str(tokenizer.get_chat_template(None, None))
+    chat = Chat(messages, None, template, True, dict(template_kwargs or {}))
+    found = frame_of(tokenizer, chat).turn_end or str(tokenizer.eos_token or "")
+    if not found:
+        raise TemplateError(
+            "neither the chat template nor the tokenizer says how an answer ends: set "
+            "tokenizer.eos_token."
+        )
+    return found
+
+
+def answer_ids(tokenizer: PreTrainedTokenizerBase, chat: ChatRegions, text: str) -> tuple[int, ...]:
+    """Tokens of an answer as they follow the prompt's.
+
+    Both are tokenised together, since some tokenizers write words differently at the beginning of a
+    text. Where that would change the prompt's own tokens the answer is tokenised alone.
+
+    Args:
+        tokenizer: of the model.
+        chat: the prompt.
+        text: of the answer, end of turn included.
+    """
+    whole = tokenizer(chat.text + text, add_special_tokens=False)["input_ids"]
+    num = len(chat.input_ids)
+    if tuple(whole[:num]) == chat.input_ids and len(whole) > num:
+        return tuple(whole[num:])
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@torch.no_grad()
+def mean_log_probs(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[ForcedAnswer],
+    patches: Sequence[Sequence[RowPatch]] = (),
+    condition: str = "",
+) -> list[float]:
+    """Mean log-probability per token of each answer, in nats, from one forward.
+
+    Rows are padded on the right, so that columns are positions. Logits are computed at the columns
+    that precede an answer's token in some row and turned into probabilities row by row: memory goes
+    with (B, C, V).
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: of the model.
+        rows: B answers.
+        patches: for each row what to replace in its prompt; none leaves the model as it is.
+        condition: names the forward in errors.
+
+    Raises:
+        DataError: a log-probability is NaN or infinite; names the question.
+    """
+    pretrained = pretrained_model(model)
+    width = max(map(len, rows))
+    pad = pad_token_id(tokenizer)
+    ids = [[*row.chat.input_ids, *row.answer_ids, *[pad] * (width - len(row))] for row in rows]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    starts = [len(row.chat.input_ids) - 1 for row in rows]
+    needed = sorted(
+        {
+            start + at
+            for start, row in zip(starts, rows, strict=True)
+            for at in range(len(row.answer_ids))
+        }
+    )
+    options: dict[str, Any] = {"use_cache": False}
+    if patches:
+        config = pretrained.config.get_text_config(decoder=True)
+        options = {"past_key_values": PatchedCache(config, patches, width), "use_cache": True}
+    logits = model(
+        input_ids=torch.tensor(ids, device=pretrained.device),
+        attention_mask=torch.tensor(mask, device=pretrained.device),
+        position_ids=torch.arange(width, device=pretrained.device).expand(len(rows), width),
+        logits_to_keep=torch.tensor(needed),  # on the CPU, since any device can be indexed by it
+        **options,
+    ).logits
+    place = {column: index for index, column in enumerate(needed)}
+    means = []
+    for row, start, scores in zip(rows, starts, logits, strict=True):
+        columns = [place[start + at] for at in range(len(row.answer_ids))]
+        kept = scores[columns]  # (A, V)
+        chances = kept.to(torch.promote_types(kept.dtype, torch.float32)).log_softmax(dim=-1)
+        targets = torch.tensor(row.answer_ids, device=chances.device)
+        means.append(float(chances.gather(1, targets[:, None]).mean()))
+        if not math.isfinite(means[-1]):
+            raise DataError(
+                f"question {row.question!r}: the log-probability of an answer is {means[-1]} "
+                f"({condition or 'as the model is'}): leave the question out, or load the model in "
+                "another precision (float16 overflows in some models; try bfloat16)."
+            )
+    return means
