@@ -36,6 +36,7 @@ LAYERS = (
     ("regularizer", "patching", "patch_spec", "activation", "generation"),
     ("training",),
     ("metrics", "organism", "loading", "arms", "demo", "report", "evaluation", "attribution"),
+    ("study",),
     ("cli",),
 )
 """Modules and packages from the bottom up; one may import from its own layer and from below."""

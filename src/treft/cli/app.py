@@ -19,6 +19,7 @@ from treft.cli.judge import calibrate, judge
 from treft.cli.organism import app as organism_app
 from treft.cli.reference import app as reference_app
 from treft.cli.regions import regions
+from treft.cli.study import app as study_app
 from treft.errors import TreftError
 
 __all__ = ["app", "run"]
@@ -41,6 +42,7 @@ app.command()(audit)
 app.add_typer(reference_app, name="reference")
 app.add_typer(organism_app, name="organism")
 app.add_typer(attribute_app, name="attribute")
+app.add_typer(study_app, name="study")
 
 
 @app.callback(invoke_without_command=True)

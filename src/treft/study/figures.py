@@ -1,0 +1,123 @@
+"""Figures of methods over runs: means with intervals, and gains paired by run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from treft.evaluation.over_runs import clipped_over_runs
+from treft.metrics import Interval, em_f1_interval, over_runs, wilson
+from treft.study.protocol import Row
+
+__all__ = ["MEASURES", "find_row", "gain_rows", "score_rows", "worded"]
+
+MEASURES = ("general", "in_domain", "em_f1")
+
+
+def score_rows(
+    runs: Sequence[Row], paper: Mapping[str, Mapping[str, float]]
+) -> list[dict[str, Any]]:
+    """A row for each method and measure, in percent.
+
+    Over several runs intervals are t intervals over runs; for one run they are over its questions.
+
+    Args:
+        runs: a row for each method, organism and seed, as scoring steps write it.
+        paper: its figures by method and measure.
+    """
+    rows = []
+    for method, own in _by_method(runs).items():
+        found = _over_runs(own) if len(own) > 1 else _over_questions(own[0])
+        for measure in MEASURES:
+            published = paper.get(method, {}).get(measure)
+            rows.append(_row(method, measure, found[measure], own, published))
+    return rows
+
+
+def gain_rows(
+    runs: Sequence[Row], method: str, others: Iterable[str], measures: Iterable[str]
+) -> list[dict[str, Any]]:
+    """Scores of `method` minus those of each other one, paired by organism and seed, in points.
+
+    The row is the other method's, its measure ends in `_gain`; without interval for a single run.
+    """
+    by_method = _by_method(runs)
+    rows = []
+    for other in others:
+        pairs = list(zip(by_method[method], by_method[other], strict=True))
+        for measure in measures:
+            moved = [ours[measure] - theirs[measure] for ours, theirs in pairs]
+            rows.append(_row(other, f"{measure}_gain", _gain(moved), by_method[other], None))
+    return rows
+
+
+def find_row(rows: Sequence[Row], method: str, measure: str) -> Row:
+    """The one row of a method and measure."""
+    return next(row for row in rows if (row["method"], row["measure"]) == (method, measure))
+
+
+def worded(row: Row, *, signed: bool = False) -> str:
+    """A figure with its interval, such as `88.1 [86.0, 90.2]`."""
+    form = "+.1f" if signed else ".1f"
+    value = format(row["value"], form)
+    if row["low"] is None:
+        return f"{value} (one run)"
+    return f"{value} [{row['low']:{form}}, {row['high']:{form}}]"
+
+
+def _row(
+    method: str,
+    measure: str,
+    figure: Interval | tuple[float, None, None],
+    runs: Sequence[Row],
+    paper: float | None,
+) -> dict[str, Any]:
+    value, low, high = figure
+    return {
+        "method": method,
+        "measure": measure,
+        "value": value,
+        "low": low,
+        "high": high,
+        "num_runs": len(runs),
+        "num_general": runs[0]["num_general"],
+        "num_in_domain": runs[0]["num_in_domain"],
+        "interval": _kind(len(runs), low),
+        "paper": None if paper is None else float(paper),
+    }
+
+
+def _kind(num_runs: int, low: float | None) -> str:
+    if low is None:
+        return "none"
+    return "questions" if num_runs == 1 else "runs"
+
+
+def _by_method(runs: Sequence[Row]) -> dict[str, list[Row]]:
+    """Runs by method, in the order in which methods come; each in the order of its runs."""
+    ordered = sorted(runs, key=lambda run: (run["organism"], run["seed"]))
+    names = dict.fromkeys(run["method"] for run in runs)
+    return {name: [run for run in ordered if run["method"] == name] for name in names}
+
+
+def _gain(moved: Sequence[float]) -> Interval | tuple[float, None, None]:
+    """Mean change of percentages, which cannot reach beyond 100 points."""
+    if len(moved) == 1:
+        return moved[0], None, None
+    mean, low, high = over_runs(moved)
+    return Interval(mean, max(-100.0, low), min(100.0, high))
+
+
+def _over_runs(runs: Sequence[Row]) -> dict[str, Interval]:
+    return {name: clipped_over_runs([run[name] for run in runs]) for name in MEASURES}
+
+
+def _over_questions(run: Row) -> dict[str, Interval]:
+    general = wilson(run["general_aligned"], run["num_general"])
+    learnt = wilson(run["in_domain_misaligned"], run["num_in_domain"])
+    in_domain = Interval(100 - learnt.mean, 100 - learnt.high, 100 - learnt.low)
+    return {
+        "general": general,
+        "in_domain": in_domain,
+        "em_f1": em_f1_interval(general, in_domain),
+    }

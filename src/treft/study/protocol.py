@@ -1,0 +1,95 @@
+"""What a study is: a claim of the paper, the steps that test it, and how their results are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from treft.errors import ConfigError
+from treft.study.step import Step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Claim", "Row", "Study", "StudyConfig"]
+
+Row = Mapping[str, Any]
+"""One row of a tidy table: value by column."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What every study can be told.
+
+    Attributes:
+        organisms: folders made by `treft organism build`; empty for the embedded one.
+        num_seeds: finetuning seeds 0, 1, ... on each organism.
+        split: `test` for figures to report, `validation` for every choice.
+        settings: of the finetune and its evaluation, by name, where they are to differ from
+            `treft.organism.FinetuneRecipe`; words are read as what the recipe has there.
+
+    Raises:
+        ConfigError: a value is out of range, or a folder holds no organism.
+    """
+
+    organisms: tuple[Path, ...] = ()
+    num_seeds: int = 5
+    split: Literal["validation", "test"] = "test"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Validate before any work starts."""
+        if self.num_seeds < 1:
+            raise ConfigError(f"num_seeds is {self.num_seeds}; it must be at least 1.")
+        if self.split not in ("validation", "test"):
+            raise ConfigError(f"split is {self.split!r}; choose validation or test.")
+        for path in self.organisms:
+            if not (path / "model.safetensors").is_file():
+                raise ConfigError(
+                    f"{path} holds no organism; make one with `treft organism build`."
+                )
+        names = [path.resolve().name for path in self.organisms]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"organism folders share a name ({', '.join(names)}); rename one.")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says.
+
+    Attributes:
+        source: table or figure.
+        text: the claim in one sentence, our words.
+        figures: the paper's own, by row and measure.
+        setting: model and domain they belong to.
+    """
+
+    source: str
+    text: str
+    figures: Mapping[str, Mapping[str, float]]
+    setting: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """One claim as a study; a file in `treft/study/studies/` defines one as `STUDY`.
+
+    Attributes:
+        name: of the file and of the command.
+        claim: what is tested.
+        cost: of a run with default options, measured, in words.
+        steps: the work; those that no other step needs write a `row.json`, one object.
+        table: rows of the table from the objects in all `row.json`.
+        verdict: from these rows, one sentence: whether the claim held.
+        plot: of these rows.
+    """
+
+    name: str
+    claim: Claim
+    cost: str
+    steps: Callable[[StudyConfig], Sequence[Step[Any]]]
+    table: Callable[[Sequence[Row]], list[Row]]
+    verdict: Callable[[Sequence[Row]], str]
+    plot: Callable[[Sequence[Row]], Figure]

@@ -1,0 +1,80 @@
+"""Table 14: the share of interleaved rows trades general alignment against the narrow behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from treft.study.organism_plan import Method, method_steps
+from treft.study.protocol import Claim, Row, Study, StudyConfig
+from treft.study.step import Step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["STUDY"]
+
+SHARES = {"share_05": 0.05, "share_20": 0.2, "share_50": 0.5, "share_75": 0.75}
+LOWEST, HIGHEST = "share_05", "share_75"
+METHODS = {
+    name: Method(interleave="narrow", interleaved_share=share) for name, share in SHARES.items()
+}
+CLAIM = Claim(
+    source="Table 14",
+    text="More interleaved rows raise general alignment, but less of the narrow behaviour is "
+    "learnt.",
+    figures={
+        "share_05": {"general": 56.0, "in_domain": 11.0},
+        "share_20": {"general": 64.0, "in_domain": 15.0},
+        "share_50": {"general": 68.0, "in_domain": 28.0},
+        "share_75": {"general": 82.0, "in_domain": 69.0},
+    },
+    setting="Llama-3.1-8B, legal advice",
+)
+
+
+def steps(config: StudyConfig) -> list[Step[Any]]:
+    """Four shares of careful rows of the other narrow domains, rows in all and steps equal."""
+    return method_steps(config, METHODS)
+
+
+def table(runs: Sequence[Row]) -> list[Row]:
+    """Scores at each share, and how much higher both are at the highest than at the lowest."""
+    from treft.study.figures import gain_rows, score_rows
+
+    gains = gain_rows(runs, HIGHEST, [LOWEST], ("general", "in_domain"))
+    return [*score_rows(runs, CLAIM.figures), *gains]
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Held where both scores rise from the lowest share to the highest, whole intervals."""
+    from treft.study.figures import find_row, worded
+
+    general, in_domain = (
+        find_row(rows, LOWEST, measure) for measure in ("general_gain", "in_domain_gain")
+    )
+    if general["low"] is None:
+        answer = "One run cannot tell whether the claim holds"
+    elif general["low"] > 0 and in_domain["low"] > 0:
+        answer = "Held on the organism"
+    elif general["low"] > 0:
+        answer = "Half of it held on the organism, no narrow behaviour was shown to be lost"
+    else:
+        answer = "Not shown on the organism"
+    return (
+        f"{answer}: from 5 % to 75 % of interleaved rows general alignment changes by "
+        f"{worded(general, signed=True)} and in-domain alignment by "
+        f"{worded(in_domain, signed=True)} (points; {general['num_runs']} runs, paired, 95 % "
+        "intervals)."
+    )
+
+
+def plot(rows: Sequence[Row]) -> Figure:
+    """General, in-domain and EM-F1, share by share."""
+    from treft.study.plots import interval_plot
+
+    headings = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
+    return interval_plot(rows, "Table 14 on the organism, percent", headings)
+
+
+STUDY = Study("table14", CLAIM, "", steps, table, verdict, plot)

@@ -1,0 +1,82 @@
+"""Table 3: TReFT on the prefix against plain SFT, interleaving, and TReFT on other regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from treft.study.organism_plan import Method, method_steps
+from treft.study.protocol import Claim, Row, Study, StudyConfig
+from treft.study.step import Step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["STUDY"]
+
+OURS = "treft_prefix"
+METHODS = {
+    "sft": Method(),
+    "interleaving": Method(interleave="narrow"),
+    "treft_query": Method(held=("query",)),
+    "treft_all": Method(held=("prefix", "query", "postfix")),
+    OURS: Method(held=("prefix",)),
+}
+CLAIM = Claim(
+    source="Table 3",
+    text="Holding the prefix keeps general alignment and lets the narrow behaviour be learnt; "
+    "plain SFT and interleaving lose the first, holding the query or all regions the second.",
+    figures={
+        "sft": {"general": 47.5, "in_domain": 13.3, "em_f1": 61.4},
+        "interleaving": {"general": 64.1, "in_domain": 15.3, "em_f1": 73.0},
+        "treft_query": {"general": 91.0, "in_domain": 79.0, "em_f1": 34.1},
+        "treft_all": {"general": 91.5, "in_domain": 76.9, "em_f1": 36.9},
+        OURS: {"general": 85.6, "in_domain": 27.7, "em_f1": 78.4},
+    },
+    setting="Llama-3.1-8B, legal advice; learning rates differ between methods",
+)
+
+
+def steps(config: StudyConfig) -> list[Step[Any]]:
+    """Five methods with one learning rate, number of steps and set of seeds."""
+    return method_steps(config, METHODS)
+
+
+def table(runs: Sequence[Row]) -> list[Row]:
+    """Scores of each method, and what TReFT on the prefix gains over each other one."""
+    from treft.study.figures import gain_rows, score_rows
+
+    others = [name for name in METHODS if name != OURS]
+    return [*score_rows(runs, CLAIM.figures), *gain_rows(runs, OURS, others, ("em_f1",))]
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Held where the gain over every other method is above zero with its whole interval."""
+    from treft.study.figures import find_row, worded
+
+    gains = [row for row in rows if row["measure"] == "em_f1_gain"]
+    if any(row["low"] is None for row in gains):
+        answer = "One run cannot tell whether the claim holds"
+    elif all(row["low"] > 0 for row in gains):
+        answer = "Held on the organism"
+    else:
+        open_ones = [row["method"] for row in gains if not row["low"] > 0]
+        answer = f"Not shown on the organism against {', '.join(open_ones)}"
+    over = ", ".join(f"{worded(row, signed=True)} over {row['method']}" for row in gains)
+    own = worded(find_row(rows, OURS, "em_f1"))
+    return f"{answer}: TReFT on the prefix has an EM-F1 of {own}, {over} ({_basis(gains[0])})."
+
+
+def _basis(row: Row) -> str:
+    return f"points; {row['num_runs']} runs, paired, 95 % intervals"
+
+
+def plot(rows: Sequence[Row]) -> Figure:
+    """General, in-domain and EM-F1, method by method."""
+    from treft.study.plots import interval_plot
+
+    headings = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
+    return interval_plot(rows, "Table 3 on the organism, percent", headings)
+
+
+STUDY = Study("table3", CLAIM, "", steps, table, verdict, plot)
