@@ -82,10 +82,14 @@ class PressCtrlC(TrainerCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize("weight", ["3", "auto"])
 def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_end(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    weight: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run(folder, "--json")
+    run(folder, "--json", "--kv_weight", weight)
     whole = json.loads(capsys.readouterr().out)
     handler = signal.getsignal(signal.SIGINT)
     initialise = TReFTTrainer.__init__
@@ -94,7 +98,7 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_end(
         initialise(self, *args, **kwargs)
         self.add_callback(PressCtrlC())
 
-    second = ("--output_dir", str(folder / "second"), "--json")
+    second = ("--output_dir", str(folder / "second"), "--json", "--kv_weight", weight)
     with monkeypatch.context() as patch:
         patch.setattr(TReFTTrainer, "__init__", with_ctrl_c)
         with pytest.raises(SystemExit) as stopped:
@@ -109,6 +113,8 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_end(
     run(folder, *second, "--resume_from_checkpoint", "true")
     resumed = json.loads(capsys.readouterr().out)
     assert resumed["steps"] == whole["steps"]
+    assert resumed["kv_weight"] == whole["kv_weight"]
+    assert (resumed["kv_weight"] == 3) == (weight == "3")
     for name in ("sft_loss", "kv_penalty"):
         assert resumed[name] == pytest.approx(whole[name], rel=1e-5)
 

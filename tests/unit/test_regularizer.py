@@ -20,6 +20,7 @@ from treft.errors import (
 )
 from treft.recording import adapter_off, other_model
 from treft.reference import ReferenceBank
+from treft.regions import RegionName
 from treft.regularizer import KVRegularizer, Penalty, documents_of_batch
 from treft.requests import region_requests
 
@@ -83,15 +84,22 @@ def token_sums(mine: Tensor, theirs: Tensor) -> float:
 
 
 def expected_penalty(
-    model: nn.Module, base: nn.Module, chats: Sequence[Conversation], regions: Sequence[str]
+    model: nn.Module,
+    base: nn.Module,
+    chats: Sequence[Conversation],
+    regions: Sequence[str],
+    only: str | None = None,
 ) -> float:
-    """Eq. (3), one conversation and one region at a time, from `DynamicCache` contents."""
+    """Eq. (3), one conversation and one region at a time, from `DynamicCache` contents.
+
+    With `only`, the mean over that region's tokens while all `regions` are held.
+    """
     total = 0.0
     for chat in chats:
         running = cached(model, chat.input_ids, range(len(chat.input_ids)))
         own = cached(base, chat.input_ids, range(len(chat.input_ids)))
         drift, num_tokens = 0.0, 0
-        for region in regions:
+        for region in regions if only is None else (only,):
             if region == "postfix" and "query" not in regions:
                 requests = region_requests(chat, "postfix")
                 recorded = [cached(base, r.token_ids, r.position_ids) for r in requests]
@@ -165,6 +173,49 @@ def test_layout_of_the_batch_does_not_matter(
         for batch in (padded(chats), padded(chats, "left", extra=3), packed(chats)):
             found = measure(model, regularizer, batch, in_advance)
             assert found.raw.item() == pytest.approx(expected, rel=1e-5)
+
+
+WEIGHT_CHOICES = [
+    {"prefix": 1.0, "postfix": 0.3},
+    {"prefix": 2.0, "query": 0.1, "postfix": 0.0, "response": 0.5},
+    {"prefix": 0.7},
+]
+
+
+@pytest.mark.parametrize("weights", WEIGHT_CHOICES, ids="+".join)
+def test_weighted_regions_equal_the_definition_in_every_layout(
+    tiny_model: TinyModel, weights: dict[RegionName, float]
+) -> None:
+    """Each region is averaged over its own tokens, then weighed."""
+    model, base = finetuned(tiny_model("qwen3")), tiny_model("qwen3")
+    regularizer = KVRegularizer(
+        model, ReferenceBank(other_model(base)), regions=tuple(weights), region_weights=weights
+    )
+    # With the query held, the postfix is compared with the conversation itself.
+    own = {region: ("query", region) if "query" in weights else (region,) for region in weights}
+    alone = {
+        region: expected_penalty(model, base, CHATS, own[region], only=region) for region in weights
+    }
+    expected = sum(weights[region] * alone[region] for region in weights)
+    for batch in (padded(CHATS), padded(CHATS, "left", extra=3), packed(CHATS)):
+        penalty = measure(model, regularizer, batch)
+        assert penalty.raw.item() == pytest.approx(expected, rel=1e-4)
+        found = {region: mean.item() for region, mean in penalty.by_region.items()}
+        assert found == pytest.approx(alone, rel=1e-4)
+        assert sum(penalty.per_layer.values()) / len(penalty.layers) == pytest.approx(
+            expected, rel=1e-4
+        )
+
+
+def test_a_region_of_weight_zero_gets_no_gradient(tiny_model: TinyModel) -> None:
+    gradients = []
+    bank = ReferenceBank(other_model(tiny_model("llama")))
+    for weights in ({"prefix": 1.0, "postfix": 0.0}, {"prefix": 1.0}):
+        model = finetuned(tiny_model("llama"))
+        regularizer = KVRegularizer(model, bank, regions=tuple(weights), region_weights=weights)
+        measure(model, regularizer, padded(CHATS)).raw.backward()
+        gradients.append(model.model.layers[0].self_attn.k_proj.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_left_padding_without_position_ids_is_compared_at_its_own_positions(
@@ -355,6 +406,12 @@ def test_misuse_is_refused(tiny_model: TinyModel) -> None:
         ({"keys": False, "values": False}, "keys, values or both"),
         ({"layers": [2]}, "0 to 1"),
         ({"layers": []}, "layers"),
+        ({"region_weights": {"prefiks": 1.0}}, "prefiks"),
+        ({"region_weights": {"prefix": 1.0, "postfix": 1.0}}, "held are prefix"),
+        ({"region_weights": {}}, "held are prefix"),
+        ({"region_weights": {"prefix": -1.0}}, "≥ 0"),
+        ({"region_weights": {"prefix": float("nan")}}, "≥ 0"),
+        ({"region_weights": {"prefix": 0.0}}, "not all of them 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             KVRegularizer(model, bank, **choice)  # type: ignore[arg-type]

@@ -37,6 +37,36 @@ def test_regions_are_normalised(given: object, expected: list[str], tmp_path: Pa
     [
         ({"kv_weight": -1.0}, ConfigError, "kv_weight"),
         ({"kv_weight": float("nan")}, ConfigError, "kv_weight"),
+        ({"kv_weight": "automatic"}, ConfigError, "or 'auto'; not 'automatic'"),
+        ({"kv_weight": None}, ConfigError, "kv_weight"),
+        ({"kv_weight": "auto", "kv_budget": 0.0}, ConfigError, "kv_budget must be a positive"),
+        ({"kv_weight": "auto", "kv_budget": -0.1}, ConfigError, "kv_budget must be a positive"),
+        ({"kv_weight": "auto", "kv_weight_start": 0.0}, ConfigError, "to start with"),
+        ({"kv_weight": "auto", "kv_regions": []}, ConfigError, "kv_regions"),
+        (
+            {"kv_weight": 3.0, "kv_budget": 0.1},
+            ConfigError,
+            "kv_budget works with kv_weight='auto'",
+        ),
+        ({"kv_weight": 3.0, "kv_weight_start": 0.1}, ConfigError, "kv_weight_start works with"),
+        ({"kv_weight": "auto", "kv_loss_slack": 0.1}, ConfigError, "kv_loss_log"),
+        ({"kv_weight": "auto", "kv_loss_log": "out"}, ConfigError, "kv_loss_slack"),
+        (
+            {"kv_weight": "auto", "kv_loss_slack": 0.1, "kv_loss_log": "absent"},
+            ConfigError,
+            "absent",
+        ),
+        (
+            {"kv_weight": "auto", "kv_budget": 0.1, "kv_loss_slack": 0.1, "kv_loss_log": "x"},
+            ConfigError,
+            "not both",
+        ),
+        ({"kv_region_weights": {"suffix": 1.0}}, ConfigError, "suffix"),
+        ({"kv_region_weights": {"prefix": -1.0}}, ConfigError, "≥ 0"),
+        ({"kv_region_weights": {"prefix": "much"}}, ConfigError, "much"),
+        ({"kv_region_weights": "prefix=1"}, ConfigError, "numbers by region"),
+        ({"kv_region_weights": {"postfix": 1.0}}, ConfigError, "held are prefix"),
+        ({"kv_region_weights": {"prefix": 0.0}}, ConfigError, "not all of them 0"),
         ({"kv_regions": ["suffix"]}, ConfigError, "suffix"),
         ({"kv_regions": []}, ConfigError, "kv_regions"),
         ({"kv_states": "keys"}, ConfigError, "kv_states"),
@@ -91,3 +121,28 @@ def test_parsed_from_flags_and_yaml(tmp_path: Path) -> None:
     assert config.kv_states == "value"
     assert config.kv_layers == [0, -1]
     assert config.kv_include_think_block is False
+
+
+def test_auto_and_region_weights_from_flags_and_yaml(tmp_path: Path) -> None:
+    yaml_file = tmp_path / "run.yaml"
+    yaml_file.write_text(
+        f"output_dir: {tmp_path}\nuse_cpu: true\nkv_weight: auto\nkv_budget: 0.05\n"
+        "kv_regions: [prefix, postfix]\nkv_region_weights: {prefix: 1, postfix: 0.3}\n"
+    )
+    parser = TrlParser((TReFTConfig,))
+    (config,) = parser.parse_args_and_config(["--config", str(yaml_file)])
+    assert (config.kv_weight, config.kv_budget) == ("auto", 0.05)
+    assert config.kv_region_weights == {"prefix": 1.0, "postfix": 0.3}
+    flags = ["--output_dir", str(tmp_path), "--use_cpu", "--kv_weight", "auto"]
+    flags += ["--kv_weight_start", "5", "--kv_region_weights", '{"prefix": 2}']
+    (config,) = TrlParser((TReFTConfig,)).parse_args_and_config(flags)
+    assert config.kv_weight == "auto"
+    assert config.kv_region_weights == {"prefix": 2.0}
+    steering = config.auto_weight()
+    assert steering is not None
+    assert (steering.weight, steering.controller.limit) == (5.0, 0.01)
+    assert steering.controller.lowers
+    (plain,) = TrlParser((TReFTConfig,)).parse_args_and_config([*flags[:3], "--kv_weight", "7"])
+    assert plain.kv_weight == 7.0
+    assert plain.auto_weight() is None
+    assert plain.holds
