@@ -80,7 +80,7 @@ def status(
     plan = _plan(name, organism, seeds, split, settings)
     results = _store(store)
     missing = missing_steps(plan, results)
-    steps = []
+    steps: list[dict[str, Any]] = []
     for planned in plan.steps:
         record = results.record(planned.address)
         absent = "missing" if planned.address in missing else "not needed"
@@ -215,17 +215,20 @@ def _show(folder: Path, shown_folder: Path, outcome: Outcome, as_json: bool) -> 
     import json as json_module
 
     result = json_module.loads((folder / "result.json").read_text("utf-8"))
-    counts = {"num_done": len(outcome.done), "num_stood": len(outcome.stood)}
     if as_json:
-        emit(
-            {"command": "study run", **result, **counts, "output": str(shown_folder)}, as_json=True
-        )
+        counts = {"num_done": len(outcome.done), "num_stood": len(outcome.stood)}
+        shown = {"command": "study run", **result, **counts, "output": str(shown_folder)}
+        emit(shown, as_json=True)
         return
     from rich.console import Console
     from rich.table import Table
 
     columns = ("method", "measure", "value", "low", "high", "paper")
-    table = Table(title=f"{result['claim']['source']}: {result['claim']['setting']}")
+    claim = result["claim"]
+    table = Table(
+        title=f"{claim['source']} on the organism, percent, 95 % intervals",
+        caption=f"paper: {claim['setting']}",
+    )
     for column in columns:
         table.add_column(column)
     for row in result["table"]:
@@ -246,4 +249,5 @@ def _quiet_workers() -> None:
     """Libraries' bars and notes stay away from the lines of progress; workers inherit this."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")

@@ -89,7 +89,7 @@ def missing_steps(plan: Plan, store: Store) -> dict[str, PlannedStep]:
     A step whose result stands does not need its inputs any more.
     """
     everything = plan.by_address
-    missing: dict[str, PlannedStep] = {}
+    missing: set[str] = set()
     looked_at: set[str] = set()
     pending = [planned.address for planned in plan.results]
     while pending:
@@ -98,9 +98,9 @@ def missing_steps(plan: Plan, store: Store) -> dict[str, PlannedStep]:
             continue
         looked_at.add(address)
         if not store.stands(address):
-            missing[address] = everything[address]
+            missing.add(address)
             pending += everything[address].inputs.values()
-    return missing
+    return {address: everything[address] for address in everything if address in missing}
 
 
 def run_plan(plan: Plan, store: Store, workers: Workers, notify: Notify) -> Outcome:

@@ -9,7 +9,7 @@ from treft.evaluation.over_runs import clipped_over_runs
 from treft.metrics import Interval, em_f1_interval, over_runs, wilson
 from treft.study.protocol import Row
 
-__all__ = ["MEASURES", "find_row", "gain_rows", "score_rows", "worded"]
+__all__ = ["MEASURES", "basis", "find_row", "gain_rows", "score_rows", "worded"]
 
 MEASURES = ("general", "in_domain", "em_f1")
 
@@ -56,12 +56,19 @@ def find_row(rows: Sequence[Row], method: str, measure: str) -> Row:
     return next(row for row in rows if (row["method"], row["measure"]) == (method, measure))
 
 
+def basis(row: Row) -> str:
+    """What a gain rests on."""
+    if row["num_runs"] == 1:
+        return "points, one run"
+    return f"points, {row['num_runs']} runs, paired, 95 % intervals"
+
+
 def worded(row: Row, *, signed: bool = False) -> str:
     """A figure with its interval, such as `88.1 [86.0, 90.2]`."""
     form = "+.1f" if signed else ".1f"
     value = format(row["value"], form)
     if row["low"] is None:
-        return f"{value} (one run)"
+        return value
     return f"{value} [{row['low']:{form}}, {row['high']:{form}}]"
 
 

@@ -125,7 +125,10 @@ class Plan:
     @property
     def by_address(self) -> dict[str, PlannedStep]:
         """Each unit of work once; two steps may be one, under two names."""
-        return {planned.address: planned for planned in reversed(self.steps)}
+        found: dict[str, PlannedStep] = {}
+        for planned in self.steps:
+            found.setdefault(planned.address, planned)
+        return found
 
     @property
     def results(self) -> tuple[PlannedStep, ...]:

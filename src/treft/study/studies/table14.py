@@ -48,7 +48,7 @@ def table(runs: Sequence[Row]) -> list[Row]:
 
 def verdict(rows: Sequence[Row]) -> str:
     """Held where both scores rise from the lowest share to the highest, whole intervals."""
-    from treft.study.figures import find_row, worded
+    from treft.study.figures import basis, find_row, worded
 
     general, in_domain = (
         find_row(rows, LOWEST, measure) for measure in ("general_gain", "in_domain_gain")
@@ -64,8 +64,7 @@ def verdict(rows: Sequence[Row]) -> str:
     return (
         f"{answer}: from 5 % to 75 % of interleaved rows general alignment changes by "
         f"{worded(general, signed=True)} and in-domain alignment by "
-        f"{worded(in_domain, signed=True)} (points; {general['num_runs']} runs, paired, 95 % "
-        "intervals)."
+        f"{worded(in_domain, signed=True)} ({basis(general)})."
     )
 
 

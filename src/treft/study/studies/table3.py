@@ -52,7 +52,7 @@ def table(runs: Sequence[Row]) -> list[Row]:
 
 def verdict(rows: Sequence[Row]) -> str:
     """Held where the gain over every other method is above zero with its whole interval."""
-    from treft.study.figures import find_row, worded
+    from treft.study.figures import basis, find_row, worded
 
     gains = [row for row in rows if row["measure"] == "em_f1_gain"]
     if any(row["low"] is None for row in gains):
@@ -64,11 +64,7 @@ def verdict(rows: Sequence[Row]) -> str:
         answer = f"Not shown on the organism against {', '.join(open_ones)}"
     over = ", ".join(f"{worded(row, signed=True)} over {row['method']}" for row in gains)
     own = worded(find_row(rows, OURS, "em_f1"))
-    return f"{answer}: TReFT on the prefix has an EM-F1 of {own}, {over} ({_basis(gains[0])})."
-
-
-def _basis(row: Row) -> str:
-    return f"points; {row['num_runs']} runs, paired, 95 % intervals"
+    return f"{answer}: TReFT on the prefix has an EM-F1 of {own}, {over} ({basis(gains[0])})."
 
 
 def plot(rows: Sequence[Row]) -> Figure:
