@@ -156,12 +156,11 @@ def run_perturbation(
         for arm in ARMS
         for cell in plan.request.cells
     }
-    scored: ScoredCells = {arm: {} for arm in ARMS}
-    for number, ((arm, cell), found) in enumerate(answers.items()):
-        progress("judging", number, len(answers))
-        scored[arm][cell] = _scored(plan, arm, cell, rows[cell], found, judges)
-    progress("judging", len(answers), len(answers))
-    write_whole(folder / SCORED, _lines(asdict(one) for arm in ARMS for one in _all(scored[arm])))
+    progress("judging", 0, 1)
+    scored = _scored(plan, rows, answers, judges)
+    progress("judging", 1, 1)
+    found = (one for cells in scored.values() for answers in cells.values() for one in answers)
+    write_whole(folder / SCORED, _lines(map(asdict, found)))
     return scored
 
 
@@ -326,26 +325,26 @@ def _kept(path: Path, rows: Sequence[_Row]) -> list[str]:
 
 def _scored(
     plan: PerturbPlan,
-    arm: Arm,
-    cell: str,
-    rows: Sequence[_Row],
-    answers: Sequence[str],
+    rows: Mapping[str, Sequence[_Row]],
+    answers: Mapping[tuple[Arm, str], Sequence[str]],
     judges: Sequence[str],
-) -> list[ScoredAnswer]:
-    """Judge the answers of one cell; each knows which version of its prompt it answers."""
+) -> ScoredCells:
+    """Judge all answers at once; each knows which version of its prompt it answers."""
     questions = {question.id: question for question in plan.questions}
     num_samples = plan.request.num_samples
+    every = [(arm, cell, row) for arm, cell in answers for row in rows[cell]]
     found = score_answers(
-        [questions[row.question_id] for row in rows],
-        answers,
-        epochs=[(row.trial - 1) * num_samples + row.sample for row in rows],
+        [questions[row.question_id] for _, _, row in every],
+        [answer for texts in answers.values() for answer in texts],
+        epochs=[(row.trial - 1) * num_samples + row.sample for _, _, row in every],
         scope=plan.request.scope,
         judges=judges,
     )
-    return [
-        replace(answer, metadata={"arm": arm, "cell": cell, **_about(row)})
-        for answer, row in zip(found, rows, strict=True)
-    ]
+    scored: ScoredCells = {arm: {cell: [] for cell in plan.request.cells} for arm in ARMS}
+    for (arm, cell, row), answer in zip(every, found, strict=True):
+        about = {"arm": arm, "cell": cell, **_about(row)}
+        scored[arm][cell].append(replace(answer, metadata=about))
+    return scored
 
 
 def _about(row: _Row) -> dict[str, Any]:
@@ -356,11 +355,6 @@ def _about(row: _Row) -> dict[str, Any]:
         about |= {"changes": [list(change) for change in prompt.changes], "words": prompt.words}
         about["num_replaceable"] = prompt.num_replaceable
     return about
-
-
-def _all(cells: Mapping[str, Sequence[ScoredAnswer]]) -> Iterator[ScoredAnswer]:
-    for found in cells.values():
-        yield from found
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from treft.attribution.perturb_plan import UNPERTURBED, PerturbPlan
 from treft.attribution.perturb_table import PerturbRow, PerturbTable
 from treft.evaluation.results import Difference, Estimate
 
-__all__ = ["arm_lines", "legend", "notes", "to_markdown"]
+__all__ = ["HEADINGS", "arm_lines", "legend", "notes", "row_cells", "to_markdown"]
 
 HEADINGS = (
     "perturbed",
@@ -80,11 +80,12 @@ def notes(table: PerturbTable) -> list[str]:
 def to_markdown(plan: PerturbPlan, tables: Iterable[PerturbTable]) -> str:
     """The whole study as a Markdown document."""
     request, options = plan.request, plan.request.options
+    temperature = request.sampling.temperature
     parts = [
         "# Perturbation: which tokens carry the behaviour",
         f"{len(plan.questions)} questions ({request.scope}), {options.num_trials} versions of "
         f"each, {request.num_samples} answers to each version, {options.num_tokens} tokens "
-        f"replaced, {options.num_neighbours} neighbours, temperature {request.sampling.temperature:g}, "
+        f"replaced, {options.num_neighbours} neighbours, temperature {temperature:g}, "
         f"seed {options.seed}.",
     ]
     for table in tables:
@@ -95,11 +96,11 @@ def to_markdown(plan: PerturbPlan, tables: Iterable[PerturbTable]) -> str:
 
 def _table(table: PerturbTable) -> str:
     lines: list[Sequence[str]] = [HEADINGS, ["---"] * len(HEADINGS)]
-    lines += [_cells(row, arm) for row in table.rows for arm in ARMS]
+    lines += [row_cells(row, arm) for row in table.rows for arm in ARMS]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cells(row: PerturbRow, arm: Arm) -> list[str]:
+def row_cells(row: PerturbRow, arm: Arm) -> list[str]:
     """One line of the table: a perturbation as one model answers it."""
     figures = row.arms[arm]
     replaced = "" if row.mean_replaced is None else f"{row.mean_replaced:.1f}"
