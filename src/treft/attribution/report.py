@@ -169,10 +169,8 @@ def _adapter(result: DiagnosisResult) -> _Section | None:
 def _perturbation(result: DiagnosisResult) -> _Section | None:
     if not result.perturbation:
         return None
-    headings = tuple(result.perturbation[0])
-    rows = tuple(
-        tuple(Cell(str(row.get(name, ""))) for name in headings) for row in result.perturbation
-    )
+    headings, *lines = result.perturbation
+    rows = tuple(tuple(map(Cell, line)) for line in lines)
     lead = "Tokens of one region replaced (section 4.1); each figure beside its control."
     return _Section("Perturbation", lead, tables=(Table("", "", headings, rows),))
 

@@ -82,7 +82,7 @@ class DiagnosisResult:
         adapter: layer by layer.
         heat: of the first prompts.
         samples: questions with answers.
-        perturbation: rows of the table of perturbations; empty if not run.
+        perturbation: table of perturbations, its headings first; empty if not run.
         settings: models, questions, seeds, budget, versions, machine.
         seconds: by step.
         notes: what was left out, and why.
@@ -101,7 +101,7 @@ class DiagnosisResult:
     adapter: tuple[AdapterLayer, ...]
     heat: tuple[PromptHeat, ...]
     samples: tuple[Sample, ...]
-    perturbation: tuple[Mapping[str, Any], ...]
+    perturbation: tuple[tuple[str, ...], ...]
     settings: Mapping[str, Any]
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = field(default=())

@@ -21,7 +21,7 @@ from treft.errors import ConfigError, DataError
 from treft.evaluation.clusters import FloatArray
 from treft.metrics import Interval
 
-__all__ = ["Diagnosis", "Evidence", "Rules", "Verdict", "decide"]
+__all__ = ["Diagnosis", "Evidence", "Rules", "Verdict", "decide", "share_intervals"]
 
 Verdict = Literal["narrow", "carrier", "no_single_carrier", "not_enough_evidence"]
 """`narrow`: no spread of note. `carrier`: it spreads, and one region carries it. The two others
@@ -137,22 +137,49 @@ def decide(evidence: Evidence, rules: Rules | None = None) -> Diagnosis:
         rules: thresholds; the defaults are those of the command.
     """
     rules = rules or Rules()
-    draws = _draws(len(evidence.questions), rules)
-    loss_draws = draws @ (evidence.base - evidence.finetuned)
-    loss = _interval(float((evidence.base - evidence.finetuned).mean()), loss_draws, rules)
-    verdict, reason = _spread(evidence, loss, rules)
+    draws = _Draws.of(evidence, rules)
+    verdict, reason = _spread(evidence, draws.loss, rules)
     if verdict is not None:
-        return _diagnosis(verdict, reason, evidence, loss)
-    gained = {name: values - evidence.finetuned for name, values in evidence.patched.items()}
-    share_draws = {name: (draws @ values) / loss_draws for name, values in gained.items()}
-    shares = {
-        name: _interval(float(values.mean()) / loss.mean, share_draws[name], rules)
-        for name, values in gained.items()
-    }
-    return _carrier(evidence, loss, shares, share_draws, rules)
+        return _diagnosis(verdict, reason, evidence, draws.loss)
+    return _carrier(evidence, draws, rules)
 
 
-def _draws(num_questions: int, rules: Rules) -> FloatArray:
+def share_intervals(evidence: Evidence, rules: Rules | None = None) -> dict[str, Interval]:
+    """Share of the loss that each patch regains; empty where there is surely no loss to regain.
+
+    Args:
+        evidence: of one measure.
+        rules: for the bootstrap.
+    """
+    draws = _Draws.of(evidence, rules or Rules())
+    return draws.intervals if draws.loss.low > 0 else {}
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Loss and shares with their intervals, and the shares of each resample (R,)."""
+
+    loss: Interval
+    intervals: dict[str, Interval]
+    shares: dict[str, FloatArray]
+
+    @classmethod
+    def of(cls, evidence: Evidence, rules: Rules) -> _Draws:
+        weights = _weights(len(evidence.questions), rules)
+        falls = evidence.base - evidence.finetuned
+        fall_draws = weights @ falls
+        loss = _interval(float(falls.mean()), fall_draws, rules)
+        intervals: dict[str, Interval] = {}
+        shares: dict[str, FloatArray] = {}
+        for name, values in evidence.patched.items() if loss.low > 0 else ():
+            gains = values - evidence.finetuned
+            # The draws of a small loss may touch 0 although its interval does not.
+            shares[name] = (weights @ gains) / np.maximum(fall_draws, 1e-9)
+            intervals[name] = _interval(float(gains.mean() / falls.mean()), shares[name], rules)
+        return cls(loss, intervals, shares)
+
+
+def _weights(num_questions: int, rules: Rules) -> FloatArray:
     """Weights of the prompts in each resample (R, P); rows sum to 1."""
     rng = np.random.default_rng(rules.seed)
     counts = rng.multinomial(
@@ -186,34 +213,29 @@ def _spread(evidence: Evidence, loss: Interval, rules: Rules) -> tuple[Verdict |
     return None, shown
 
 
-def _carrier(
-    evidence: Evidence,
-    loss: Interval,
-    shares: Mapping[str, Interval],
-    draws: Mapping[str, FloatArray],
-    rules: Rules,
-) -> Diagnosis:
+def _carrier(evidence: Evidence, found: _Draws, rules: Rules) -> Diagnosis:
     """Which region stands out, if one does."""
+    loss, shares, draws = found.loss, found.intervals, found.shares
     order = sorted(shares, key=lambda name: -shares[name].mean)
     best = order[0]
     others = np.max([draws[name] for name in order[1:]] or [np.full(len(draws[best]), -np.inf)], 0)
     confidence = float((draws[best] > others).mean())
     shown = ", ".join(f"{name} {_percent(shares[name])}" for name in order)
-    found = f"share of the loss that a patch regains: {shown}"
+    words = f"share of the loss that a patch regains: {shown}"
     if all(share.high < rules.least_share for share in shares.values()):
-        reason = f"{found}; no region alone regains {100 * rules.least_share:.0f} %."
+        reason = f"{words}; no region alone regains {100 * rules.least_share:.0f} %."
         return _diagnosis("no_single_carrier", reason, evidence, loss, shares, confidence)
     if shares[best].low >= rules.least_share and confidence >= rules.confidence:
-        reason = f"{found}; {best} is the best in {100 * confidence:.0f} % of resamples."
+        reason = f"{words}; {best} is the best in {100 * confidence:.0f} % of resamples."
         return _diagnosis("carrier", reason, evidence, loss, shares, confidence, best)
     tied = _tied(order, draws, rules)
     if shares[best].low >= rules.least_share and tied:
-        reason = f"{found}; {' and '.join(tied)} carry it alike."
+        reason = f"{words}; {' and '.join(tied)} carry it alike."
         return _diagnosis(
             "no_single_carrier", reason, evidence, loss, shares, confidence, tied=tied
         )
     reason = (
-        f"{found}; {best} is the best in {100 * confidence:.0f} % of resamples, which does not "
+        f"{words}; {best} is the best in {100 * confidence:.0f} % of resamples, which does not "
         "settle it. Give more prompts."
     )
     return _diagnosis("not_enough_evidence", reason, evidence, loss, shares, confidence)

@@ -1,0 +1,289 @@
+"""What a diagnosis does and costs, decided and checked before anything is computed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from transformers import PreTrainedTokenizerBase
+
+from treft.attribution.measure import MAX_ROWS, Meter, Progress, Rendering
+from treft.attribution.model_pair import ARMS, ModelPair
+from treft.attribution.perturb import PerturbOptions
+from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest, default_perturbations
+from treft.attribution.perturb_run import perturb_cost
+from treft.attribution.scoring import panel_for
+from treft.attribution.steps import Steps
+from treft.attribution.sweep import SweepOptions
+from treft.attribution.sweep_plan import SweepPlan, SweepRequest
+from treft.attribution.verdict import Rules
+from treft.data import Conversation
+from treft.errors import ConfigError
+from treft.evaluation.questions import EvalQuestion
+from treft.evaluation.sampler import SamplingOptions
+from treft.identity import identify
+from treft.regions import template_hash
+
+__all__ = [
+    "Budget",
+    "DiagnoseOptions",
+    "DiagnosisCost",
+    "DiagnosisPlan",
+    "SampledParts",
+    "Subject",
+]
+
+Budget = Literal["quick", "full"]
+
+WINDOW_WIDTH = 3
+"""Tokens of a window in a full diagnosis."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is diagnosed.
+
+    Attributes:
+        pair: the finetuned model and its base.
+        tokenizer: of the finetuned model, with the chat template in force.
+        general: prompts outside of the finetuned domain, one turn each.
+        in_domain: prompts of the domain; may be empty.
+        training: rows of the finetune, for its loss; may be empty.
+        names: what the user called models and files, for the report and the next command.
+    """
+
+    pair: ModelPair
+    tokenizer: PreTrainedTokenizerBase
+    general: tuple[EvalQuestion, ...]
+    in_domain: tuple[EvalQuestion, ...] = ()
+    training: tuple[Conversation, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DiagnoseOptions:
+    """How much is measured, and how.
+
+    Attributes:
+        budget: quick or full.
+        rendering: how prompts are rendered and answered greedily.
+        rules: of the verdict.
+        num_samples: full: answers to each prompt under each patch.
+        num_trials: full: perturbed versions of each prompt.
+        temperature: full: of sampled answers.
+        judges: full: Inspect model names; by default the organism's oracle, where it can judge.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    budget: Budget = "quick"
+    rendering: Rendering = field(default_factory=Rendering)
+    rules: Rules = field(default_factory=Rules)
+    num_samples: int = 2
+    num_trials: int = 5
+    temperature: float = 1.0
+    judges: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Validate before anything is loaded."""
+        if self.budget not in get_args(Budget):
+            raise ConfigError(f"budget is quick or full, not {self.budget!r}.")
+        if self.num_samples < 1 or self.num_trials < 1 or self.temperature <= 0:
+            raise ConfigError(
+                "num_samples and num_trials must be at least 1, and temperature above 0."
+            )
+        if self.judges and self.budget == "quick":
+            raise ConfigError("a quick diagnosis asks no judge: take --budget full.")
+
+    @property
+    def window_width(self) -> int | None:
+        """None: a sixth of each region."""
+        return WINDOW_WIDTH if self.budget == "full" else None
+
+
+@dataclass(frozen=True)
+class DiagnosisCost:
+    """What a diagnosis does, at most.
+
+    Attributes:
+        num_answers: to generate.
+        num_scored: answers to run through the model for their log-probability.
+        num_judge_calls: of paid judges.
+    """
+
+    num_answers: int
+    num_scored: int
+    num_judge_calls: int
+
+    @property
+    def total(self) -> int:
+        """Answers and judge calls."""
+        return self.num_answers + self.num_judge_calls
+
+    def __str__(self) -> str:
+        """In words."""
+        return (
+            f"{self.num_answers:,} answers, {self.num_scored:,} log-probabilities of answers, "
+            f"{self.num_judge_calls:,} judge calls"
+        )
+
+
+@dataclass(frozen=True)
+class SampledParts:
+    """What a full diagnosis adds.
+
+    Attributes:
+        judges: names of those who score.
+        sweep: answers under patches.
+        perturbation: answers to perturbed prompts.
+    """
+
+    judges: tuple[str, ...]
+    sweep: SweepPlan
+    perturbation: PerturbPlan
+
+
+@dataclass(frozen=True)
+class DiagnosisPlan:
+    """A diagnosis that can be run.
+
+    Attributes:
+        subject: what is diagnosed.
+        options: how much is measured.
+        steps: keeps the results.
+        general: measures the prompts outside of the domain.
+        in_domain: measures those of the domain; None without any.
+        sampled: of a full diagnosis; None for a quick one.
+    """
+
+    subject: Subject
+    options: DiagnoseOptions
+    steps: Steps
+    general: Meter
+    in_domain: Meter | None
+    sampled: SampledParts | None
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        output: Path,
+        options: DiagnoseOptions | None = None,
+        progress: Progress = lambda label, done, total: None,
+    ) -> DiagnosisPlan:
+        """See that everything can be done.
+
+        Args:
+            subject: what is diagnosed.
+            output: folder for the steps; a diagnosis that was begun there goes on.
+            options: how much is measured.
+            progress: told about every batch.
+
+        Raises:
+            ConfigError: the models are equal, the folder holds something else, or no judge is for
+                these prompts.
+            DataError: a prompt is too long for the context.
+            TemplateError: the prompts share no template tokens, or one cannot be rendered.
+        """
+        options = options or DiagnoseOptions()
+        steps = Steps(output, _claim(subject, options))
+        meters = [
+            Meter(
+                subject.pair,
+                subject.tokenizer,
+                questions,
+                options.rendering,
+                steps,
+                scope,
+                progress,
+            )
+            for scope, questions in (("general", subject.general), ("in_domain", subject.in_domain))
+            if questions
+        ]
+        general = meters[0]
+        assert general.regions  # raises where prompts share nothing
+        subject.pair.check_differ(general.chats[0].input_ids)
+        sampled = _sampled(subject, general, options) if options.budget == "full" else None
+        return cls(subject, options, steps, general, meters[1] if meters[1:] else None, sampled)
+
+    @property
+    def cost(self) -> DiagnosisCost:
+        """What is still to be done, at most: steps that are kept count for margins only."""
+        num, folder = len(self.subject.general), self.steps.folder
+        width = self.options.window_width
+        num_scored = 2 * num * (self.general.num_specs(width) + 4)
+        num_answers, num_calls = 2 * num, 0
+        if self.in_domain is not None:
+            others = len(self.subject.in_domain)
+            num_answers += 2 * others
+            num_scored += 2 * others * (len(self.general.regions) + 3)
+        if self.sampled is not None:
+            for cost in (
+                self.sampled.sweep.cost(folder / "sweep", self.sampled.judges),
+                perturb_cost(
+                    self.sampled.perturbation, folder / "perturbation", self.sampled.judges
+                ),
+            ):
+                num_answers += cost.num_answers
+                num_calls += cost.num_judge_calls
+        rows = 2 * min(MAX_ROWS, len(self.subject.training))
+        return DiagnosisCost(num_answers, num_scored + rows, num_calls)
+
+
+def _sampled(subject: Subject, general: Meter, options: DiagnoseOptions) -> SampledParts:
+    """The plans of answers to sample."""
+    rendering = options.rendering
+    judges = panel_for(subject.general, options.judges).judges
+    sampling = SamplingOptions(temperature=options.temperature)
+    sweep = SweepRequest(
+        SweepOptions(("regions",), general.regions, position_seed=rendering.seed),
+        num_samples=options.num_samples,
+        seed=rendering.seed,
+        sampling=sampling,
+        max_new_tokens=rendering.max_new_tokens,
+        include_think_block=rendering.include_think_block,
+        template_kwargs=rendering.template_kwargs,
+    )
+    perturbation = PerturbRequest(
+        default_perturbations(general.regions, ["nearest"], None),
+        PerturbOptions(num_trials=options.num_trials, seed=rendering.seed),
+        sampling=sampling,
+        max_new_tokens=rendering.max_new_tokens,
+        include_think_block=rendering.include_think_block,
+        template_kwargs=rendering.template_kwargs,
+    )
+    return SampledParts(
+        tuple(judges),
+        SweepPlan.of(sweep, subject.general, subject.tokenizer, subject.pair),
+        PerturbPlan.of(perturbation, subject.general, subject.tokenizer),
+    )
+
+
+def _claim(subject: Subject, options: DiagnoseOptions) -> dict[str, Any]:
+    """All that decides the results."""
+    hashed = template_hash(subject.tokenizer)
+    models = {}
+    for arm in ARMS:
+        with subject.pair.use(arm) as model:
+            adapter = subject.pair.adapter if arm == "finetuned" else None
+            models[arm] = asdict(identify(model, hashed, adapter=adapter))
+    rendering = asdict(options.rendering)
+    rendering.pop("batch_size")
+    return {
+        "models": models,
+        "general": _digest([question.messages for question in subject.general]),
+        "in_domain": _digest([question.messages for question in subject.in_domain]),
+        "training": _digest([row.messages for row in subject.training[:MAX_ROWS]]),
+        "rendering": rendering,
+        "budget": options.budget,
+        "sampling": [options.num_samples, options.num_trials, options.temperature],
+    }
+
+
+def _digest(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

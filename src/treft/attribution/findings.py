@@ -1,0 +1,145 @@
+"""Parts of a diagnosis's result: drift beside weights, heat maps, samples, the next command.
+
+Shapes: P prompts, L layers, T tokens of a prompt.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+
+from treft.attribution.adapter_scale import adapter_scales
+from treft.attribution.drift_map import DriftMap
+from treft.attribution.margins import AnswerPair
+from treft.attribution.model_pair import ModelPair
+from treft.attribution.recommend import Recommendation
+from treft.attribution.result import AdapterLayer, PromptHeat, Sample
+from treft.errors import ConfigError
+from treft.metrics import Interval
+from treft.patch_spec import PatchSpec
+from treft.regions import REGION_CODES, ChatRegions
+
+__all__ = ["adapter_layers", "drift_by_region", "heat_of", "next_command", "samples_of"]
+
+NUM_HEATS = 2
+NUM_SAMPLES = 12
+PROJECTIONS = ("k_proj", "v_proj", "qkv_proj")
+"""Those that make keys and values."""
+
+NAMES = {code: name for name, code in REGION_CODES.items()}
+
+
+def drift_by_region(drift: DriftMap) -> dict[str, float]:
+    """L_KV of eq. (3) by region, mean over the prompts."""
+    return {region: float(drift.region(region).by_prompt.mean()) for region in drift.regions}
+
+
+def adapter_layers(pair: ModelPair, drift: DriftMap) -> tuple[tuple[AdapterLayer, ...], str]:
+    """Size of the finetune and drift of each layer; and why the size is not there, if it is not."""
+    by_region = {region: drift.region(region) for region in drift.regions}
+    try:
+        changes = adapter_scales(pair.finetuned, pair.base).changes
+    except ConfigError as error:
+        changes, note = (), f"‖ΔW‖ was left out: {error}"
+    else:
+        note = ""
+    found = []
+    for place, layer in enumerate(drift.layers):
+        here = [one for one in changes if one.layer == layer and one.projection in PROJECTIONS]
+        scales = {one.scale for one in here}
+        found.append(
+            AdapterLayer(
+                layer=layer,
+                scale=scales.pop() if len(scales) == 1 else None,
+                delta_norms={one.projection: one.norm for one in here},
+                drift={
+                    region: float((parts.key + parts.value)[:, place].mean())
+                    for region, parts in by_region.items()
+                },
+            )
+        )
+    return tuple(found), note
+
+
+def heat_of(
+    drift: DriftMap, specs: Sequence[PatchSpec], shares: Mapping[str, Interval]
+) -> tuple[PromptHeat, ...]:
+    """The first prompts, token by token.
+
+    Args:
+        drift: of all prompts.
+        specs: patches of windows.
+        shares: what they regain, by name; a token has the mean of the windows that it is in.
+    """
+    return tuple(
+        _heat(drift, index, specs, shares) for index in range(min(NUM_HEATS, len(drift.chats)))
+    )
+
+
+def _heat(
+    drift: DriftMap, index: int, specs: Sequence[PatchSpec], shares: Mapping[str, Interval]
+) -> PromptHeat:
+    chat = drift.chats[index]
+    moved = (drift.key[index] + drift.value[index]).mean(axis=0)
+    by_position = dict(zip(drift.positions[index], moved.tolist(), strict=True))
+    regained: dict[int, list[float]] = {}
+    for spec in specs:
+        if spec.name in shares:
+            for position in _places(chat, spec):
+                regained.setdefault(position, []).append(shares[spec.name].mean)
+    every = range(len(chat.input_ids))
+    return PromptHeat(
+        tokens=tuple(chat.text[slice(*chat.offsets[position])] for position in every),
+        regions=tuple(NAMES.get(code, "") for code in chat.codes),
+        drift=tuple(by_position.get(position, 0.0) for position in every),
+        shares=tuple(
+            sum(regained[position]) / len(regained[position]) if position in regained else None
+            for position in every
+        ),
+    )
+
+
+def _places(chat: ChatRegions, spec: PatchSpec) -> Iterator[int]:
+    """Positions that a window patches."""
+    assert spec.window is not None
+    for region in spec.regions:
+        yield from chat.positions(region, 0)[slice(*spec.window)]
+
+
+def samples_of(
+    pairs: Sequence[AnswerPair], patched: Mapping[str, Sequence[str]]
+) -> tuple[Sample, ...]:
+    """Prompts that are answered differently, the first ones.
+
+    Args:
+        pairs: greedy answers of both models.
+        patched: greedy answers to the same prompts by name of the patch.
+    """
+    found = []
+    for index, pair in enumerate(pairs):
+        if pair.is_alike:
+            continue
+        answers = {"base": pair.base_answer, "finetuned": pair.finetuned_answer}
+        answers |= {name: texts[index] for name, texts in patched.items()}
+        found.append(Sample(str(pair.question.messages[-1]["content"]), answers))
+    return tuple(found[:NUM_SAMPLES])
+
+
+def next_command(names: Mapping[str, str], recommendation: Recommendation) -> str:
+    """The finetune again, with what is recommended; empty where nothing is.
+
+    Args:
+        names: what the user called `base` and `train_file`.
+        recommendation: what to hold.
+    """
+    if not recommendation.regions:
+        return ""
+    words = ["treft", "sft", "--model_name_or_path", names.get("base", "BASE")]
+    words += ["--train_file", names.get("train_file", "ROWS.jsonl")]
+    words += ["--output_dir", "treft-out", "--assistant_only_loss"]
+    words += ["--kv_regions", *recommendation.regions]
+    weight = recommendation.kv_weight
+    words += ["--kv_weight", f"{weight:g}" if isinstance(weight, float) else str(weight)]
+    if recommendation.layers is not None:
+        words += ["--kv_layers", *map(str, recommendation.layers)]
+    return shlex.join(words) + "  # and the options of your finetune"
