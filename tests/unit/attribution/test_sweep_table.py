@@ -1,0 +1,96 @@
+"""Shares and gains of a sweep, against sums by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_answers import JUDGE, answers
+
+from treft.attribution.own_states import OwnStates
+from treft.attribution.sweep import SweepCell
+from treft.attribution.sweep_run import Sweep
+from treft.attribution.sweep_table import share_regained, sweep_table
+from treft.attribution.sweep_text import cells, notes
+from treft.patch_spec import PatchSpec
+
+NUM = 40
+RNG = np.random.default_rng(0)
+IDS = [f"q{number}" for number in range(NUM)]
+BASE = {id: [95.0, 90.0] for id in IDS}
+TUNED = {id: [float(x) for x in RNG.uniform(0, 40, 2)] for id in IDS}
+HALF = {id: [(TUNED[id][0] + 95) / 2, (TUNED[id][1] + 90) / 2] for id in IDS}
+CELLS = [
+    SweepCell(PatchSpec("prefix", ("prefix",)), "base", "regions"),
+    SweepCell(PatchSpec("query, 3 tokens", ("query",), num_positions=3), "base", "regions", True),
+]
+OWN = OwnStates(NUM, 0.0, 1e-5, 0)
+
+
+def sweep(**changed: object) -> Sweep:
+    scored = {
+        "base": answers(BASE),
+        "finetuned": answers(TUNED),
+        "prefix": answers(HALF),
+        "query, 3 tokens": answers(TUNED, coherence=10.0),
+    }
+    scored |= changed  # type: ignore[arg-type]
+    return Sweep(scored, OWN, {"prefix": 23.0, "query, 3 tokens": 3.0})
+
+
+def test_a_share_is_the_ratio_of_mean_gain_and_mean_loss() -> None:
+    found = share_regained(answers(HALF), answers(TUNED), answers(BASE), JUDGE)
+    assert found is not None
+    assert found.mean == pytest.approx(0.5)
+    assert found.low == pytest.approx(0.5)
+    assert found.high == pytest.approx(0.5)
+    mixed = {id: BASE[id] if number % 4 == 0 else TUNED[id] for number, id in enumerate(IDS)}
+    found = share_regained(answers(mixed), answers(TUNED), answers(BASE), JUDGE)
+    assert found is not None
+    lost = [np.mean(BASE[id]) - np.mean(TUNED[id]) for id in IDS]
+    assert found.mean == pytest.approx(sum(lost[::4]) / sum(lost))
+    assert 0.1 < found.low < found.mean < found.high < 0.45
+
+
+def test_without_a_sure_loss_there_is_no_share() -> None:
+    assert share_regained(answers(BASE), answers(BASE), answers(BASE), JUDGE) is None
+    assert share_regained(answers(BASE), answers(BASE), answers(TUNED), JUDGE) is None
+
+
+def test_the_table_has_gains_shares_and_incoherent_answers_apart() -> None:
+    table = sweep_table(sweep(), CELLS, JUDGE)
+    assert [row.name for row in table.rows] == ["base", "finetuned", "prefix", "query, 3 tokens"]
+    base, tuned, prefix, query = table.rows
+    assert (base.gain, tuned.gain, base.share) == (None, None, None)
+    means = {name: np.mean([*each.values()]) for name, each in (("t", TUNED), ("h", HALF))}
+    assert prefix.gain is not None
+    assert prefix.gain.value == pytest.approx(means["h"] - means["t"])
+    assert prefix.gain.low is not None
+    assert prefix.gain.low > 0
+    assert prefix.gain.p_holm is not None
+    assert prefix.gain.p_holm < 0.01
+    assert query.gain is not None
+    assert query.gain.value == 0
+    assert query.is_control
+    assert query.incoherent is not None
+    assert query.incoherent.value == 100
+    assert tuned.incoherent is not None
+    assert tuned.incoherent.value == 0
+    assert table.loss.value == pytest.approx(means["t"] - 92.5)
+    json.dumps(table.to_dict())
+
+
+def test_words_say_what_the_table_says() -> None:
+    table = sweep_table(sweep(), CELLS, JUDGE)
+    line = cells(table.rows[3])
+    assert line[0] == "query, 3 tokens (control)"
+    assert line[2] == "3.0"
+    assert cells(table.rows[2])[5] == "50 [50, 50]"
+    assert not any("nothing that a patch could regain" in note for note in notes(table))
+    same = sweep_table(sweep(finetuned=answers(BASE)), CELLS, JUDGE)
+    assert any("nothing that a patch could regain" in note for note in notes(same))
+    lacking = [replace(one, judgements=()) for one in answers(HALF)[:3]]
+    lost = sweep_table(sweep(prefix=[*answers(HALF)[3:], *lacking]), CELLS, JUDGE)
+    assert any("prefix: answers without a score: missing 3." in note for note in notes(lost))
