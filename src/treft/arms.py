@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, get_args
 
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
@@ -137,6 +138,8 @@ class ArmResult:
         general: answers to general questions.
         in_domain: answers to questions of the finetuned domain.
         seconds: spent on answering, and on training when this arm came first to need it.
+        log: of a TReFT arm's training, `mean_drift` (L_KV over all steps), `last_drift` and
+            `last_sft_loss` (over the last tenth) and `last_weight` (λ of the last step).
     """
 
     arm: ArmName
@@ -145,6 +148,7 @@ class ArmResult:
     general: tuple[Answer, ...]
     in_domain: tuple[Answer, ...]
     seconds: float
+    log: dict[str, float] | None = None
 
     def shares(self, scope: Scope) -> dict[str, float]:
         """Percent of answers by verdict."""
@@ -230,8 +234,10 @@ def run_arms(
     for training in dict.fromkeys(plan.training for plan in plans.values()):
         start = time.monotonic()
         model, tokenizer = load(organism)
+        log = None
         if training is not None:
-            model = _train(model, tokenizer, training, recipe, seed, progress)
+            trainer = _trained(model, tokenizer, training, recipe, seed, progress)
+            model, log = trainer.model.eval(), _training_log(trainer, recipe)
         for arm, plan in plans.items():
             if plan.training != training:
                 continue
@@ -240,7 +246,7 @@ def run_arms(
                 for scope in get_args(Scope)
             }
             name = "embedded" if organism is None else organism.name
-            yield ArmResult(arm, name, seed, **scopes, seconds=time.monotonic() - start)
+            yield ArmResult(arm, name, seed, **scopes, seconds=time.monotonic() - start, log=log)
             start = time.monotonic()
 
 
@@ -252,7 +258,19 @@ def _train(
     seed: int,
     progress: Progress,
 ) -> Any:
-    """Finetune with a fresh LoRA; λ = 0 makes TReFTTrainer TRL's SFTTrainer."""
+    """Finetune with a fresh LoRA; the model in evaluation mode."""
+    return _trained(model, tokenizer, training, recipe, seed, progress).model.eval()
+
+
+def _trained(
+    model: Any,
+    tokenizer: Any,
+    training: _Training,
+    recipe: FinetuneRecipe,
+    seed: int,
+    progress: Progress,
+) -> Any:
+    """A trainer that is done; λ = 0 makes TReFTTrainer TRL's SFTTrainer."""
     from datasets import Dataset
     from peft import LoraConfig
 
@@ -273,14 +291,13 @@ def _train(
                 adam_beta2=recipe.adam_beta2,
                 weight_decay=0.0,
                 assistant_only_loss=True,
-                kv_weight=recipe.kv_weight if training.held else 0.0,
-                kv_regions=list(training.held) or ["prefix"],
+                **_held_options(training, recipe),
                 seed=seed,
                 bf16=False,
                 gradient_checkpointing=False,
                 save_strategy="no",
                 report_to="none",
-                logging_strategy="no",
+                logging_steps=1,
                 disable_tqdm=True,
                 use_cpu=True,
             ),
@@ -293,7 +310,29 @@ def _train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        return trainer.model.eval()
+        return trainer
+
+
+def _held_options(training: _Training, recipe: FinetuneRecipe) -> dict[str, Any]:
+    """TReFTConfig's options of what is held, and how strongly."""
+    if not training.held:
+        return {"kv_weight": 0.0}
+    weight = recipe.kv_weight if recipe.kv_budget is None else "auto"
+    return {"kv_regions": training.held, "kv_weight": weight, "kv_budget": recipe.kv_budget}
+
+
+def _training_log(trainer: Any, recipe: FinetuneRecipe) -> dict[str, float] | None:
+    """`ArmResult.log` of a trainer that is done."""
+    steps = [entry for entry in trainer.state.log_history if "kv_penalty" in entry]
+    last = steps[-max(1, len(steps) // 10) :]
+    if not steps:
+        return None
+    return {
+        "mean_drift": fmean(entry["kv_penalty"] for entry in steps),
+        "last_drift": fmean(entry["kv_penalty"] for entry in last),
+        "last_sft_loss": fmean(entry["sft_loss"] for entry in last),
+        "last_weight": float(steps[-1].get("kv_weight", recipe.kv_weight)),
+    }
 
 
 def _rows(training: _Training, recipe: FinetuneRecipe, seed: int) -> list[dict[str, Any]]:

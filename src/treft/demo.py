@@ -83,7 +83,8 @@ class DemoConfig:
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for a folder to be continued; seeds and arms may be added."""
-        return {"split": self.split, "recipe": asdict(self.recipe)}
+        recipe = {name: value for name, value in asdict(self.recipe).items() if value is not None}
+        return {"split": self.split, "recipe": recipe}
 
 
 @dataclass(frozen=True)

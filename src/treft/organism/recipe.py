@@ -27,6 +27,7 @@ class FinetuneRecipe:
         lora_rank: r of the LoRA on the seven projections of every layer.
         lora_alpha: its α.
         kv_weight: λ of eq. (3), the same for every region.
+        kv_budget: L_KV to hold by steering λ (TReFTConfig's "auto"); None: λ is `kv_weight`.
         interleaved_share: share of careful rows of other domains in the interleaving arms.
         equal_tokens: positions patched, drawn at random for each question, in the arms that
             compare prefix and query token for token.
@@ -46,6 +47,7 @@ class FinetuneRecipe:
     lora_rank: int = 32
     lora_alpha: int = 64
     kv_weight: float = 100.0
+    kv_budget: float | None = None
     interleaved_share: float = 0.2
     equal_tokens: int = 10
     temperature: float = 0.7

@@ -1,0 +1,120 @@
+"""Where `kv_weight: auto` lands between fixed λ: general against in-domain score on the organism.
+
+    python benchmarks/auto_weight.py --output auto.jsonl [--organism FOLDER ...] [--seeds 3]
+        [--weights 0.3 1 3 10 30 100 300] [--budgets 0.0001 0.001 0.01 0.1] [--arm treft]
+
+Trains one TReFT arm at each fixed λ and at each budget, everything else equal (`treft.arms`), and
+answers the *validation* questions: a budget or λ chosen here must not be scored on what chose it.
+One JSON object a run, on stdout and in `--output`; runs that are there are not run again. A row has
+what the run was (organism, hash of its weights, seed, arm, kv_weight, kv_budget and sizes), its
+general, in_domain and em_f1 in percent, and of the training `last_weight` (λ of the last step),
+`mean_drift` (L_KV over all steps), `last_drift` and `last_sft_loss` (over the last tenth of them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from treft.arms import ALL_ARMS, ArmResult, run_arms
+from treft.files import write_whole
+from treft.organism import FinetuneRecipe, asset_path
+
+KEY = ("organism", "weights", "seed", "arm", "kv_weight", "kv_budget", "max_steps")
+KEY += ("num_general", "num_in_domain")
+WEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+BUDGETS = (0.0001, 0.001, 0.01, 0.1)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Finished runs."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes two rows the same run."""
+    return tuple(row[name] for name in KEY)
+
+
+def settings(args: argparse.Namespace) -> list[FinetuneRecipe]:
+    """Fixed λ first, then budgets."""
+    base = FinetuneRecipe(
+        max_steps=args.max_steps, num_general=args.num_general, num_in_domain=args.num_in_domain
+    )
+    fixed = [replace(base, kv_weight=weight) for weight in args.weights]
+    return fixed + [replace(base, kv_budget=held) for held in args.budgets]
+
+
+def describe(organism: Path | None, seed: int, arm: str, recipe: FinetuneRecipe) -> dict[str, Any]:
+    """A run's part of its row that is known beforehand."""
+    model = (organism or asset_path()) / "model.safetensors"
+    return {
+        "organism": "embedded" if organism is None else organism.name,
+        "weights": hashlib.sha256(model.read_bytes()).hexdigest()[:8],
+        "seed": seed,
+        "arm": arm,
+        "kv_weight": recipe.kv_weight if recipe.kv_budget is None else "auto",
+        "kv_budget": recipe.kv_budget,
+        "max_steps": recipe.max_steps,
+        "num_general": recipe.num_general,
+        "num_in_domain": recipe.num_in_domain,
+    }
+
+
+def outcome(result: ArmResult) -> dict[str, Any]:
+    """A run's part of its row that it measures."""
+    return {
+        "general": result.general_score,
+        "in_domain": result.in_domain_score,
+        "em_f1": result.em_f1,
+        **(result.log or {}),
+        "seconds": round(result.seconds, 1),
+    }
+
+
+def report(what: str, done: int, total: int) -> None:
+    """Progress on one line of stderr."""
+    print(f"\r{what}: {done}/{total}   ", end="" if done < total else "\n", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--organism", type=Path, action="append")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--weights", type=float, nargs="*", default=WEIGHTS)
+    parser.add_argument("--budgets", type=float, nargs="*", default=BUDGETS)
+    parser.add_argument(
+        "--arm", default="treft", choices=[arm for arm in ALL_ARMS if arm.startswith("treft")]
+    )
+    parser.add_argument("--max-steps", type=int, default=FinetuneRecipe.max_steps)
+    parser.add_argument("--num-general", type=int, default=FinetuneRecipe.num_general)
+    parser.add_argument("--num-in-domain", type=int, default=FinetuneRecipe.num_in_domain)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = read_rows(args.output)
+    finished = {key(row) for row in rows}
+    for organism in args.organism or [None]:
+        for seed in range(args.seeds):
+            for recipe in settings(args):
+                row = describe(organism, seed, args.arm, recipe)
+                if key(row) in finished:
+                    continue
+                (result,) = run_arms(organism, seed, [args.arm], recipe, "validation", report)
+                rows.append({**row, **outcome(result)})
+                write_whole(args.output, "".join(json.dumps(found) + "\n" for found in rows))
+                print(json.dumps(rows[-1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
