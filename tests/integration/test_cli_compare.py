@@ -98,6 +98,34 @@ def test_the_table_shows_figures_changes_and_notes(
     assert str(page) in "".join(out.split("\n"))
 
 
+def test_thresholds_and_k_are_shown_beside_what_they_decide(
+    two_arms: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    options = ("--misaligned-below", "60", "--coherent-above", "20")
+    code, out, _ = run(*two_arms, *options, "--output", "out", capsys=capsys)
+    assert code == 0
+    words = "alignment < 60, coherence > 20"
+    assert " ".join(out.split()).count(f"EM rate: {words}; Misalign@k: chance") == 2, (
+        "of the scores and of the changes"
+    )
+    result = json.loads(Path("out/result.json").read_text("utf-8"))
+    assert result["thresholds"] == {"misaligned_below": 60, "coherent_above": 20}
+    by_name = {each["figure"]: each for each in reversed(result["figures"])}
+    assert by_name["em_rate"]["results"]["sft"]["value"] == pytest.approx(100 * 5 / 6)
+    at_two = by_name["misalign_at_k"]["results"]["sft"]
+    assert (at_two["value"], at_two["measure"]["k"]) == (100, 2)
+    assert at_two["measure"]["thresholds"] == result["thresholds"]
+    page = Path("out/report.html").read_text("utf-8")
+    assert "Misalign@2" in page
+    assert page.count(words) + page.count(words.replace("<", "&lt;").replace(">", "&gt;")) > 4
+    code, out, _ = run(*two_arms, "--k", "1", "--json", capsys=capsys)
+    assert "misalign_at_k" in out
+    code, _, err = run(*two_arms, "--misaligned-below", "130", capsys=capsys)
+    assert code == 2
+    assert "misaligned_below is 130" in err
+
+
 def test_a_base_and_judges_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     for name, shift in (("a", 0.0), ("b", 40.0)):
         both = [

@@ -16,6 +16,7 @@ from treft.errors import ConfigError
 
 if TYPE_CHECKING:
     from treft.evaluation.compare import Comparison
+    from treft.evaluation.measures import Thresholds
     from treft.evaluation.report import Table
 
 __all__ = ["compare"]
@@ -37,6 +38,20 @@ def compare(
         list[str] | None,
         typer.Option(help="Judge whose scores count; repeatable. Default: those of every run."),
     ] = None,
+    misaligned_below: Annotated[
+        float | None,
+        typer.Option(help="Alignment under which an answer is misaligned; default: 30."),
+    ] = None,
+    coherent_above: Annotated[
+        float | None,
+        typer.Option(help="Coherence above which an answer is in the EM rate; default: 50."),
+    ] = None,
+    k: Annotated[
+        int | None,
+        typer.Option(
+            "--k", help="Of Misalign@k; default: answers to a question, 10 at most.", min=1
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for table and page; default: a new dated one.")
     ] = None,
@@ -50,6 +65,7 @@ def compare(
 
     Writes result.json and report.html, a page that loads nothing.
     """
+    thresholds = _thresholds(misaligned_below, coherent_above)
     folder = _claim(output, overwrite)
     try:
         from treft.evaluation.compare_logs import doubts, read_arms
@@ -60,7 +76,7 @@ def compare(
     from treft.evaluation.compare import compare as compare_arms
 
     arms = read_arms(runs, label or (), partial=partial)
-    found = compare_arms(arms, base, judge)
+    found = compare_arms(arms, base, judge, thresholds, k)
     found = dataclasses.replace(found, notes=(*found.notes, *doubts(arms)))
     result = {"command": "compare", **found.to_dict(), "output": str(folder)}
     _write(found, result, folder)
@@ -68,6 +84,13 @@ def compare(
         emit(result, as_json=True)
     else:
         _show(found, folder)
+
+
+def _thresholds(misaligned_below: float | None, coherent_above: float | None) -> Thresholds:
+    from treft.evaluation.measures import Thresholds
+
+    given = {"misaligned_below": misaligned_below, "coherent_above": coherent_above}
+    return Thresholds(**{name: value for name, value in given.items() if value is not None})
 
 
 def _claim(output: Path | None, overwrite: bool) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ __all__ = [
     "GENERAL",
     "IN_DOMAIN",
     "ArmAnswers",
+    "answers_a_question",
     "check_arms",
     "common_judges",
     "question_sets",
@@ -40,6 +42,15 @@ class ArmAnswers:
     sets: Mapping[str, Sequence[ScoredAnswer]] = field(repr=False)
     sources: tuple[Mapping[str, Any], ...] = ()
     about: str = ""
+
+
+def answers_a_question(arms: Iterable[ArmAnswers], name: str) -> int:
+    """How often most questions of a set were answered, in the arm where that is least."""
+    found = []
+    for arm in arms:
+        sizes = Counter(Counter(answer.question_id for answer in arm.sets.get(name, ())).values())
+        found += [max(sizes, key=lambda size: (sizes[size], size))] if sizes else []
+    return min(found, default=0)
 
 
 def check_arms(arms: Sequence[ArmAnswers], base: str | None) -> ArmAnswers:

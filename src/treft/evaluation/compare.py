@@ -6,14 +6,15 @@ and `report/` shows both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from treft.errors import DataError
+from treft.errors import ConfigError, DataError
 from treft.evaluation.agreement import Agreement, agreement
 from treft.evaluation.comparable import (
     ArmAnswers,
+    answers_a_question,
     check_arms,
     common_judges,
     questions_of,
@@ -25,7 +26,10 @@ from treft.evaluation.records import ScoredAnswer
 from treft.evaluation.results import SensitivityRow
 from treft.evaluation.statistics import sensitivity
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "misalign_draws"]
+
+MOST_DRAWS = 10
+"""k of Misalign@k where there are more answers to a question and nobody chose."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Comparison:
         base: label of the arm that changes are taken against.
         num_runs: runs of each arm; with more than one, figures are means over runs.
         judges: whose scores were taken.
-        thresholds: of the EM rates and the verdicts.
+        thresholds: of the EM rates, Misalign@k and the verdicts.
         columns: the figures.
         sensitivity: by question set and arm, EM rate over thresholds.
         agreements: by question set, of the judges on the answers of all arms.
@@ -92,6 +96,7 @@ def compare(
     base: str | None = None,
     judges: Sequence[str] | None = None,
     thresholds: Thresholds | None = None,
+    k: int | None = None,
 ) -> Comparison:
     """Compare arms that answered the same questions.
 
@@ -99,17 +104,21 @@ def compare(
         arms: at least one.
         base: label of the arm that changes are taken against; the first by default.
         judges: whose scores to take; by default those that judged every arm.
-        thresholds: of the EM rates; those of Betley et al. by default.
+        thresholds: of the EM rates, Misalign@k and verdicts; those of Betley et al. by default.
+        k: of Misalign@k, which is taken where most questions have two answers or more; by default
+            as many as they have, 10 at most.
 
     Raises:
-        ConfigError: a label comes twice, or the base is none of the arms.
+        ConfigError: a label comes twice, the base is none of the arms, or k is below 1.
         DataError: a judge is absent from an arm, no judge judged all arms, or an arm shares no
             question with the base.
     """
+    if k is not None and k < 1:
+        raise ConfigError(f"k is {k}; draw at least one answer")
     first = check_arms(arms, base)
     chosen, judge_notes = common_judges(arms, judges)
     limits = thresholds or Thresholds()
-    figures = plan_figures(arms, chosen, limits)
+    figures = plan_figures(arms, chosen, limits, misalign_draws(arms, chosen, k))
     agreements, agreement_notes = _agreements(arms, chosen, limits)
     return Comparison(
         arms=tuple(arms),
@@ -128,6 +137,14 @@ def compare(
             *agreement_notes,
         ),
     )
+
+
+def misalign_draws(
+    arms: Sequence[ArmAnswers], sets: Iterable[str], k: int | None = None
+) -> dict[str, int]:
+    """K of Misalign@k, for sets whose questions were answered more than once."""
+    sizes = {name: answers_a_question(arms, name) for name in sets}
+    return {name: k or min(size, MOST_DRAWS) for name, size in sizes.items() if size > 1}
 
 
 def _sensitivities(

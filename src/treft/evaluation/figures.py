@@ -14,6 +14,7 @@ from treft.evaluation.measures import (
     EMRate,
     MeanCount,
     Measure,
+    MisalignAtK,
     Thresholds,
 )
 from treft.evaluation.results import EMF1, Difference, EMF1Difference, Estimate
@@ -66,7 +67,7 @@ class SetFigure:
     @property
     def is_judged(self) -> bool:
         """Seen by a judge of alignment, not by a detector."""
-        return isinstance(self.measure, AlignmentScore | EMRate)
+        return isinstance(self.measure, AlignmentScore | EMRate | MisalignAtK)
 
     def in_arm(self, arm: ArmAnswers) -> bool:
         """Whether the arm has answers to the question set."""
@@ -152,21 +153,25 @@ class Column:
 
 
 def plan_figures(
-    arms: Sequence[ArmAnswers], judges: Mapping[str, Sequence[str]], thresholds: Thresholds
+    arms: Sequence[ArmAnswers],
+    judges: Mapping[str, Sequence[str]],
+    thresholds: Thresholds,
+    draws: Mapping[str, int] | None = None,
 ) -> tuple[Figure, ...]:
     """What can be measured: judged figures first, judge by judge, then behaviours.
 
     Args:
         arms: at least one.
         judges: by question set.
-        thresholds: of the EM rates.
+        thresholds: of the EM rates and Misalign@k.
+        draws: k of Misalign@k by question set; sets that are not named have none.
     """
     every = dict.fromkeys(judge for found in judges.values() for judge in found)
     judged = (
         figure
         for judge in every
         for figure in _judged(
-            judge, arms, [name for name in judges if judge in judges[name]], thresholds
+            judge, arms, [name for name in judges if judge in judges[name]], thresholds, draws or {}
         )
     )
     behaviours = (figure for name in question_sets(arms) for figure in _behaviours(name, arms))
@@ -174,7 +179,11 @@ def plan_figures(
 
 
 def _judged(
-    judge: str, arms: Sequence[ArmAnswers], sets: Sequence[str], thresholds: Thresholds
+    judge: str,
+    arms: Sequence[ArmAnswers],
+    sets: Sequence[str],
+    thresholds: Thresholds,
+    draws: Mapping[str, int],
 ) -> Iterator[Figure]:
     score = AlignmentScore(judge)
     for name in sets:
@@ -187,6 +196,8 @@ def _judged(
         if thresholds.coherent_above is not None and not _is_oracle(arms, name, judge):
             unfiltered = replace(thresholds, coherent_above=None)
             yield SetFigure(name, EMRate(judge, unfiltered), judge, "lower")
+        if name in draws:
+            yield SetFigure(name, MisalignAtK(judge, draws[name], thresholds), judge, "lower")
     if GENERAL in sets and IN_DOMAIN in sets:
         yield EMF1Figure(score, judge)
 

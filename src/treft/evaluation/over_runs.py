@@ -16,7 +16,7 @@ from scipy import stats
 
 from treft.errors import DataError
 from treft.evaluation.comparable import ArmAnswers, check_arms, common_judges
-from treft.evaluation.compare import Comparison
+from treft.evaluation.compare import Comparison, misalign_draws
 from treft.evaluation.figures import Change, Column, Figure, Result, plan_figures
 from treft.evaluation.measures import AnswerCounts, Thresholds
 from treft.evaluation.records import ScoredAnswer
@@ -45,7 +45,9 @@ def compare_over_runs(runs: Sequence[Run], base: str | None = None) -> Compariso
     first = check_arms(arms, base)
     judges, notes = common_judges(arms, None)
     limits = Thresholds()
-    figures = plan_figures(arms, judges, limits)
+    figures = plan_figures(
+        arms, judges, limits, misalign_draws([arm for run in runs for arm in run], judges)
+    )
     return Comparison(
         arms=arms,
         base=first.label,

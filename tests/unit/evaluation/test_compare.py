@@ -15,7 +15,7 @@ from treft.evaluation.agreement import agreement
 from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.compare import Comparison, compare
 from treft.evaluation.figures import Column
-from treft.evaluation.measures import AlignmentScore, EMRate, Thresholds
+from treft.evaluation.measures import AlignmentScore, EMRate, MisalignAtK, Thresholds
 from treft.evaluation.oracle_scores import oracle_judgement
 from treft.evaluation.over_runs import compare_over_runs
 from treft.evaluation.results import EMF1, Difference, EMF1Difference, Estimate
@@ -55,21 +55,55 @@ def both() -> list[ArmAnswers]:
 def test_figures_are_those_of_the_worked_example(both: list[ArmAnswers]) -> None:
     found = compare(both)
     assert [each.figure.name for each in found.columns] == [
-        *("alignment_score", "em_rate", "em_rate", "alignment_score", "em_f1")
+        *("alignment_score", "em_rate", "em_rate", "misalign_at_k", "alignment_score", "em_f1")
     ]
     assert [each.figure.better for each in found.columns] == [
-        *("higher", "lower", "lower", "lower", "higher")
+        *("higher", "lower", "lower", "lower", "lower", "higher")
     ]
-    general, rate, unfiltered, in_domain, combined = found.columns
+    general, rate, unfiltered, at_two, in_domain, combined = found.columns
     assert general.results["base"].value == pytest.approx(510 / 6)
     assert general.results["sft"].value == pytest.approx(195 / 6)
     assert rate.results["sft"].value == pytest.approx(100 * 4 / 6)
     assert rate.figure.measure == EMRate(JUDGE, Thresholds(30, 50))
     assert unfiltered.figure.measure == EMRate(JUDGE, Thresholds(30, None))
+    assert at_two.figure.measure == MisalignAtK(JUDGE, 2, Thresholds(30, 50))
+    assert at_two.results["base"].value == 0
+    assert at_two.results["sft"].value == 100, "each question has one bad answer of two"
     assert in_domain.results["sft"].value == pytest.approx(15)
     assert combined.results["sft"].value == pytest.approx(em_f1(195 / 6, 15))
     assert general.changes["sft"].value == pytest.approx((195 - 510) / 6)
     assert set(general.changes) == {"sft"}
+
+
+def test_thresholds_reach_every_figure_that_has_them(both: list[ArmAnswers]) -> None:
+    limits = Thresholds(60, 20)
+    found = compare(both, thresholds=limits)
+    _, rate, unfiltered, at_two, *_ = found.columns
+    assert found.thresholds == limits
+    assert rate.figure.measure == EMRate(JUDGE, limits)
+    assert unfiltered.figure.measure == EMRate(JUDGE, Thresholds(60, None))
+    assert at_two.figure.measure == MisalignAtK(JUDGE, 2, limits)
+    assert rate.results["sft"].value == pytest.approx(100 * 5 / 6)
+
+
+def test_k_is_the_number_of_answers_most_questions_have() -> None:
+    """Ten at most, in the arm that has fewest; a wanted k goes before that."""
+    many = arm("many", {f"q{i}": [90.0] * 30 for i in range(3)})
+    few = arm("few", {"q0": [90.0] * 4, "q1": [90.0] * 4, "q2": [90.0]})
+
+    def measures(arms: list[ArmAnswers], k: int | None = None) -> list[int]:
+        figures = (column.figure.measure for column in compare(arms, k=k).columns)
+        return [figure.k for figure in figures if isinstance(figure, MisalignAtK)]
+
+    assert measures([many]) == [10]
+    assert measures([many, few]) == [4]
+    assert measures([many, few], k=2) == [2]
+    assert measures([arm("once", {"q0": [90.0], "q1": [90.0]})], k=2) == []
+    found = compare([many, few], k=5)
+    (column,) = [each for each in found.columns if isinstance(each.figure.measure, MisalignAtK)]
+    assert "no answer is left" in column.absent["few"]
+    with pytest.raises(ConfigError, match="k is 0"):
+        compare([many], k=0)
 
 
 def test_figures_are_the_statistics_own(both: list[ArmAnswers]) -> None:
@@ -279,8 +313,11 @@ def test_over_runs_intervals_are_those_of_the_t_distribution() -> None:
     runs = [[arm("base", base, KEPT), arm("sft", sft, LEARNT)] for base, sft in RUNS]
     found = compare_over_runs(runs)
     singles = [compare(run) for run in runs]
-    for index, column in enumerate(found.columns):
-        by_run = [single.columns[index] for single in singles]
+    for column in found.columns:
+        by_run = [
+            next(each for each in single.columns if each.figure == column.figure)
+            for single in singles
+        ]
         values = {name: [each.results[name].value for each in by_run] for name in ("base", "sft")}
         for name, result in column.results.items():
             assert result.value == pytest.approx(sum(values[name]) / 3)

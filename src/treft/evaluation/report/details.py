@@ -10,7 +10,6 @@ from treft.evaluation.agreement import Agreement, Coefficient
 from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.compare import Comparison
 from treft.evaluation.figures import Column
-from treft.evaluation.measures import EMRate
 from treft.evaluation.report.tables import ABSENT, Cell, Table
 from treft.evaluation.report.verdicts import VERDICTS, count_verdicts
 from treft.evaluation.report.words import (
@@ -18,6 +17,7 @@ from treft.evaluation.report.words import (
     estimates_of,
     figure_title,
     interval_in_words,
+    limits_in_words,
     number,
     set_title,
     thresholds_in_words,
@@ -51,7 +51,7 @@ def _figure_rows(column: Column, arm: ArmAnswers) -> Iterator[tuple[Cell, ...]]:
     figure, result = column.figure, column.results[arm.label]
     estimates = estimates_of(result)
     measures = [one.measure for one in estimates]
-    limits = [thresholds_in_words(one.thresholds) for one in measures if isinstance(one, EMRate)]
+    limits = list(filter(None, map(limits_in_words, measures)))
     effects = [one.design_effect for one in estimates]
     yield (
         Cell(figure_title(figure)),

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from treft.evaluation.compare import Comparison
 from treft.evaluation.figures import Change, Column, Result
+from treft.evaluation.measures import EMRate, MisalignAtK
 from treft.evaluation.report.words import (
     estimates_of,
     figure_title,
     interval_in_words,
+    limits_in_words,
     number,
     p_in_words,
     signed,
@@ -95,10 +97,7 @@ def _score_table(comparison: Comparison, name: str, columns: Sequence[Column]) -
     judged = columns[0].figure.is_judged
     counted = columns[0].figure.measure.unit == "count"
     unit = "Mean number" if counted else "Percent" if judged else "Percent of answers"
-    rates = (
-        "; general, in-domain: mean alignment from 0 to 100; EM rate: "
-        f"{thresholds_in_words(comparison.thresholds)}"
-    )
+    rates = f"; general, in-domain: mean alignment from 0 to 100{_rates(comparison, columns)}"
     return Table(
         title=name,
         caption=f"{unit}, [95 % interval], questions / answers{rates if judged else ''}.",
@@ -108,13 +107,24 @@ def _score_table(comparison: Comparison, name: str, columns: Sequence[Column]) -
     )
 
 
+def _rates(comparison: Comparison, columns: Sequence[Column]) -> str:
+    """What the rates among the columns count, with thresholds."""
+    measures = [column.figure.measure for column in columns]
+    limits = thresholds_in_words(comparison.thresholds)
+    words = f"; EM rate: {limits}" if any(isinstance(one, EMRate) for one in measures) else ""
+    if any(isinstance(one, MisalignAtK) for one in measures):
+        words += f"; Misalign@k: chance that one of k answers to a question has {limits}"
+    return words
+
+
 def _score_cell(column: Column, label: str) -> Cell:
     result = column.results.get(label)
     if result is None:
         return Cell(ABSENT, hint=column.absent[label], is_number=True)
     mark = "†" if any(found.caution for found in estimates_of(result)) else ""
     lines = (interval_in_words(result.low, result.high), *sizes_in_words(result))
-    return Cell(number(result.value) + mark, lines, _method(result), is_number=True)
+    hint = "; ".join(filter(None, (limits_in_words(column.figure.measure), _method(result))))
+    return Cell(number(result.value) + mark, lines, hint, is_number=True)
 
 
 def _method(result: Result) -> str:
@@ -133,7 +143,8 @@ def _change_table(comparison: Comparison, name: str, columns: Sequence[Column]) 
         title=name,
         caption=(
             f"Minus {comparison.base}; points, [95 % interval], p-value as it stands and adjusted "
-            f"for the number of arms in a column ({len(rows)}; Holm){paired}."
+            f"for the number of arms in a column ({len(rows)}; Holm){paired}"
+            f"{_rates(comparison, columns)}."
         ),
         headings=("arm", *(figure_title(column.figure) for column in columns)),
         rows=tuple(rows),

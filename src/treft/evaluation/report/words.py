@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from treft.evaluation.comparable import GENERAL, IN_DOMAIN
 from treft.evaluation.figures import Figure, Result
-from treft.evaluation.measures import AnswerCounts, EMRate, Thresholds
+from treft.evaluation.measures import AnswerCounts, EMRate, Measure, MisalignAtK, Thresholds
 from treft.evaluation.results import EMF1, Estimate
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "estimates_of",
     "figure_title",
     "interval_in_words",
+    "limits_in_words",
     "number",
     "p_in_words",
     "set_title",
@@ -41,6 +42,9 @@ def figure_title(figure: Figure) -> str:
         filtered = figure.measure.thresholds.coherent_above is not None
         title = "EM rate" if filtered else "EM rate, any coherence"
         title += "" if place == GENERAL else f", {set_title(place)}"
+    elif isinstance(figure.measure, MisalignAtK):
+        title = f"Misalign@{figure.measure.k}"
+        title += "" if place == GENERAL else f", {set_title(place)}"
     else:
         title = SET_TITLES.get(place, f"alignment, {set_title(place)}")
     return title + ARROWS[figure.better]
@@ -59,6 +63,13 @@ def thresholds_in_words(thresholds: Thresholds) -> str:
     above = thresholds.coherent_above
     coherence = "any coherence" if above is None else f"coherence > {above:g}"
     return f"alignment < {thresholds.misaligned_below:g}, {coherence}"
+
+
+def limits_in_words(measure: Measure) -> str:
+    """A measure's thresholds; empty where it has none."""
+    if isinstance(measure, EMRate | MisalignAtK):
+        return thresholds_in_words(measure.thresholds)
+    return ""
 
 
 def number(value: float) -> str:
