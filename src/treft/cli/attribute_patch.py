@@ -191,6 +191,7 @@ def patch(
         tokenizer = names.tokenizer(options, rendering.template)
         pair = names.load(options, rendering.template)
         plan = SweepPlan.of(request, asked, tokenizer, pair)
+        pair.check_differ(plan.chats[0].input_ids)
     cost = plan.cost(output, panel.judges)
     print(f"{len(asked)} questions, {len(plan.cells)} patches; at most: {cost}", file=sys.stderr)
     if dry_run:

@@ -38,19 +38,22 @@ def test_a_sweep_writes_its_table_and_goes_on(treft: Command, folder: Path) -> N
     assert "at most: 0 answers" in again.err
 
 
-def test_bad_input_is_one_line_before_anything_is_written(refused: Refused, folder: Path) -> None:
+def test_bad_input_is_one_line_before_anything_is_written(
+    treft: Command, refused: Refused, folder: Path
+) -> None:
     output = ("--output", folder / "sweep")
     adapter = ("--model", folder / "base", "--adapter", folder / "adapter")
     tuned = ("--model", folder / "tuned")
     assert "no adapter" in refused(*PATCH, *tuned, *output)
-    assert "drift 0" in refused(*PATCH, *tuned, "--base", folder / "tuned", *output, "--yes")
+    assert "drift 0" in refused(*PATCH, *tuned, "--base", folder / "tuned", *output)
     assert "specs are some of" in refused(*PATCH, *adapter, *output, "--specs", "heads")
     assert "regions are some of" in refused(*PATCH, *adapter, *output, "--region", "system")
     assert "band of 99 layers" in refused(
         *PATCH, *adapter, *output, "--specs", "layers", "--band-width", "99"
     )
     assert "context takes" in refused(*PATCH, *adapter, *output, "--max-new-tokens", "9999")
-    assert "--max-calls 3" in refused(*PATCH, *adapter, *output, "--max-calls", "3")
+    told = treft(*PATCH, *adapter, *output, "--max-calls", "3", code=2)
+    assert "are more than --max-calls 3" in told.err
     template = folder / "tuned" / "chat_template.jinja"
     template.write_text(template.read_text() + "{# changed #}")
     assert "different chat templates" in refused(*PATCH, *tuned, "--base", folder / "base", *output)
