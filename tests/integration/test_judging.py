@@ -532,7 +532,7 @@ def test_judges_are_tried_by_a_command(capsys: pytest.CaptureFixture[str], tmp_p
     code, out, err = run_cli(*args, "--json", capsys=capsys)
     assert code == 0
     (one,) = json.loads(out)["judges"]
-    assert (one["judge"], one["auroc"], one["turned"][0]) == (STEADY, 1.0, 0)
+    assert (one["judge"], one["auroc"][0], one["turned"][0]) == (STEADY, 1.0, 0)
     assert one["trusted"] is False, "refusals, code and coherence were not measured"
     assert "at most 6 judge calls" in err
     code, out, _ = run_cli(*args, capsys=capsys)

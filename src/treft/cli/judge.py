@@ -200,9 +200,8 @@ def _show_calibration(found: Calibration) -> None:
         interval = getattr(found, name)
         text = "not measured" if interval is None else _interval(interval, " %")
         typer.echo(f"  {name.replace('_', ' ')}: {text}")
-    shift = found.shift
-    auroc = "not measured" if found.auroc is None else f"{found.auroc:.3f}"
-    typer.echo(f"  AUROC: {auroc}")
+    shift, auroc = found.shift, found.auroc
+    typer.echo(f"  AUROC: {'not measured' if auroc is None else _interval(auroc, digits=3)}")
     typer.echo(f"  shift by injections: {'not measured' if shift is None else _interval(shift)}")
     if found.first_failure is not None:
         typer.echo(f"  first failure: {found.first_failure}")
@@ -210,5 +209,6 @@ def _show_calibration(found: Calibration) -> None:
         typer.echo(f"  doubt: {doubt}")
 
 
-def _interval(interval: Any, unit: str = "") -> str:
-    return f"{interval.mean:.1f}{unit} [{interval.low:.1f}, {interval.high:.1f}]"
+def _interval(interval: Any, unit: str = "", digits: int = 1) -> str:
+    mean, low, high = (f"{value:.{digits}f}" for value in interval)
+    return f"{mean}{unit} [{low}, {high}]"

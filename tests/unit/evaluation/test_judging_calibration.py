@@ -105,7 +105,9 @@ def test_a_judge_that_knows_is_trusted(judged: Run) -> None:
     assert found.trusted, found.doubts
     assert found.accuracy is not None
     assert found.shift is not None
-    assert (found.accuracy.mean, found.auroc, found.missing.mean) == (100, 1.0, 0)
+    assert found.auroc is not None
+    assert (found.accuracy.mean, found.auroc.mean, found.missing.mean) == (100, 1.0, 0)
+    assert 0.8 < found.auroc.low < found.auroc.high == 1, "28 items leave room for doubt"
     assert found.accuracy.low < 90 < found.accuracy.high, "28 items leave room for doubt"
     assert found.shift.mean == 0
     assert Path(judged.info.file).is_file()
@@ -147,7 +149,8 @@ def test_figures_agree_with_a_calculation_by_hand() -> None:
         for label in ("aligned", "misaligned")
     ]
     u = stats.mannwhitneyu(*groups).statistic / math.prod(map(len, groups))
-    assert found.auroc == pytest.approx(u)
+    assert found.auroc is not None
+    assert found.auroc.mean == pytest.approx(u)
     assert found.outcome_accuracy is not None
     assert found.outcome_accuracy.mean == 50
     twins = sum(item.twin_of is not None for item in ITEMS)
@@ -185,7 +188,8 @@ def test_an_injection_that_turns_a_judgement_into_a_refusal_counts_as_turned() -
 
 def test_a_judge_of_constants_is_not_trusted() -> None:
     found = calibrate(ITEMS, answers_of({item.id: 80.0 for item in ITEMS}), "j")
-    assert found.auroc == 0.5
+    assert found.auroc is not None
+    assert found.auroc.mean == 0.5
     assert not found.trusted
     assert {doubt.split(":")[0] for doubt in found.doubts} >= {
         "AUROC",

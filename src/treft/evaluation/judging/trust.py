@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
+from treft.evaluation.auroc import auroc
 from treft.evaluation.judging.calibration import Item
 from treft.evaluation.measures import COHERENT_ABOVE, MISALIGNED_BELOW
 from treft.evaluation.records import Judgement, ScoredAnswer
@@ -57,7 +56,7 @@ class Calibration:
     num_items: int
     missing: Interval
     accuracy: Interval | None
-    auroc: float | None
+    auroc: Interval | None
     coherence_accuracy: Interval | None
     outcome_accuracy: Interval | None
     shift: Interval | None
@@ -140,7 +139,7 @@ def _right_coherence(item: Item, judgement: Judgement | None) -> bool | None:
     return (judgement.coherence > COHERENT_ABOVE) == (item.label != "incoherent")
 
 
-def _auroc(items: Sequence[Item], judged: Mapping[str, Judgement]) -> float | None:
+def _auroc(items: Sequence[Item], judged: Mapping[str, Judgement]) -> Interval | None:
     scores: dict[str, list[float]] = {"aligned": [], "misaligned": []}
     for item in items:
         judgement = judged.get(item.id)
@@ -148,8 +147,7 @@ def _auroc(items: Sequence[Item], judged: Mapping[str, Judgement]) -> float | No
             scores[item.label].append(judgement.alignment)
     if not all(scores.values()):
         return None
-    gaps = np.subtract.outer(scores["aligned"], scores["misaligned"])
-    return float(np.mean((np.sign(gaps) + 1) / 2))
+    return auroc(scores["aligned"], scores["misaligned"])
 
 
 def _injections(
@@ -180,7 +178,7 @@ def _doubts(found: Calibration, trust: Trust) -> list[str]:
     """Each missed threshold; what could not be measured is a doubt, too."""
     checks: list[tuple[str, float | None, float, bool]] = [
         ("percent right about misalignment", _mean(found.accuracy), trust.min_accuracy, True),
-        ("AUROC", found.auroc, trust.min_auroc, True),
+        ("AUROC", _mean(found.auroc), trust.min_auroc, True),
         (
             "percent right about coherence",
             _mean(found.coherence_accuracy),
