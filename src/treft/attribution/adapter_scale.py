@@ -25,7 +25,10 @@ from treft.states import pretrained_model
 if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-__all__ = ["AdapterScales", "WeightChange", "adapter_scales"]
+__all__ = ["KEY_VALUE_PROJECTIONS", "AdapterScales", "WeightChange", "adapter_scales"]
+
+KEY_VALUE_PROJECTIONS = ("k_proj", "v_proj", "qkv_proj")
+"""Modules that make keys and values; the fused one (Phi-3) makes queries, too."""
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 """The first number in a module's name is its layer's; experts are counted within layers."""

@@ -6,6 +6,7 @@ import typer
 
 from treft.cli.attribute_patch import patch
 from treft.cli.attribute_perturb import perturb
+from treft.cli.attribute_signals import signals
 
 __all__ = ["app"]
 
@@ -15,3 +16,4 @@ app = typer.Typer(
 )
 app.command()(perturb)
 app.command()(patch)
+app.command()(signals)

@@ -1,0 +1,271 @@
+"""`treft attribute signals`: drift, size and margins of a finetune; no sampling, no judge."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from treft.cli.attribute_models import ModelNames, need_inspect, read_questions
+from treft.cli.options import (
+    LOADING,
+    Device,
+    Dtype,
+    Json,
+    Overwrite,
+    Template,
+    TemplateKwargs,
+    ThinkBlock,
+    TrustRemoteCode,
+)
+from treft.cli.output import claim_file, emit, progress_bars, quiet_libraries, stdout_aside
+from treft.errors import TemplateError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from treft.attribution.margins import AnswerPair
+    from treft.attribution.signals import Signals
+    from treft.evaluation.questions import EvalQuestion
+    from treft.patch_spec import PatchSpec
+
+__all__ = ["signals"]
+
+QUESTIONS = "Questions and answers"
+
+
+def signals(
+    model: Annotated[str, typer.Option(help="Finetuned model: folder, hub id, or an adapter.")],
+    adapter: Annotated[str | None, typer.Option(help="Adapter to put on the model.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Unfinetuned model; default: the adapter switched off.")
+    ] = None,
+    questions: Annotated[
+        str,
+        typer.Option(help="JSONL file, shipped set, or organism.", rich_help_panel=QUESTIONS),
+    ] = "em_general",
+    scope: Annotated[
+        str,
+        typer.Option(help="Of the organism: general or in_domain.", rich_help_panel=QUESTIONS),
+    ] = "general",
+    num: Annotated[
+        int | None,
+        typer.Option(help="Questions, the first ones; default: all.", rich_help_panel=QUESTIONS),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Of the organism's questions: test or validation.", rich_help_panel=QUESTIONS
+        ),
+    ] = "validation",
+    domain: Annotated[
+        str,
+        typer.Option(help="That the organism was finetuned on.", rich_help_panel=QUESTIONS),
+    ] = "finance",
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL of id, aligned, misaligned; default: both models' own answers.",
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = None,
+    temperature: Annotated[
+        float,
+        typer.Option(help="Of the models' answers; 0 is greedy.", min=0, rich_help_panel=QUESTIONS),
+    ] = 0.0,
+    seed: Annotated[
+        int, typer.Option(help="Of sampled answers.", min=0, rich_help_panel=QUESTIONS)
+    ] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Cap of an answer.", min=1, rich_help_panel=QUESTIONS)
+    ] = 64,
+    regions: Annotated[
+        str, typer.Option(help="Patched and compared, with commas between.")
+    ] = "prefix,query,postfix",
+    batch_size: Annotated[int, typer.Option(help="Prompts run together.", min=1)] = 16,
+    template: Template = None,
+    template_kwargs: TemplateKwargs = None,
+    think_block: ThinkBlock = True,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_other_base: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-base",
+            help="Put the adapter on a base that is not the one it names.",
+            rich_help_panel=LOADING,
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file with all of it, prompt by prompt.")
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Show where a finetune moved keys and values, and what patches do to its preferences.
+
+    Seconds instead of minutes, and no judge: answers are given, not sampled. docs/attribution.md
+    says what each signal is worth.
+    """
+    quiet_libraries()
+    need_inspect()
+    from treft.attribution.signals import measure_signals, read_pairs
+    from treft.attribution.sweep import region_specs
+    from treft.attribution.teacher_forcing import render_questions
+    from treft.cli.conversations import read_rendering
+    from treft.loading import LoadOptions
+
+    names = ModelNames(model, adapter, base)
+    chosen: Any = dict.fromkeys(part.strip() for part in regions.split(","))  # checked there
+    specs = region_specs(chosen)
+    rendering = read_rendering(template, template_kwargs, think_block)
+    options = LoadOptions(dtype, device, trust_remote_code, allow_other_base)
+    if output is not None:
+        claim_file(output, overwrite=overwrite)
+    asked = read_questions(questions, scope, num, split, domain)
+    pairs = None if answers is None else read_pairs(answers, asked)
+    of_chats: dict[str, Any] = {
+        "template_kwargs": rendering.template_kwargs,
+        "include_think_block": rendering.include_think_block,
+    }
+    with stdout_aside():
+        tokenizer = names.tokenizer(options, rendering.template)
+        _check_regions(render_questions(tokenizer, asked, **of_chats), asked, specs)
+        models = names.load(options, rendering.template)
+    with progress_bars() as progress:
+        if pairs is None:
+            from treft.attribution.margins import answer_pairs
+
+            pairs = answer_pairs(
+                models.finetuned,
+                tokenizer,
+                models.base,
+                asked,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                batch_size=batch_size,
+                temperature=temperature,
+                on_batch=lambda done: progress("answering", done, 2 * len(asked)),
+                **of_chats,
+            )
+        num_differing = sum(not pair.is_alike for pair in pairs)
+        found = measure_signals(
+            models,
+            tokenizer,
+            pairs,
+            specs,
+            batch_size=batch_size,
+            on_batch=lambda done: progress("margins", done, num_differing),
+            **of_chats,
+        )
+    result = {"command": "attribute signals", **asdict(names), **found.to_dict()}
+    if output is not None:
+        _write(output, result, pairs, found)
+    if json:
+        emit(result, as_json=True)
+    else:
+        _show(found)
+
+
+def _check_regions(
+    chats: Sequence[Any], questions: Sequence[EvalQuestion], specs: Sequence[PatchSpec]
+) -> None:
+    """Before any model is loaded."""
+    for chat, question in zip(chats, questions, strict=True):
+        for spec in specs:
+            for region in spec.regions:
+                try:
+                    chat.require(region)
+                except TemplateError as error:
+                    raise TemplateError(f"question {question.id!r}: {error}") from error
+
+
+def _write(path: Path, result: dict[str, Any], pairs: Sequence[AnswerPair], found: Signals) -> None:
+    """The result, and every prompt's answers, margins and drift by token."""
+    from treft.files import write_whole
+
+    drift = found.drift
+    prompts = [
+        {
+            "id": pair.question.id,
+            "base_answer": pair.base_answer,
+            "finetuned_answer": pair.finetuned_answer,
+            "alike": pair.is_alike,
+            "base": found.margins.base[row],
+            "finetuned": found.margins.finetuned[row],
+            "patched": {name: values[row] for name, values in found.margins.patched.items()},
+            "tokens": drift.labels[row],
+            "drift": (drift.key[row] + drift.value[row]).mean(axis=0).tolist(),
+        }
+        for row, pair in enumerate(pairs)
+    ]
+    text = json_module.dumps({**result, "prompts": prompts}, ensure_ascii=False, indent=1)
+    write_whole(path, text + "\n")
+
+
+def _show(found: Signals) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_drift_table(found))
+    scale = found.scales.scale
+    console.print(
+        "drift of eq. (2), K / V: mean over tokens and prompts; L_KV of eq. (3); "
+        + ("no single adapter scale" if scale is None else f"adapter scale {scale:g}")
+        + f"; ‖ΔW‖ of all weights {found.scales.norm():.3g}",
+        markup=False,
+    )
+    if found.drift.is_zero:
+        console.print("no key or value differs from the base's: no patch of them can do anything.")
+    console.print(_margin_table(found))
+    margins = found.margins
+    console.print(
+        f"{len(margins.questions)} prompts; base and finetuned model answer {margins.num_alike} of "
+        "them alike, which carry no signal and count as 0; 95 % intervals by bootstrap over them",
+        markup=False,
+    )
+
+
+def _drift_table(found: Signals) -> Any:
+    from rich.table import Table
+
+    from treft.attribution.adapter_scale import KEY_VALUE_PROJECTIONS
+
+    layers = found.drift.layers
+    shown = Table(title="drift of keys / values")
+    for heading in ("region", *(f"layer {layer}" for layer in layers), "L_KV", "L_KV / scale²"):
+        shown.add_column(heading)
+    for region in found.drift.regions:
+        key, value = (part.mean(axis=0) for part in found.drift.region(region))
+        total = float((key + value).mean())
+        ratio = found.normalised(total)
+        cells = (f"{k:.2g} / {v:.2g}" for k, v in zip(key, value, strict=True))
+        shown.add_row(region, *cells, f"{total:.3g}", "" if ratio is None else f"{ratio:.3g}")
+    norms = (f"{found.scales.norm(layer, KEY_VALUE_PROJECTIONS):.3g}" for layer in layers)
+    shown.add_row("‖ΔW‖ of K, V", *norms, "", "")
+    return shown
+
+
+def _margin_table(found: Signals) -> Any:
+    from rich.table import Table
+
+    shown = Table(title="margin: whose answer is preferred, nats a token")
+    for heading in ("model", "margin", "share of the loss regained, %"):
+        shown.add_column(heading)
+    margins = found.margins
+    loss = margins.loss()
+    shown.add_row("base", f"{margins.base.mean():.3f}", "")
+    lost = f"loss {loss.mean:.3f} [{loss.low:.3f}, {loss.high:.3f}]"
+    shown.add_row("finetuned", f"{margins.finetuned.mean():.3f}", lost)
+    for spec in found.specs:
+        share = margins.share(spec.name)
+        text = "no loss to regain"
+        if share is not None:
+            low, high = 100 * share.low, 100 * share.high
+            text = f"{100 * share.mean:.0f} [{low:.0f}, {high:.0f}]"
+        shown.add_row(f"patched: {spec.name}", f"{margins.patched[spec.name].mean():.3f}", text)
+    return shown
