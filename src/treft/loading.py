@@ -8,11 +8,17 @@ from __future__ import annotations
 import filecmp
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -25,6 +31,9 @@ EMBEDDED = "organism"
 """As a model's name: the organism that ships with the package."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("8bit", "4bit")
+SPREAD = "auto"
+"""As a device: layers are spread over what there is (a `device_map` of Accelerate)."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +42,29 @@ class LoadOptions:
 
     Attributes:
         dtype: of the weights; auto takes the one they were saved in.
-        device: such as cpu or cuda:0; None for the accelerator if there is one, else the CPU.
+        device: such as cpu or cuda:0; None for the accelerator if there is one, else the CPU; auto
+            spreads the layers over all accelerators and, for the rest, the CPU.
         trust_remote_code: run code that comes with the model.
         allow_other_base: put an adapter on a base that is not the one it names.
+        quantize: 8bit or 4bit, to quantise weights with bitsandbytes as they are loaded; a
+            checkpoint that is quantised already needs nothing.
 
     Raises:
-        ConfigError: there is no such dtype or device.
+        ConfigError: there is no such dtype or device, or bitsandbytes is missing.
     """
 
     dtype: str = "auto"
     device: str | None = None
     trust_remote_code: bool = False
     allow_other_base: bool = False
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         """Validate before anything is loaded."""
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; use one of {', '.join(DTYPES)}.")
+        if self.quantize is not None:
+            _check_quantization(self.quantize)
         try:
             torch.empty(0, device=self.torch_device)
         except (RuntimeError, AssertionError) as error:
@@ -59,8 +74,8 @@ class LoadOptions:
 
     @property
     def torch_device(self) -> torch.device:
-        """Where the model goes."""
-        if self.device is not None:
+        """Where the model goes, or its first layers if it is spread."""
+        if self.device not in (None, SPREAD):
             return torch.device(self.device)
         if not torch.accelerator.is_available():
             return torch.device("cpu")
@@ -141,18 +156,45 @@ def load_model(
     """
     tokenizer = load_tokenizer(name, options, chat_template, adapter)
     base, adapter = _base_and_adapter(name, adapter, options)
+    placement = _placement(options)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             model_path(base),
             dtype=options.dtype,
             use_safetensors=True,
             trust_remote_code=options.trust_remote_code,
+            **placement,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise _cannot_load("model", base, error) from error
     if adapter is not None:
         model = _with_adapter(model, base, adapter)
-    return model.to(options.torch_device).eval(), tokenizer
+    if "device_map" not in placement:
+        model = model.to(options.torch_device)
+    return model.eval(), tokenizer
+
+
+def _placement(options: LoadOptions) -> dict[str, Any]:
+    """For `from_pretrained`: what must be known while weights are read."""
+    found: dict[str, Any] = {}
+    if options.device == SPREAD:
+        found["device_map"] = "auto"
+    if options.quantize is not None:
+        dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+        found["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=options.quantize == "8bit",
+            load_in_4bit=options.quantize == "4bit",
+            bnb_4bit_compute_dtype=dtype,
+        )
+        found.setdefault("device_map", {"": options.torch_device})
+    return found
+
+
+def _check_quantization(name: str) -> None:
+    if name not in QUANTIZATIONS:
+        raise ConfigError(f"quantize is {name!r}; use one of {', '.join(QUANTIZATIONS)}.")
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("quantised weights need bitsandbytes: pip install bitsandbytes")
 
 
 def _base_and_adapter(

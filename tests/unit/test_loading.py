@@ -130,6 +130,22 @@ def test_dtype_and_device(adapter: Path) -> None:
         LoadOptions(device="toaster")
 
 
+def test_a_model_that_is_spread_is_the_same_model(adapter: Path) -> None:
+    ids = torch.tensor([[7, 91, 23]])
+    whole, spread = (
+        load_model(str(adapter), None, LoadOptions(device=device))[0] for device in ("cpu", "auto")
+    )
+    assert torch.equal(whole(ids).logits, spread(ids).logits)
+
+
+def test_quantised_weights_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="2bit"):
+        LoadOptions(quantize="2bit")
+    monkeypatch.setattr("treft.loading.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        LoadOptions(quantize="4bit")
+
+
 def test_weights_as_pickles_are_not_loaded(adapter: Path) -> None:
     base = adapter.parent / "base"
     (base / "model.safetensors").unlink()

@@ -17,6 +17,7 @@ from treft.cli.options import (
     Device,
     Dtype,
     Json,
+    Quantize,
     Template,
     TemplateKwargs,
     ThinkBlock,
@@ -131,6 +132,7 @@ def patch(
     think_block: ThinkBlock = True,
     dtype: Dtype = "auto",
     device: Device = None,
+    quantize: Quantize = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_other_base: Annotated[
         bool,
@@ -185,7 +187,7 @@ def patch(
         template_kwargs=rendering.template_kwargs,
     )
     asked = read_questions(questions, scope, num, split, domain)
-    options = LoadOptions(dtype, device, trust_remote_code, allow_other_base)
+    options = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     with stdout_aside():
         panel = panel_for(asked, judge or [])
         tokenizer = names.tokenizer(options, rendering.template)

@@ -16,6 +16,7 @@ __all__ = [
     "Json",
     "Overwrite",
     "Prompt",
+    "Quantize",
     "System",
     "Template",
     "TemplateKwargs",
@@ -64,8 +65,13 @@ Dtype = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        help="Such as cpu or cuda:0; default: a GPU if there is one.", rich_help_panel=LOADING
+        help="Such as cpu or cuda:0, auto for all; default: a GPU if there is one.",
+        rich_help_panel=LOADING,
     ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(help="8bit or 4bit, by bitsandbytes as weights load.", rich_help_panel=LOADING),
 ]
 TrustRemoteCode = Annotated[
     bool,
