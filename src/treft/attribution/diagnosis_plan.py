@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -174,7 +174,6 @@ class DiagnosisPlan:
         subject: Subject,
         output: Path,
         options: DiagnoseOptions | None = None,
-        progress: Progress = lambda label, done, total: None,
     ) -> DiagnosisPlan:
         """See that everything can be done.
 
@@ -182,7 +181,6 @@ class DiagnosisPlan:
             subject: what is diagnosed.
             output: folder for the steps; a diagnosis that was begun there goes on.
             options: how much is measured.
-            progress: told about every batch.
 
         Raises:
             ConfigError: the models are equal, the folder holds something else, or no judge is for
@@ -193,15 +191,7 @@ class DiagnosisPlan:
         options = options or DiagnoseOptions()
         steps = Steps(output, _claim(subject, options))
         meters = [
-            Meter(
-                subject.pair,
-                subject.tokenizer,
-                questions,
-                options.rendering,
-                steps,
-                scope,
-                progress,
-            )
+            Meter(subject.pair, subject.tokenizer, questions, options.rendering, steps, scope)
             for scope, questions in (("general", subject.general), ("in_domain", subject.in_domain))
             if questions
         ]
@@ -210,6 +200,15 @@ class DiagnosisPlan:
         subject.pair.check_differ(general.chats[0].input_ids)
         sampled = _sampled(subject, general, options) if options.budget == "full" else None
         return cls(subject, options, steps, general, meters[1] if meters[1:] else None, sampled)
+
+    def telling(self, progress: Progress) -> DiagnosisPlan:
+        """The same plan, with somebody who is told about every batch."""
+        inside = self.in_domain
+        return replace(
+            self,
+            general=replace(self.general, progress=progress),
+            in_domain=None if inside is None else replace(inside, progress=progress),
+        )
 
     @property
     def cost(self) -> DiagnosisCost:

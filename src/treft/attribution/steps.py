@@ -13,7 +13,7 @@ from treft.files import write_whole
 
 __all__ = ["Steps"]
 
-CLAIM = "diagnosis.json"
+CLAIM = "plan.json"
 
 
 class Steps:

@@ -14,6 +14,7 @@ from treft.cli.attribute import app as attribute_app
 from treft.cli.audit import audit
 from treft.cli.compare import compare
 from treft.cli.demo import demo
+from treft.cli.diagnose import diagnose
 from treft.cli.generate import generate
 from treft.cli.judge import calibrate, judge
 from treft.cli.organism import app as organism_app
@@ -39,6 +40,7 @@ app.command()(judge)
 app.command()(calibrate)
 app.command()(compare)
 app.command()(audit)
+app.command()(diagnose)
 app.add_typer(reference_app, name="reference")
 app.add_typer(organism_app, name="organism")
 app.add_typer(attribute_app, name="attribute")
