@@ -1,0 +1,260 @@
+"""A whole study on a tiny model: exact replay, going on after a kill, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_judges import CALLS
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedTokenizerFast
+
+from treft.attribution import perturb_run
+from treft.attribution.model_pair import ModelPair
+from treft.attribution.perturb import Perturbation, PerturbOptions
+from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest, default_perturbations
+from treft.attribution.perturb_run import num_finished, perturb_cost, run_perturbation
+from treft.attribution.rephrase import Rephrasings
+from treft.errors import ConfigError, DataError, TemplateError
+from treft.evaluation.oracle import organism_questions
+from treft.evaluation.questions import EvalQuestion
+
+JUDGE = "fakejudge/steady"
+ORACLE = "oracle"
+QUESTIONS = organism_questions("general", num=2).questions
+IDS = [question.id for question in QUESTIONS]
+ALL = default_perturbations(("prefix", "query", "postfix"), ("nearest", "random"), None)
+
+
+@pytest.fixture(autouse=True)
+def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    CALLS.clear()
+
+
+@pytest.fixture
+def pair(tiny_model: Callable[..., Any]) -> ModelPair:
+    base = tiny_model("llama")
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    return ModelPair(get_peft_model(copy.deepcopy(base), config))
+
+
+def plan_of(tokenizer: Any, **changes: Any) -> PerturbPlan:
+    fields: dict[str, Any] = {
+        "perturbations": (Perturbation("prefix"), Perturbation("query", "random")),
+        "options": PerturbOptions(num_tokens=2, num_trials=3),
+        "max_new_tokens": 4,
+    }
+    return PerturbPlan.of(PerturbRequest(**{**fields, **changes}), QUESTIONS, tokenizer)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_study_leaves_prompts_answers_and_scores(
+    pair: ModelPair, chat_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    plan = plan_of(chat_tokenizer, perturbations=ALL, num_samples=2)
+    cost = perturb_cost(plan, tmp_path / "out", [ORACLE])
+    assert (cost.num_answers, cost.num_judge_calls) == (2 * 7 * 12, 0)
+    scored = run_perturbation(plan, pair, tmp_path / "out")
+    for cells in scored.values():
+        assert list(cells) == ["unperturbed", *(each.name for each in ALL)]
+        for cell, answers in cells.items():
+            assert len(answers) == 12
+            epochs = sorted((answer.question_id, answer.epoch) for answer in answers)
+            assert epochs == [(id, epoch) for id in sorted(IDS) for epoch in range(1, 7)]
+            for answer in answers:
+                assert answer.judged_by(ORACLE) is not None
+                assert answer.metadata["cell"] == cell
+                assert len(answer.metadata.get("changes", ())) == 2 * (cell != "unperturbed")
+    rows = [json.loads(line) for line in (tmp_path / "out/scored.jsonl").read_text().splitlines()]
+    assert len(rows) == cost.num_answers
+    # Both models were asked the very same prompts with the same seeds.
+    for name in ("unperturbed", "prefix-nearest"):
+        keys = [
+            [
+                {key: value for key, value in json.loads(line).items() if key != "answer"}
+                for line in (tmp_path / f"out/answers/{arm}/{name}.jsonl").read_text().splitlines()
+            ]
+            for arm in ("finetuned", "base")
+        ]
+        assert keys[0] == keys[1]
+
+
+def test_a_study_can_be_repeated_exactly_from_its_prompts(
+    pair: ModelPair,
+    chat_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_of(chat_tokenizer)
+    run_perturbation(plan, pair, tmp_path / "first")
+
+    def never(*args: Any) -> Any:
+        raise AssertionError("prompts are made anew")
+
+    monkeypatch.setattr(perturb_run, "perturb_tokens", never)
+    prompts = tmp_path / "first/prompts.jsonl"
+    run_perturbation(plan, pair, tmp_path / "second", prompts=prompts, batch_size=2)
+    assert files(tmp_path / "first") == files(tmp_path / "second")
+
+
+def test_a_killed_study_goes_on(
+    pair: ModelPair,
+    chat_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan, folder = plan_of(chat_tokenizer), tmp_path / "out"
+    run_perturbation(plan, pair, tmp_path / "whole")
+    original, asked = perturb_run.answer_tokens, []
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        asked.append(args)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(perturb_run, "answer_tokens", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_perturbation(plan, pair, folder)
+    assert num_finished(plan, folder) == 2
+    assert perturb_cost(plan, folder, [ORACLE]).num_answers == 4 * 6
+    assert not list(folder.rglob("*.tmp"))
+    run_perturbation(plan, pair, folder)
+    assert len(asked) == 3 + 4  # finished cells are not answered again
+    assert files(folder) == files(tmp_path / "whole")
+    run_perturbation(plan, pair, folder)
+    assert len(asked) == 7
+
+
+def test_rephrased_queries_are_prompts_too(
+    pair: ModelPair,
+    chat_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def rephrase(questions: Any, model: str, num_trials: int) -> Rephrasings:
+        keys = [(each.id, trial) for each in questions for trial in range(1, num_trials + 1)]
+        words = {
+            key: f"The bank {key[1]}, {IDS.index(key[0])}?" for key in keys if key != (IDS[1], 2)
+        }
+        return Rephrasings(words, {(IDS[1], 2): "its answer is empty"})
+
+    monkeypatch.setattr(perturb_run, "rephrase", rephrase)
+    plan = plan_of(
+        chat_tokenizer,
+        perturbations=(Perturbation("query", "rephrase"),),
+        rephraser="mockllm/model",
+    )
+    cost = perturb_cost(plan, tmp_path / "out", [JUDGE])
+    assert (cost.num_answers, cost.num_rephrasings, cost.num_judge_calls) == (24, 6, 48)
+    scored = run_perturbation(plan, pair, tmp_path / "out", judges=[JUDGE])
+    answers = scored["finetuned"]["query-rephrase"]
+    assert len(answers) == 5
+    assert all(answer.judged_by(JUDGE) is not None for answer in answers)
+    assert sum(CALLS.values()) <= cost.num_judge_calls
+    assert answers[0].metadata["words"] == "The bank 1, 0?"
+    assert answers[0].question == QUESTIONS[0].messages[-1]["content"]  # what judges are shown
+    first = json.loads((tmp_path / "out/prompts.jsonl").read_text().splitlines()[0])
+    messages = [{"role": "user", "content": "The bank 1, 0?"}]
+    rendered = chat_tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    assert first["input_ids"] == rendered
+    assert perturb_cost(plan, tmp_path / "out", []).num_rephrasings == 0
+    again = run_perturbation(
+        plan, pair, tmp_path / "new", judges=[JUDGE], prompts=tmp_path / "out/prompts.jsonl"
+    )
+    assert again == scored
+
+
+def test_a_folder_holds_one_study(
+    pair: ModelPair, chat_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    run_perturbation(plan_of(chat_tokenizer), pair, tmp_path / "out")
+    other = plan_of(chat_tokenizer, options=PerturbOptions(num_tokens=3, num_trials=3))
+    with pytest.raises(ConfigError, match="begun with other options"):
+        run_perturbation(other, pair, tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/letter.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="something else"):
+        run_perturbation(other, pair, tmp_path / "full")
+    answers = tmp_path / "out/answers/base/unperturbed.jsonl"
+    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match=r"unperturbed\.jsonl: does not answer"):
+        run_perturbation(plan_of(chat_tokenizer), pair, tmp_path / "out")
+
+
+def test_prompts_of_another_study_must_fit(
+    pair: ModelPair, chat_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    run_perturbation(plan_of(chat_tokenizer), pair, tmp_path / "out")
+    path = tmp_path / "out/prompts.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def attempt(rows: list[dict[str, Any]], **changes: Any) -> None:
+        source = tmp_path / "given.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        plan = plan_of(chat_tokenizer, **changes)
+        folder = tmp_path / f"new-{len(list(tmp_path.iterdir()))}"
+        run_perturbation(plan, pair, folder, prompts=source)
+
+    moved = copy.deepcopy(rows)
+    moved[4]["input_ids"][0] += 1
+    with pytest.raises(DataError, match=r"given\.jsonl, prompt 5: is no version of the prompt"):
+        attempt(moved)
+    wrong = copy.deepcopy(rows)
+    wrong[0]["changes"][0][2] += 1
+    with pytest.raises(DataError, match="prompt 1: its changes and its tokens"):
+        attempt(wrong)
+    with pytest.raises(DataError, match="row 2, region"):
+        attempt([rows[0], {**rows[1], "region": "moon"}])
+    with pytest.raises(DataError, match="comes twice"):
+        attempt([*rows, rows[0]])
+    with pytest.raises(DataError, match="has no prefix-nearest version 3 of question "):
+        attempt([row for row in rows if (row["question_id"], row["trial"]) != (IDS[1], 3)])
+
+
+def test_what_cannot_work_is_refused_before_any_answer(
+    pair: ModelPair, chat_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(DataError, match=r"the prompt of question '.+' has \d+ tokens"):
+        run_perturbation(plan_of(chat_tokenizer, max_new_tokens=500), pair, folder)
+    own = EvalQuestion("own", "x", ({"role": "user", "content": "Where is the bank?"},))
+    request = plan_of(chat_tokenizer).request
+    with pytest.raises(ConfigError, match="name a judge"):
+        run_perturbation(PerturbPlan.of(request, [own], chat_tokenizer), pair, folder)
+    assert not folder.exists()
+    bare = copy.deepcopy(chat_tokenizer)
+    bare.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(TemplateError, match=r"question '.+': this conversation has no prefix"):
+        plan_of(bare)
+    with pytest.raises(DataError, match="no question"):
+        PerturbPlan.of(request, [], chat_tokenizer)
+    talk = EvalQuestion("t", "x", QUESTIONS[0].messages, turns=("And then?",))
+    with pytest.raises(DataError, match="several turns"):
+        PerturbPlan.of(request, [talk], chat_tokenizer)
+    for changes in (
+        {"perturbations": ()},
+        {"perturbations": (Perturbation("query", "rephrase"),)},
+        {"rephraser": "mockllm/model"},
+        {"num_samples": 0},
+        {"perturbations": (Perturbation("query"), Perturbation("query"))},
+    ):
+        with pytest.raises(ConfigError):
+            plan_of(chat_tokenizer, **changes)
