@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -82,13 +83,18 @@ def test_accumulated_rows_are_steered_as_one_batch(
 
 
 def test_a_budget_is_held(tiny_model: TinyModel, make_trainer: MakeTrainer) -> None:
-    options = {"max_steps": 60, "per_device_train_batch_size": 4, "learning_rate": 3e-3}
-    loose = make_trainer(tiny_model("llama"), kv_weight=1e-3, **options)
-    held = make_trainer(tiny_model("llama"), **AUTO, **options)
-    for trainer in (loose, held):
-        trainer.train()
-    assert min(entries(loose, "kv_penalty")[-20:]) > 0.1
-    assert sum(entries(held, "kv_penalty")[-20:]) / 20 == pytest.approx(0.02, rel=0.5)
+    trainer = make_trainer(
+        tiny_model("llama"),
+        **AUTO,
+        max_steps=90,
+        learning_rate=3e-3,
+        lr_scheduler_type="constant",  # as it falls to 0, drift stays where it is, whatever λ does
+        gradient_checkpointing=False,
+    )
+    trainer.train()
+    drifts = entries(trainer, "kv_penalty")
+    assert max(drifts) > 0.03  # it binds
+    assert fmean(drifts[-20:]) == pytest.approx(0.02, rel=0.25)
 
 
 @pytest.mark.parametrize("restores_callbacks", [False, True])
