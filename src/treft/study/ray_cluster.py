@@ -6,6 +6,7 @@ Store, data and code must be the same on all machines: a shared disk and one ver
 from __future__ import annotations
 
 import logging
+import socket
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,6 +17,8 @@ from treft.study.worker import Report, Ticket, do_step
 __all__ = ["RayCluster"]
 
 logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10.0
 
 
 class RayCluster:
@@ -33,6 +36,7 @@ class RayCluster:
 
     def __init__(self, address: str, num_cpus: int | None = None, max_retries: int = 2) -> None:
         self._ray = _import_ray()
+        _check_listens(address)
         try:
             self._ray.init(
                 address=address,
@@ -67,6 +71,17 @@ class RayCluster:
     def close(self) -> None:
         """Leave the cluster, which ends this study's tasks."""
         self._ray.shutdown()
+
+
+def _check_listens(address: str) -> None:
+    """Where the address names a port: Ray itself would wait for minutes before it says so."""
+    host, found, port = address.rpartition("://")[2].rpartition(":")
+    if not found or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray cluster answers at {address}: {error}.") from error
 
 
 def _import_ray() -> Any:
