@@ -1,0 +1,62 @@
+"""The same steps on Ray, which starts here by itself: `pip install 'treft[ray]'`, then -m slow."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import fake_steps
+import pytest
+from fake_steps import Fake, layers, step
+
+from treft.errors import ConfigError
+from treft.study import ray_cluster
+from treft.study.engine import run_plan
+from treft.study.step import Resources, Step, make_plan
+from treft.study.store import Store
+
+
+@pytest.fixture
+def fake_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    yield tmp_path / "log"
+
+
+@pytest.mark.slow
+def test_steps_run_on_ray_and_a_lost_workers_step_starts_again(
+    tmp_path: Path, fake_log: Path
+) -> None:
+    pytest.importorskip("ray")
+    dying: Step[Fake] = Step("dying", fake_steps.die_once, Fake("dying"), seed=0)
+    broken: Step[Fake] = Step("broken", fake_steps.fail, Fake("broken"))
+    wide: Step[Fake] = Step("wide", fake_steps.join, Fake("wide"), resources=Resources(cpus=2))
+    steps = [planned.step for planned in layers(2, 2, 0.0).steps]
+    plan = make_plan([*steps, dying, step("above", "dying"), broken, step("lost", "broken"), wide])
+    store = Store(tmp_path / "store")
+    outcome = run_plan(plan, store, ray_cluster.RayCluster("local", 2), lambda event: None)
+    assert list(outcome.failed) == ["broken"]
+    assert "broken failed on purpose" in outcome.failed["broken"]
+    assert outcome.waiting == ["lost"]
+    done = {planned.step.name for planned in plan.steps} - {"broken", "lost"}
+    assert set(outcome.done) == done
+    starts = Counter(
+        line.split()[1] for line in fake_log.read_text().splitlines() if "start" in line
+    )
+    assert starts == dict.fromkeys({*done, "broken"}, 1) | {"dying": 2}
+    above = store.path(plan["above"].address) / "text"
+    assert above.read_text() == "((dying 0) above 0)"
+
+
+def test_where_no_cluster_answers_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "_import_ray", lambda: None)
+    with pytest.raises(ConfigError, match=r"no Ray cluster answers at 127.0.0.1:1"):
+        ray_cluster.RayCluster("127.0.0.1:1")
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'treft\[ray\]'"):
+        ray_cluster.RayCluster("local")
