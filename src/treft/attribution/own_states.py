@@ -30,6 +30,10 @@ __all__ = ["OwnStates", "check_own_states"]
 TOLERANCE = 64.0
 """Rounding steps of the logits' precision, at their largest absolute value, that count as none."""
 
+NOISE_FACTOR = 4.0
+"""Times what running a prompt alone instead of in its batch changes: with 8-bit activations that is
+much more than rounding, since the scales depend on what else is in the batch."""
+
 
 @dataclass(frozen=True)
 class OwnStates:
@@ -38,7 +42,7 @@ class OwnStates:
     Attributes:
         num_prompts: that were run.
         max_difference: largest absolute difference of a logit.
-        tolerance: what rounding may bring about at this precision.
+        tolerance: what rounding and batching may bring about on this model.
         num_other_tokens: prompts whose most probable next token changed.
     """
 
@@ -60,7 +64,7 @@ class OwnStates:
         """In words."""
         return (
             f"the model's own keys and values, put in the cache of {self.num_prompts} prompts, "
-            f"change no logit by more than {self.max_difference:.1e} (rounding may: "
+            f"change no logit by more than {self.max_difference:.1e} (rounding and batching may: "
             f"{self.tolerance:.1e}); {self.num_other_tokens} most probable tokens change"
         )
 
@@ -85,25 +89,29 @@ def check_own_states(
     Raises:
         ConfigError: logits change by more than rounding.
     """
-    largest, scale, num_others = 0.0, 0.0, 0
+    largest, scale, noise, num_others = 0.0, 0.0, 0.0, 0
     dtype = torch.float32
     with eval_mode(model):
         for batch in batches_by_length(chats, batch_size):
             rows = [chats[index] for index in batch]
             plain = _next_logits(model, tokenizer, rows, [[] for _ in rows])
             patched = _next_logits(model, tokenizer, rows, _own_patches(model, rows, regions))
+            for row, logits in zip(rows, plain, strict=True):
+                alone = _next_logits(model, tokenizer, [row], [[]])[0]
+                noise = max(noise, float((alone - logits).abs().max()))
             dtype = plain.dtype
             largest = max(largest, float((patched - plain).abs().max()))
             scale = max(scale, float(plain.abs().max()))
             num_others += int((patched.argmax(-1) != plain.argmax(-1)).sum())
     # Attention works in float32 at the best, whatever the weights are in.
     step = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
-    found = OwnStates(len(chats), largest, TOLERANCE * step * max(scale, 1.0), num_others)
+    tolerance = max(TOLERANCE * step * max(scale, 1.0), NOISE_FACTOR * noise)
+    found = OwnStates(len(chats), largest, tolerance, num_others)
     if not found.is_exact:
         raise ConfigError(
             "patching cannot be trusted on this model: its own keys and values change a logit by "
-            f"{found.max_difference:.1e}, where rounding may by {found.tolerance:.1e}. Try "
-            'dtype float32, or attn_implementation "eager".'
+            f"{found.max_difference:.1e}, where rounding and batching may by "
+            f"{found.tolerance:.1e}. Try dtype float32, or another attention implementation."
         )
     return found
 
