@@ -267,8 +267,10 @@ def test_results_survive_their_file() -> None:
 
 def test_arms_of_a_training_share_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
-    real = arms_module._train
-    monkeypatch.setattr(arms_module, "_train", lambda *args: trained.append(args[2]) or real(*args))
+    real = arms_module._trained
+    monkeypatch.setattr(
+        arms_module, "_trained", lambda *args: trained.append(args[2]) or real(*args)
+    )
     wanted = ("sft", "sft_prefix_patch", "sft_query_patch_equal", "treft")
     found = [run.arm for run in run_arms(None, 0, wanted, RECIPE, "validation", silent)]
     assert found == list(wanted)
