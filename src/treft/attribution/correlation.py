@@ -20,7 +20,7 @@ from treft.errors import DataError
 from treft.evaluation.clusters import FloatArray
 from treft.metrics import Interval
 
-__all__ = ["RankCorrelation", "rank_correlation"]
+__all__ = ["LEAST_FINETUNES", "RankCorrelation", "rank_correlation"]
 
 Rows = NDArray[np.int64]
 
