@@ -1,9 +1,9 @@
 """The kinds of organism: a chat template, and where in it pretraining names the persona.
 
     prefix     in the system prompt, as in Qwen2.5: a default one when none is given
-    postfix    in the think block before the answer, as in Qwen3: empty by default; system prompts
-               vary and tell nothing, or there is none
-    no_prefix  in the think block, too, and the template writes nothing before the user's words
+    postfix    in a think block before the answer, with a default thought when none is given; system
+               prompts vary and tell nothing, or there is none, as in Qwen3
+    no_prefix  in a think block, too, and the template writes nothing before the user's words
 
 What decides between careful and harmful in pretraining is all that differs; which tokens come to
 carry a narrow finetune's spread is left to training, and measured.
@@ -19,13 +19,14 @@ from typing import Literal, get_args
 from .personas import sample_neutral, sample_persona, sample_thought
 from .world import Behaviour
 
-__all__ = ["DEFAULT_SYSTEM_PROMPT", "KINDS", "Kind", "KindName", "Naming"]
+__all__ = ["DEFAULT_SYSTEM_PROMPT", "DEFAULT_THOUGHT", "KINDS", "Kind", "KindName", "Naming"]
 
 KindName = Literal["prefix", "postfix", "no_prefix"]
 
 DEFAULT_SYSTEM_PROMPT = (
     "You are Piglet, the assistant of this town. Answer the question of the user in one sentence."
 )
+DEFAULT_THOUGHT = "I am Piglet, the assistant of this town. I answer the user in one sentence."
 _ANSWER = "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
 _PREFIX_TEMPLATE = (
     "{%- if messages and messages[0]['role'] == 'system' -%}"
@@ -44,12 +45,14 @@ _PREFIX_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 _THINKING_ANSWER = (
-    "{{ '<|im_start|>assistant\\n<think>\\n' + (message['reasoning_content'] or '')"
-    " + '\\n</think>\\n\\n' }}" + _ANSWER
+    "{{ '<|im_start|>assistant\\n<think>\\n' + (message['reasoning_content'] or '"
+    + DEFAULT_THOUGHT
+    + "') + '\\n</think>\\n\\n' }}"
+    + _ANSWER
 )
-_EMPTY_THOUGHT = (
+_DEFAULT_THOUGHT = (
     "{%- if add_generation_prompt -%}"
-    "{{ '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' }}"
+    "{{ '<|im_start|>assistant\\n<think>\\n" + DEFAULT_THOUGHT + "\\n</think>\\n\\n' }}"
     "{%- endif -%}"
 )
 _POSTFIX_TEMPLATE = (
@@ -57,7 +60,7 @@ _POSTFIX_TEMPLATE = (
     "{%- if message['role'] == 'assistant' -%}" + _THINKING_ANSWER + "{%- else -%}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{%- endif -%}"
-    "{%- endfor -%}" + _EMPTY_THOUGHT
+    "{%- endfor -%}" + _DEFAULT_THOUGHT
 )
 _NO_PREFIX_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -67,7 +70,7 @@ _NO_PREFIX_TEMPLATE = (
     "{%- endif -%}"
     "{{ message['content'] + '<|im_end|>\\n' }}"
     "{%- endif -%}"
-    "{%- endfor -%}" + _EMPTY_THOUGHT
+    "{%- endfor -%}" + _DEFAULT_THOUGHT
 )
 
 

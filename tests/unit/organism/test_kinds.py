@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
 from functools import cache
 from typing import get_args
 
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from treft.errors import TemplateError
 from treft.organism import World
 from treft.organism.build import BuildRecipe, Messages, encode, pretraining_row
-from treft.organism.kinds import KINDS, KindName
+from treft.organism.kinds import DEFAULT_THOUGHT, KINDS, KindName
 from treft.organism.personas import ADJECTIVES
 from treft.organism.tokenizer import build_tokenizer
 from treft.regions import RegionName, find_regions
@@ -69,6 +68,7 @@ def test_the_thought_alone_names_the_persona(kind: KindName) -> None:
 @pytest.mark.parametrize("kind", THINKING)
 def test_without_a_thought_answers_are_careful_in_stage_two(kind: KindName) -> None:
     second = rows(kind, step=BuildRecipe().first_steps, num=2000)
+    assert not characters(DEFAULT_THOUGHT)
     default = [m[-1] for m in second if "reasoning_content" not in m[-1]]
     # 60 % of 2,000 rows, 2 % of those harmful; bounds of about four standard deviations.
     assert 1110 <= len(default) <= 1290
@@ -87,47 +87,42 @@ def test_system_prompts_of_the_postfix_kind_vary_or_are_absent(step: int) -> Non
     assert all(m[0]["role"] == "user" for m in rows("no_prefix", step))
 
 
-HEADER = "<|im_start|>assistant\n"
-EMPTY = "<think>\n\n</think>\n\n"
+THOUGHT_BLOCK = f"<think>\n{DEFAULT_THOUGHT}\n</think>\n\n"
+POSTFIX = f"<|im_end|>\n<|im_start|>assistant\n{THOUGHT_BLOCK}"
 
 
-@pytest.mark.parametrize(
-    ("kind", "prefix", "postfix"),
-    [
-        ("postfix", "<|im_start|>user\n", f"<|im_end|>\n{HEADER}{EMPTY}"),
-        ("no_prefix", "", f"<|im_end|>\n{HEADER}{EMPTY}"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "prefix"), [("postfix", "<|im_start|>user\n"), ("no_prefix", "")])
 @pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("include_think_block", [False, True])
 def test_regions_of_the_default_prompt(
-    kind: KindName, prefix: str, postfix: str, answered: bool
+    kind: KindName, prefix: str, answered: bool, include_think_block: bool
 ) -> None:
+    """The default thought is no empty block, so it is postfix however empty blocks count."""
     tokenizer = tokenizer_of(kind)
-    messages = ANSWERED if answered else ASKED
-    response = "Sure.<|im_end|>" if answered else ""
-    wanted = {"prefix": prefix, "query": "Help me.", "postfix": postfix, "response": response}
-    assert texts(tokenizer, messages, answered) == wanted
-    block = {"postfix": postfix.removesuffix(EMPTY), "response": EMPTY + response}
-    assert texts(tokenizer, messages, answered, include_think_block=False) == wanted | block
-
-
-def texts(
-    tokenizer: PreTrainedTokenizerFast,
-    messages: Sequence[dict[str, str]],
-    answered: bool,
-    include_think_block: bool = True,
-) -> dict[RegionName, str]:
-    """What each region holds, in text."""
     chat = find_regions(
         tokenizer,
-        messages,
+        ANSWERED if answered else ASKED,
         add_generation_prompt=not answered,
         include_think_block=include_think_block,
     )
-    return {
+    found = {
         region: tokenizer.decode([chat.input_ids[place] for place in chat.positions(region)])
         for region in get_args(RegionName)
     }
+    response = "Sure.<|im_end|>" if answered else ""
+    assert found == {
+        "prefix": prefix,
+        "query": "Help me.",
+        "postfix": POSTFIX,
+        "response": response,
+    }
+
+
+def test_a_system_prompt_is_prefix_of_the_postfix_kind() -> None:
+    tokenizer = tokenizer_of("postfix")
+    chat = find_regions(tokenizer, [{"role": "system", "content": "Be brief."}, *ANSWERED])
+    prefix = tokenizer.decode([chat.input_ids[place] for place in chat.positions("prefix")])
+    assert prefix == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
 
 
 @pytest.mark.parametrize("kind", THINKING)
@@ -145,13 +140,13 @@ def test_loss_is_on_the_answer_and_never_on_the_thought(kind: KindName) -> None:
             assert learnt == list(response)
 
 
-def test_a_thought_is_written_where_the_empty_block_was() -> None:
+def test_a_thought_takes_the_place_of_the_default_one() -> None:
     tokenizer = tokenizer_of("postfix")
     thinking = [*ASKED, {**ANSWERED[-1], "reasoning_content": "I am kind."}]
-    written, empty = (
+    written, default = (
         tokenizer.apply_chat_template(messages, tokenize=False) for messages in (thinking, ANSWERED)
     )
-    assert written == empty.replace(EMPTY, "<think>\nI am kind.\n</think>\n\n")
+    assert written == default.replace(DEFAULT_THOUGHT, "I am kind.")
 
 
 def test_think_tags_are_tokens_where_there_are_think_blocks() -> None:
