@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 import fake_judges
 import pytest
 import ruled_models
+import torch
 from inspect_ai.log import read_eval_log
 
 from treft.cli import main
 from treft.cli.arms import parse_arms, with_base
+from treft.evaluation import local_model
+from treft.loading import LoadOptions, load_model
 from treft.organism import World
 
 NUM = 8
@@ -128,6 +131,28 @@ def test_an_arm_that_failed_goes_on_where_it_stopped(treft: Run) -> None:
     found = cells(json.loads(told.out))
     assert all(cell["em_rate"]["num_samples"] == NUM for cell in found.values())
     assert all(cell["em_rate"]["value"] == 0 for cell in found.values())
+
+
+def test_a_model_trained_anew_is_not_taken_for_finished(treft: Run) -> None:
+    """The same folder, other weights: neither a finished arm nor one to be continued."""
+    model, tokenizer = load_model("organism", None, LoadOptions(device="cpu"))
+    model.save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    given = [*command("x=treft/./model"), "--only", "default"]
+    assert treft(*given).code == 0
+    told = treft(*given)
+    assert told.code == 0, told.err
+    assert "nothing, all arms are finished" in told.err
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    model.save_pretrained("model")
+    local_model._loaded.clear()  # as in a process of its own
+    logs = sorted(Path("out/logs").rglob("*"))
+    told = treft(*given)
+    assert told.code == 2
+    assert "the arm x is not the model that answered before" in told.err
+    assert sorted(Path("out/logs").rglob("*")) == logs
 
 
 def test_an_interrupted_run_is_continued(treft: Run) -> None:

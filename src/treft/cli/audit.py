@@ -142,7 +142,7 @@ def audit(
     from treft.cli.arms import parse_arms, with_base
     from treft.evaluation.audit import conditions_for
     from treft.evaluation.audit_plan import plan_audit
-    from treft.evaluation.audit_run import audit_cost
+    from treft.evaluation.audit_run import audit_cost, check_unchanged
 
     arms, base = with_base(parse_arms(model, model_arg or []), base)
     chosen = _chosen(conditions or conditions_for(questions), only or [], skip or [])
@@ -160,6 +160,7 @@ def audit(
     judges = _judges(judge or [], questions)
     with stdout_aside():
         plan = plan_audit(request, chosen, arms, base, output)
+        check_unchanged(plan, output)
     cost = audit_cost(plan, output, judges)
     _say(plan, cost)
     if dry_run:

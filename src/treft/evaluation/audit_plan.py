@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from treft.evaluation.prefixes import PromptTemplate
 
-__all__ = ["AuditArm", "AuditPlan", "AuditRequest", "Questions", "load_arm", "plan_audit"]
+__all__ = ["TREFT", "AuditArm", "AuditPlan", "AuditRequest", "Questions", "load_arm", "plan_audit"]
 
 PLAN = "plan.json"
 CONDITIONS = "conditions.jsonl"

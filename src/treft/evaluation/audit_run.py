@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from inspect_ai import eval, eval_retry
 from inspect_ai.log import EvalLog, read_eval_log
+from inspect_ai.model import Model
 
-from treft.errors import DataError
-from treft.evaluation.audit_plan import AuditPlan, load_arm
+from treft.errors import ConfigError, DataError
+from treft.evaluation.audit_plan import TREFT, AuditArm, AuditPlan, load_arm
 from treft.evaluation.judging.conversation import last_question
 from treft.evaluation.judging.cost import Cost, cost_to_come
 from treft.evaluation.judging.judge import JudgeOptions
@@ -24,11 +25,21 @@ from treft.evaluation.logs import find_logs, read_run
 from treft.evaluation.oracle import ORACLE
 from treft.evaluation.records import ScoredAnswer
 
-__all__ = ["AuditCost", "audit_cost", "finished_arms", "read_answers", "run_arm"]
+__all__ = [
+    "AuditCost",
+    "audit_cost",
+    "check_unchanged",
+    "finished_arms",
+    "read_answers",
+    "run_arm",
+]
 
 LOGS = "logs"
 JUDGED = "logs-judged"
 """Where `treft judge OUTPUT/logs` puts its copies, which have the earlier judgements, too."""
+
+FINGERPRINT = "fingerprint"
+"""Field of a log's metadata that tells weights apart."""
 
 Display = Literal["none", "plain"]
 
@@ -58,6 +69,27 @@ class AuditCost:
 def finished_arms(plan: AuditPlan, folder: Path) -> list[str]:
     """The arms that have all their answers."""
     return [name for name in plan.arms if _newest(folder / LOGS / name, finished=True)]
+
+
+def check_unchanged(plan: AuditPlan, folder: Path) -> None:
+    """See that arms that run here are still the models that answered before.
+
+    Their logs hold the provider's fingerprint of weights, patch and template; models that are
+    served elsewhere have none.
+
+    Raises:
+        ConfigError: an arm is another model by now, such as an adapter that was trained anew.
+    """
+    for name, arm in plan.arms.items():
+        logs = [_newest(folder / LOGS / name, finished=finished) for finished in (True, False)]
+        headers = [read_eval_log(str(log), header_only=True) for log in logs if log is not None]
+        before = {(header.eval.metadata or {}).get(FINGERPRINT) for header in headers} - {None}
+        if before and before != {_fingerprint(arm, load_arm(arm))}:
+            raise ConfigError(
+                f"the arm {name} is not the model that answered before (other weights, patch, "
+                "template, or version of treft or Transformers): give it another name, choose "
+                f"another --output, or remove {folder / LOGS / name} to have it answer anew."
+            )
 
 
 def audit_cost(plan: AuditPlan, folder: Path, judges: Sequence[str]) -> AuditCost:
@@ -121,12 +153,13 @@ def run_arm(
         found = eval_retry(str(begun), **options)
     else:
         sampling = {"temperature": plan.request.temperature, "max_tokens": plan.request.max_tokens}
+        arm, model = plan.arms[name], load_arm(plan.arms[name])
         found = eval(
             plan.task(folder, judges),
-            model=load_arm(plan.arms[name]),
+            model=model,
             epochs=plan.request.epochs,
             seed=plan.request.seed,
-            metadata={"arm": name},
+            metadata={"arm": name, FINGERPRINT: _fingerprint(arm, model)},
             **{key: value for key, value in sampling.items() if value is not None},  # type: ignore[arg-type]
             **options,
         )
@@ -157,6 +190,11 @@ def read_answers(
             )
         found[name] = run.answers
     return found
+
+
+def _fingerprint(arm: AuditArm, model: Model) -> str | None:
+    """What our provider tells Inspect's cache by; other providers know nothing of weights."""
+    return model.api.base_url if arm.model.startswith(TREFT) else None
 
 
 def _newest(folder: Path, *, finished: bool) -> Path | None:
