@@ -265,7 +265,7 @@ def _margin_table(found: Signals) -> Any:
         share = margins.share(spec.name)
         text = "no loss to regain"
         if share is not None:
-            low, high = 100 * share.low, 100 * share.high
-            text = f"{100 * share.mean:.0f} [{low:.0f}, {high:.0f}]"
+            mean, low, high = (round(100 * end) for end in share)
+            text = f"{mean} [{low}, {high}]"
         shown.add_row(f"patched: {spec.name}", f"{margins.patched[spec.name].mean():.3f}", text)
     return shown
