@@ -123,9 +123,8 @@ def test_what_cannot_work_is_one_line(
 
 
 def test_the_organism_as_its_own_finetune_is_refused(perturb: Run) -> None:
-    told = perturb(
-        "--model", "organism", "--base", "organism", "--questions", "organism", "--num", 1
-    )
+    itself = ("--model", "organism", "--questions", "organism", "--num", 1)
+    told = perturb(*itself, "--base", "organism")
     assert (told.code, told.out) == (2, "")
     assert "drift 0" in told.err
     told = perturb(*itself)
