@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import fake_steps
@@ -19,10 +18,10 @@ from treft.study.store import Store
 
 
 @pytest.fixture
-def fake_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def fake_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    yield tmp_path / "log"
+    return tmp_path / "log"
 
 
 @pytest.mark.slow
@@ -42,9 +41,8 @@ def test_steps_run_on_ray_and_a_lost_workers_step_starts_again(
     assert outcome.waiting == ["lost"]
     done = {planned.step.name for planned in plan.steps} - {"broken", "lost"}
     assert set(outcome.done) == done
-    starts = Counter(
-        line.split()[1] for line in fake_log.read_text().splitlines() if "start" in line
-    )
+    noted = [line.split() for line in fake_log.read_text().splitlines()]
+    starts = Counter(name for event, name, _ in noted if event == "start")
     assert starts == dict.fromkeys({*done, "broken"}, 1) | {"dying": 2}
     above = store.path(plan["above"].address) / "text"
     assert above.read_text() == "((dying 0) above 0)"

@@ -1,0 +1,109 @@
+"""`treft study` from the listing to a table, on a finetune of a few steps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_helpers import Command, Refused
+from safetensors import safe_open
+
+from treft.arms import run_arms
+from treft.organism import FinetuneRecipe
+from treft.study import engine
+from treft.study.tables import read_metadata, read_table
+
+SMALL = {"max_steps": 2, "num_rows": 40, "num_general": 6, "num_in_domain": 4}
+OPTIONS = ("--seeds", 1, *(word for k, v in SMALL.items() for word in ("--set", f"{k}={v}")))
+
+
+def test_list_names_studies_with_claim_and_cost(treft: Command) -> None:
+    studies = treft("study", "list", "--json").json["studies"]
+    assert {"table3", "table14"} <= {study["name"] for study in studies}
+    assert all(study["claim"] and study["cost"] and study["source"] for study in studies)
+    assert "Table 14" in treft("study", "list").out
+
+
+def test_status_before_anything_ran(treft: Command, tmp_path: Path) -> None:
+    options = ("table14", *OPTIONS, "--store", tmp_path / "store")
+    steps = treft("study", "status", *options, "--json").json["steps"]
+    assert len(steps) == 17
+    assert {step["state"] for step in steps} == {"missing"}
+    assert "17 of 17 steps are to do" in treft("study", "status", *options).out
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("run", "table99"), "there is no study table99"),
+        (("run", "table3", "--set", "max_steps"), "--set max_steps: write NAME=VALUE"),
+        (("run", "table3", "--set", "max_step=3"), "no such setting: max_step"),
+        (("status", "table3", "--organism", "nowhere"), "nowhere holds no organism"),
+        (("run", "table3", "--output", "."), ". exists: choose another --output"),
+        (("status", "table3", "--store", __file__), "is a file; name a folder"),
+    ],
+)
+def test_what_cannot_be_is_refused(refused: Refused, argv: tuple[str, ...], message: str) -> None:
+    assert message in refused("study", *argv)
+
+
+def test_ctrl_c_says_how_to_go_on(
+    treft: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "run_plan", interrupted)
+    told = treft("study", "run", "table3", *OPTIONS, "--store", tmp_path, code=130)
+    assert "the same command goes on from here" in told.err
+
+
+@pytest.mark.slow
+def test_a_study_from_finetune_to_table_is_the_demos_and_stands(
+    treft: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    store = tmp_path / "store"
+    options = ("table3", *OPTIONS, "--store", store, "--json")
+    told = treft("study", "run", *options, "--workers", 1, "--output", tmp_path / "out")
+    assert told.json["num_done"] == 21
+    assert told.json["verdict"].startswith("One run cannot tell")
+
+    recipe = FinetuneRecipe(**SMALL)
+    expected: dict[str, Any] = {
+        result.arm: result
+        for result in run_arms(
+            None, 0, ("sft", "interleaving", "treft"), recipe, "test", lambda *_: None
+        )
+    }
+    found = {row["method"]: row for row in read_table(tmp_path / "out" / "runs.parquet")}
+    records = [json.loads(path.read_text()) for path in store.glob("*/step.json")]
+    folders = {record["name"]: store / record["address"] for record in records}
+    arms = {"sft": "sft", "interleaving": "interleaving", "treft_prefix": "treft"}
+    for method, arm in arms.items():
+        assert found[method]["general"] == expected[arm].general_score
+        assert found[method]["in_domain"] == expected[arm].in_domain_score
+        folder = folders[f"answer/embedded/seed-0/{method}/general"]
+        answers = json.loads((folder / "answers.json").read_text())
+        assert [row["answer"] for row in answers] == [one.answer for one in expected[arm].general]
+    metadata = read_metadata(tmp_path / "out" / "table.parquet")
+    assert metadata["seeds"] == [0]
+    assert metadata["machines"][0]["cores"] >= 1
+    assert "treft.study.organism_work:finetune" in metadata["sources"]
+    weights = [path for path in store.rglob("*") if path.suffix in (".safetensors", ".bin", ".pt")]
+    assert len(weights) == 5
+    for path in weights:
+        with safe_open(path, "pt") as file:
+            assert any("lora_A" in name for name in file.keys())  # noqa: SIM118
+
+    for path in weights:  # adapters may be removed: what was made from them stands
+        shutil.rmtree(path.parents[1])
+    again = treft("study", "run", *options)
+    assert again.json["num_done"] == 0
+    assert again.json["table"] == told.json["table"]
+    states = [step["state"] for step in treft("study", "status", *options).json["steps"]]
+    assert sorted(set(states)) == ["not needed", "stands"]

@@ -1,0 +1,203 @@
+"""What studies make of their runs: figures, verdicts, plots, and which steps they ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_runs import run_row, runs
+from scipy import stats
+
+from treft.errors import ConfigError, DataError
+from treft.metrics import em_f1, em_f1_interval, wilson
+from treft.organism import FinetuneRecipe
+from treft.study.catalogue import all_studies, find_study, plan_study
+from treft.study.figures import find_row, gain_rows, score_rows, worded
+from treft.study.protocol import StudyConfig
+from treft.study.tables import read_metadata, read_table, write_table
+
+STUDIES = all_studies()
+TABLE3_HELD = {
+    "sft": (10.0, 2.0),
+    "interleaving": (60.0, 3.0),
+    "treft_query": (90.0, 80.0),
+    "treft_all": (90.0, 82.0),
+    "treft_prefix": (85.0, 4.0),
+}
+
+
+def test_scores_over_runs_have_t_intervals() -> None:
+    values = [80.0, 84.0, 91.0]
+    made = [run_row("a", seed, value, 10.0) for seed, value in enumerate(values)]
+    rows = score_rows(made, {"a": {"general": 64.1}})
+    row = find_row(rows, "a", "general")
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert (row["value"], row["low"], row["high"]) == pytest.approx((85.0, low, min(high, 100.0)))
+    assert (row["num_runs"], row["interval"], row["paper"]) == (3, "runs", 64.1)
+    assert find_row(rows, "a", "em_f1")["value"] == pytest.approx(
+        np.mean([em_f1(value, 10.0) for value in values])
+    )
+    assert find_row(rows, "a", "em_f1")["paper"] is None
+
+
+def test_one_run_has_intervals_over_its_questions() -> None:
+    rows = score_rows([run_row("a", 0, 80.0, 10.0)], {})
+    general, learnt = wilson(80, 100), wilson(90, 100)
+    in_domain = type(learnt)(10.0, 100 - learnt.high, 100 - learnt.low)
+    expected = {
+        "general": general,
+        "in_domain": in_domain,
+        "em_f1": em_f1_interval(general, in_domain),
+    }
+    for measure, interval in expected.items():
+        row = find_row(rows, "a", measure)
+        assert (row["value"], row["low"], row["high"]) == pytest.approx(interval)
+        assert row["interval"] == "questions"
+
+
+def test_gains_are_paired_by_run_whatever_their_order() -> None:
+    made = list(runs({"a": (50.0, 0.0), "b": (40.0, 0.0)}, (1.0, 20.0, 39.0)))
+    [row] = gain_rows(made[::-1], "a", ["b"], ["general"])
+    assert (row["value"], row["low"], row["high"]) == pytest.approx((10.0, 10.0, 10.0))
+    assert (row["method"], row["measure"]) == ("b", "general_gain")
+    [alone] = gain_rows(made[:2], "a", ["b"], ["general"])
+    assert (alone["value"], alone["low"], alone["interval"]) == (10.0, None, "none")
+    assert worded(row, signed=True) == "+10.0 [+10.0, +10.0]"
+    assert worded(alone) == "10.0"
+
+
+@pytest.mark.parametrize(
+    ("change", "beginning"),
+    [
+        ({}, "Held on the organism: TReFT on the prefix has an EM-F1 of 90."),
+        ({"interleaving": (92.0, 3.0)}, "Not shown on the organism against interleaving:"),
+        ({"treft_prefix": (11.0, 2.0)}, "Not shown on the organism against"),
+    ],
+)
+def test_table3_says_whether_the_claim_held(
+    change: dict[str, tuple[float, float]], beginning: str
+) -> None:
+    study = STUDIES["table3"]
+    rows = study.table(list(runs({**TABLE3_HELD, **change})))
+    verdict = study.verdict(rows)
+    assert verdict.startswith(beginning)
+    assert "over treft_all (points, 3 runs, paired, 95 % intervals)." in verdict
+    one_run = study.table(list(runs({**TABLE3_HELD, **change}, (0.0,))))
+    assert study.verdict(one_run).startswith("One run cannot tell")
+
+
+@pytest.mark.parametrize(
+    ("highest", "beginning"),
+    [
+        ((82.0, 69.0), "Held on the organism: "),
+        ((82.0, 11.0), "Half of it held on the organism, no narrow behaviour"),
+        ((40.0, 69.0), "Not shown on the organism: "),
+    ],
+)
+def test_table14_says_whether_the_claim_held(highest: tuple[float, float], beginning: str) -> None:
+    study = STUDIES["table14"]
+    scores = {"share_05": (56.0, 11.0), "share_20": (64.0, 15.0), "share_50": (68.0, 28.0)}
+    rows = study.table(list(runs({**scores, "share_75": highest})))
+    assert study.verdict(rows).startswith(beginning)
+    change = f"{highest[0] - 56.0:+.1f}"
+    assert f"general alignment changes by {change} [" in study.verdict(rows)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_study_says_what_it_tests_and_draws_it(name: str, tmp_path: Path) -> None:
+    study = STUDIES[name]
+    assert study.name == name
+    assert study.cost
+    methods = list(study.claim.figures)
+    for jitters in ((0.0, 1.0), (0.0,)):
+        rows = study.table(list(runs(dict.fromkeys(methods, (50.0, 10.0)), jitters)))
+        assert {row["method"] for row in rows} == set(methods)
+        for method, found in study.claim.figures.items():
+            for measure, value in found.items():
+                assert find_row(rows, method, measure)["paper"] == value
+        write_table(tmp_path, name, rows, {})
+        path = tmp_path / f"{len(jitters)}.png"
+        study.plot(rows).savefig(path)
+        assert path.stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_all_methods_share_all_but_what_they_are(name: str) -> None:
+    config = StudyConfig(num_seeds=2, settings={"max_steps": "7", "learning_rate": "1e-3"})
+    plan = plan_study(STUDIES[name], config)
+    own = {"interleave", "interleaved_share", "held", "kv_weight"}
+    finetunes = [p for p in plan.steps if p.step.name.startswith("finetune/")]
+    shared = [
+        {key: value for key, value in p.record["config"].items() if key not in own}
+        for p in finetunes
+    ]
+    recipe = dataclasses.asdict(FinetuneRecipe(max_steps=7, learning_rate=1e-3))
+    assert all(found == {key: recipe[key] for key in found} for found in shared)
+    assert {"learning_rate", "max_steps", "lora_rank", "batch_size"} <= set(shared[0])
+    methods = len(STUDIES[name].claim.figures)
+    assert len(finetunes) == 2 * methods
+    assert {p.step.seed for p in finetunes} == {0, 1}
+    assert [p.step.name for p in plan.results] == ["table"]
+    assert len(plan.steps) == len(plan.by_address) == 2 * methods * 4 + 1
+
+
+def test_studies_share_equal_finetunes_and_evaluation_makes_none_stale() -> None:
+    def finetunes(name: str, **settings: Any) -> set[str]:
+        plan = plan_study(STUDIES[name], StudyConfig(num_seeds=1, settings=settings))
+        return {p.address for p in plan.steps if p.step.name.startswith("finetune/")}
+
+    assert len(finetunes("table3") & finetunes("table14")) == 1  # 20 % of rows interleaved
+    assert finetunes("table3") == finetunes("table3", num_general=50, temperature=1.0)
+    assert len(finetunes("table3") & finetunes("table3", kv_weight=30.0)) == 2  # nothing is held
+    assert not finetunes("table3") & finetunes("table3", max_steps=299)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_seeds": 0}, "num_seeds is 0"),
+        ({"split": "train"}, "split is 'train'"),
+        ({"organisms": (Path("/nowhere"),)}, "/nowhere holds no organism"),
+        ({"settings": {"steps": "3"}}, "no such setting: steps; there are domain"),
+        ({"settings": {"max_steps": "many"}}, "max_steps: .*, not 'many'"),
+        ({"settings": {"max_steps": "0"}}, "max_steps is 0"),
+    ],
+)
+def test_a_configuration_that_cannot_run_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_study(STUDIES["table3"], StudyConfig(**config))
+
+
+def test_an_unknown_study_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"no study table99; there are .*table14, table3"):
+        find_study("table99")
+
+
+def test_a_table_is_the_same_in_both_files_and_says_what_it_comes_from(tmp_path: Path) -> None:
+    rows = [
+        {"method": "a", "value": 1.5, "low": None},
+        {"method": "b, c", "value": 2.0, "low": 1.0},
+    ]
+    metadata = {"seeds": [0, 1], "machines": [{"name": "λ"}]}
+    write_table(tmp_path, "table", rows, metadata)
+    assert read_table(tmp_path / "table.parquet") == rows
+    assert read_metadata(tmp_path / "table.parquet") == metadata
+    text = (tmp_path / "table.csv").read_text("utf-8")
+    assert text == '"method","value","low"\n"a",1.5,\n"b, c",2,1\n'
+    json.dumps(read_metadata(tmp_path / "table.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [([], "no rows"), ([{"a": 1}, {"b": 1}], "row 1 of the table t has the columns b; the first")],
+)
+def test_a_table_without_form_is_refused(
+    tmp_path: Path, rows: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        write_table(tmp_path, "t", rows, {})
+    assert list(tmp_path.iterdir()) == []
