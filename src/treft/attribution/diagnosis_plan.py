@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from treft.attribution.margins import check_context
 from treft.attribution.measure import MAX_ROWS, Meter, Progress, Rendering
 from treft.attribution.model_pair import ARMS, ModelPair
 from treft.attribution.perturb import PerturbOptions
@@ -195,6 +196,10 @@ class DiagnosisPlan:
             for scope, questions in (("general", subject.general), ("in_domain", subject.in_domain))
             if questions
         ]
+        for meter in meters:
+            lengths = [len(chat.input_ids) for chat in meter.chats]
+            cap = options.rendering.max_new_tokens
+            check_context(subject.pair, meter.questions, [length + cap for length in lengths])
         general = meters[0]
         assert general.regions  # raises where prompts share nothing
         subject.pair.check_differ(general.chats[0].input_ids)

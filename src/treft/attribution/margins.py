@@ -41,7 +41,7 @@ from treft.regions import ChatRegions
 from treft.requests import PostfixReference
 from treft.states import pretrained_model
 
-__all__ = ["AnswerPair", "Margins", "Regained", "answer_pairs", "margins"]
+__all__ = ["AnswerPair", "Margins", "Regained", "answer_pairs", "check_context", "margins"]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def answer_pairs(
     )
     models = ModelPair(model, base)
     lengths = [len(chat.input_ids) + max_new_tokens for chat in chats]
-    _check_context(models, questions, lengths)
+    check_context(models, questions, lengths)
     models.check_differ(chats[0].input_ids)
     answers: dict[str, list[str]] = {}
     for arm in ARMS:
@@ -254,7 +254,7 @@ def margins(
     end = end_of_turn(tokenizer, template_kwargs)
     asked = [_asked(tokenizer, pair, chat, end) for pair, chat in zip(pairs, chats, strict=True)]
     questions = [pair.question for pair in pairs]
-    _check_context(models, questions, [max(map(len, rows)) for rows in asked])
+    check_context(models, questions, [max(map(len, rows)) for rows in asked])
     models.check_differ(chats[0].input_ids)
     names = ["base", "finetuned", *(spec.name for spec in specs)]
     values = {name: np.zeros(len(pairs)) for name in names}
@@ -363,10 +363,19 @@ def _check_specs(
                 raise TemplateError(f"question {pair.question.id!r}: {error}") from error
 
 
-def _check_context(
+def check_context(
     models: ModelPair, questions: Sequence[EvalQuestion], lengths: Sequence[int]
 ) -> None:
-    """See that each prompt and its answer, `lengths` tokens together, fit into the context."""
+    """See that each prompt and its answer fit into the models' context.
+
+    Args:
+        models: whose context it is.
+        questions: that are asked.
+        lengths: tokens of each prompt and its answer together.
+
+    Raises:
+        DataError: one does not fit; names the question.
+    """
     room = models.num_positions
     for question, length in zip(questions, lengths, strict=True):
         if room is not None and length > room:

@@ -222,13 +222,16 @@ class Meter:
     def loss_gain(self, rows: Sequence[Conversation]) -> float:
         """By how much the finetune lowered the loss of training rows, nats a token.
 
-        The loss is that of the last response of each row, the mean over rows.
+        The loss is that of the last response, the mean over the first rows, of those that
+        fit into the context.
         """
         label = "loss on training rows"
         chosen = [row for row in rows if row.messages[-1]["role"] == "assistant"][:MAX_ROWS]
 
         def compute() -> dict[str, float]:
-            forced = [self._forced(index, row) for index, row in enumerate(chosen)]
+            room = self.pair.num_positions
+            rows = (self._forced(index, row) for index, row in enumerate(chosen))
+            forced = [row for row in rows if room is None or len(row) <= room]
             losses = {}
             for arm in ("base", "finetuned"):
                 with self.pair.use(arm) as model:  # type: ignore[arg-type]
