@@ -43,8 +43,8 @@ def interval_plot(rows: Sequence[Row], title: str, measures: Mapping[str, str]) 
 def _fill(axes: Axes, rows: Sequence[Row], methods: Sequence[str]) -> None:
     places = [methods.index(row["method"]) for row in rows]
     values = [row["value"] for row in rows]
-    below = [row["value"] - row["low"] for row in rows]
-    above = [row["high"] - row["value"] for row in rows]
+    below = [max(0.0, row["value"] - row["low"]) for row in rows]  # rounding
+    above = [max(0.0, row["high"] - row["value"]) for row in rows]
     axes.errorbar(
         values, places, xerr=(below, above), fmt="o", color=OURS, capsize=3, label="organism"
     )

@@ -29,7 +29,7 @@ CLAIM = Claim(
         "share_50": {"general": 68.0, "in_domain": 28.0},
         "share_75": {"general": 82.0, "in_domain": 69.0},
     },
-    setting="Llama-3.1-8B, legal advice",
+    setting="as Table 3, it seems (Llama-3.1-8B, legal advice): equal at 20 %",
 )
 
 
@@ -76,4 +76,8 @@ def plot(rows: Sequence[Row]) -> Figure:
     return interval_plot(rows, "Table 14 on the organism, percent", headings)
 
 
-STUDY = Study("table14", CLAIM, "", steps, table, verdict, plot)
+COST = (
+    "20 finetunes of about 85 CPU seconds each: 14 minutes on two cores, 4 less after table3, "
+    "which shares a share"
+)
+STUDY = Study("table14", CLAIM, COST, steps, table, verdict, plot)
