@@ -175,3 +175,24 @@ def test_jackknife_covers(name: str) -> None:
     found = coverage.measure(design, 300, seed=1, methods=["jackknife"])["jackknife"]
     assert found.num_none == 0
     assert 92 <= found.percent <= 98  # 300 studies: 95 give or take 2.5
+
+
+@pytest.mark.parametrize(
+    ("share", "samples", "cautioned"), [(0.5, 4, True), (0.5, 1, False), (0.05, 4, False)]
+)
+def test_spearman_has_a_caution_where_its_interval_was_too_narrow(
+    share: float, samples: int, cautioned: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(40):
+        for epoch in range(1, samples + 1):
+            score = 10 + 10 * rng.random() if rng.random() < share else 60 + 40 * rng.random()
+            judgements = tuple(
+                Judgement(judge, float(score + 5 * rng.random()) * 0.95, 90.0, "scored", "text")
+                for judge in ("a", "b")
+            )
+            found.append(ScoredAnswer(f"q{number}", "", epoch, "", "", judgements))
+    (pair,) = agreement(found, ["a", "b"]).pairs
+    assert bool(pair.spearman.caution) == cautioned
+    assert not pair.kappa.caution
