@@ -130,5 +130,5 @@ def _recipe(settings: Mapping[str, Any]) -> FinetuneRecipe:
 def _organisms(config: StudyConfig) -> dict[str, Path]:
     from treft.organism import asset_path
 
-    named = {path.resolve().name: path for path in config.organisms}
+    named = {path.resolve().name: path.resolve() for path in config.organisms}
     return named or {EMBEDDED: asset_path()}
