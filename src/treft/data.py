@@ -19,6 +19,7 @@ __all__ = [
     "check_messages",
     "load_conversations",
     "load_messages",
+    "parse_rows",
     "read_rows",
     "validate_conversations",
 ]
@@ -136,13 +137,26 @@ def read_rows(path: Path) -> list[tuple[dict[str, Any], str]]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8.") from error
+    return parse_rows(text, str(path))
+
+
+def parse_rows(text: str, source: str) -> list[tuple[dict[str, Any], str]]:
+    """The JSON objects of JSONL text, each with the words that name its row in errors.
+
+    Args:
+        text: one JSON object a line.
+        source: how errors name where the text comes from.
+
+    Raises:
+        DataError: there is no row, or one is no JSON object.
+    """
     rows = [
-        (_parse(line, f"{path}, row {number}"), f"{path}, row {number}")
+        (_parse(line, f"{source}, row {number}"), f"{source}, row {number}")
         for number, line in enumerate(text.split("\n"), start=1)
         if line.strip()
     ]
     if not rows:
-        raise DataError(f"{path}: has no rows; write one JSON object a line.")
+        raise DataError(f"{source}: has no rows; write one JSON object a line.")
     return rows
 
 

@@ -35,6 +35,7 @@ LAYERS = (
     ("batching", "residual", "perturbation", "generation_options"),
     ("regularizer", "patching", "patch_spec", "activation", "generation"),
     ("training",),
+    ("hub", "published"),
     ("metrics", "organism", "loading", "arms", "demo", "report", "evaluation", "attribution"),
     ("study",),
     ("cli",),

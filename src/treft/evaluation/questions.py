@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 
 from treft.data import Conversation, check_messages, load_conversations, read_rows
 from treft.errors import ConfigError, DataError
+from treft.hub import check_sha256, is_hub_id, load_hub_rows
 
 __all__ = [
     "EvalQuestion",
@@ -127,8 +128,8 @@ def load_questions(source: str | Path, sha256: str | None = None) -> QuestionSet
         DataError: a row cannot be used; names file and row.
     """
     text = str(source)
-    name, digest, rows = _from_hub(text) if _is_hub_id(text) else _from_file(text)
-    _check_sum(text, sha256, digest)
+    name, digest, rows = load_hub_rows(text, "test") if is_hub_id(text) else _from_file(text)
+    check_sha256(text, sha256, digest)
     return QuestionSet(name, text, digest, check_questions(rows, name))
 
 
@@ -148,7 +149,7 @@ def load_held_out(source: str | Path, sha256: str | None = None) -> QuestionSet:
     path = Path(source)
     conversations = load_conversations(path, need_response=False)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    _check_sum(str(source), sha256, digest)
+    check_sha256(str(source), sha256, digest)
     questions: dict[str, EvalQuestion] = {}
     for number, conversation in enumerate(conversations, start=1):
         question = _held_out(conversation, f"{path}, row {number}", path.stem)
@@ -262,21 +263,9 @@ def _id_of(question: EvalQuestion, name: str) -> str:
     return f"{name}-{hashlib.sha256(_words(question).encode()).hexdigest()[:12]}"
 
 
-def _check_sum(source: str, wanted: str | None, digest: str) -> None:
-    if wanted is not None and wanted.lower() != digest:
-        raise ConfigError(
-            f"{source} has sha256 {digest}, not {wanted}: it is another version, or damaged."
-        )
-
-
 def _words(question: EvalQuestion) -> str:
     """What is asked, apart from id and category."""
     return json.dumps([question.messages, question.turns], sort_keys=True, ensure_ascii=False)
-
-
-def _is_hub_id(source: str) -> bool:
-    """Whether this can be nothing but `owner/name`."""
-    return source.count("/") == 1 and not source.endswith(".jsonl") and not Path(source).exists()
 
 
 def _from_file(source: str) -> tuple[str, str, list[Row]]:
@@ -288,30 +277,3 @@ def _from_file(source: str) -> tuple[str, str, list[Row]]:
             f"one of {', '.join(shipped_sets())}."
         )
     return path.stem, hashlib.sha256(path.read_bytes()).hexdigest(), list(read_rows(path))
-
-
-def _from_hub(source: str) -> tuple[str, str, list[Row]]:
-    """Name, checksum and rows of a hub data set."""
-    name, _, split = source.partition(":")
-    try:
-        from datasets import DatasetDict, load_dataset
-
-        found = load_dataset(name, split=split or None)
-    except ImportError as error:
-        raise ConfigError(
-            f"{source} is no file, and hub data sets need: pip install 'treft[train]'"
-        ) from error
-    except Exception as error:  # datasets raises a different one for each way to fail
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConfigError(
-            f"{source} is neither a file nor a data set that can be loaded from the hub ({first}). "
-            "Without a network, save it as a JSONL file and give its path."
-        ) from error
-    if isinstance(found, DatasetDict):
-        splits = list(found)
-        if "test" not in splits and len(splits) != 1:
-            raise ConfigError(f"{name} has the splits {', '.join(splits)}: give {name}:SPLIT.")
-        found = found["test" if "test" in splits else splits[0]]
-    rows = [(dict(row), f"{source}, row {number}") for number, row in enumerate(found, start=1)]
-    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) for row, _ in rows]
-    return name.split("/")[1], hashlib.sha256("\n".join(lines).encode()).hexdigest(), rows
