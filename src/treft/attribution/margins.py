@@ -8,7 +8,7 @@ finetuned model, and a patch regains the share Σ (patched - finetuned) / Σ (ba
     found = margins(model, tokenizer, pairs, ReferenceBank(adapter_off(model)), region_specs)
     found.share("prefix")
 
-Shapes: P prompts, R resamples.
+Shapes: P prompts.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from treft.attribution.model_pair import ARMS, ModelPair, answer_tokens
+from treft.attribution.share import Loss
 from treft.attribution.teacher_forcing import (
     ForcedAnswer,
     answer_ids,
@@ -102,34 +103,18 @@ class Margins:
         """What a patch regains, prompt by prompt; the share is the ratio of the means."""
         return Regained(self.patched[name] - self.finetuned, self.base - self.finetuned)
 
-    def loss(self, num_draws: int = 4000, seed: int = 0) -> Interval:
-        """Mean fall of the margin from base to finetuned, bootstrapped over prompts."""
-        fall = self.base - self.finetuned
-        return _interval(float(fall.mean()), _draws(len(fall), num_draws, seed) @ fall)
+    def loss(self) -> Loss:
+        """Fall of the margin from base to finetuned, bootstrapped over prompts."""
+        return Loss.of(self.base - self.finetuned)
 
-    def share(self, name: str, num_draws: int = 4000, seed: int = 0) -> Interval | None:
+    def share(self, name: str) -> Interval | None:
         """Share of the fall that a patch regains, bootstrapped over prompts: 1 is all of it.
 
         Returns:
             None where the margin does not surely fall (95 %), so that nothing can be regained.
         """
-        gained, lost = self.regained(name)
-        if self.loss(num_draws, seed).low <= 0:
-            return None
-        draws = _draws(len(lost), num_draws, seed)
-        return _interval(float(gained.mean() / lost.mean()), (draws @ gained) / (draws @ lost))
-
-
-def _draws(num: int, num_draws: int, seed: int) -> FloatArray:
-    """Weights of the prompts in each resample (R, P); rows sum to 1."""
-    rng = np.random.default_rng(seed)
-    weights: FloatArray = rng.multinomial(num, np.full(num, 1 / num), num_draws) / num
-    return weights
-
-
-def _interval(value: float, draws: FloatArray) -> Interval:
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return Interval(value, float(low), float(high))
+        loss = self.loss()
+        return loss.share(self.regained(name).numerator).interval if loss.is_sure else None
 
 
 def answer_pairs(

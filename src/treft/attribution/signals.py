@@ -68,7 +68,7 @@ class Signals:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; docs/attribution.md says what each key is."""
-        loss = self.margins.loss()
+        loss = self.margins.loss().interval
         return {
             "num_prompts": len(self.margins.questions),
             "num_alike": self.margins.num_alike,

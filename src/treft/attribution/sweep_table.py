@@ -1,6 +1,6 @@
 """The table of a patching sweep (section 4.2 of the paper): what each patch regains, of what loss.
 
-Shapes: Q questions, R resamples.
+Shapes: Q questions.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import numpy as np
 
 from treft.attribution.own_states import OwnStates
 from treft.attribution.perturb_table import IncoherentRate
+from treft.attribution.share import NUM_RESAMPLES, Loss
 from treft.attribution.sweep import SweepCell
 from treft.attribution.sweep_plan import BASE, FINETUNED
 from treft.attribution.sweep_run import Sweep
-from treft.evaluation.clusters import Clusters, FloatArray
+from treft.evaluation.clusters import Clusters
 from treft.evaluation.measures import COHERENT_ABOVE, AlignmentScore
 from treft.evaluation.records import ScoredAnswer
 from treft.evaluation.results import Difference, Estimate
@@ -24,8 +25,6 @@ from treft.evaluation.statistics import difference, estimate, holm
 from treft.metrics import Interval
 
 __all__ = ["SweepRowFigures", "SweepTable", "question_means", "share_regained", "sweep_table"]
-
-NUM_RESAMPLES = 4000
 
 
 @dataclass(frozen=True)
@@ -151,16 +150,8 @@ def share_regained(
     if not shared:
         return None
     mine, tuned, whole = (np.array([each[id] for id in shared]) for each in means)
-    num = len(shared)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(num, np.full(num, 1 / num), num_resamples) / num
-    lost: FloatArray = weights @ (whole - tuned)
-    if np.quantile(lost, 0.025) <= 0:
-        return None
-    drawn = (weights @ (mine - tuned))[lost > 0] / lost[lost > 0]
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    value = float((mine - tuned).mean() / (whole - tuned).mean())
-    return Interval(value, float(low), float(high))
+    loss = Loss.of(whole - tuned, num_resamples=num_resamples, seed=seed)
+    return loss.share(mine - tuned).interval if loss.is_sure else None
 
 
 def question_means(judge: str, answers: Sequence[ScoredAnswer]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from treft.attribution.share import Loss, Share, interval_of
 from treft.errors import ConfigError, DataError
 from treft.evaluation.clusters import FloatArray
 from treft.metrics import Interval
@@ -137,11 +138,11 @@ def decide(evidence: Evidence, rules: Rules | None = None) -> Diagnosis:
         rules: thresholds; the defaults are those of the command.
     """
     rules = rules or Rules()
-    draws = _Draws.of(evidence, rules)
-    verdict, reason = _spread(evidence, draws.loss, rules)
+    loss = _loss(evidence, rules)
+    verdict, reason = _spread(evidence, loss.interval, rules)
     if verdict is not None:
-        return _diagnosis(verdict, reason, evidence, draws.loss)
-    return _carrier(evidence, draws, rules)
+        return _diagnosis(verdict, reason, evidence, loss.interval)
+    return _carrier(evidence, loss, rules)
 
 
 def share_intervals(evidence: Evidence, rules: Rules | None = None) -> dict[str, Interval]:
@@ -151,49 +152,25 @@ def share_intervals(evidence: Evidence, rules: Rules | None = None) -> dict[str,
         evidence: of one measure.
         rules: for the bootstrap.
     """
-    draws = _Draws.of(evidence, rules or Rules())
-    return draws.intervals if draws.loss.low > 0 else {}
+    loss = _loss(evidence, rules or Rules())
+    if not loss.is_sure:
+        return {}
+    return {name: share.interval for name, share in _shares(evidence, loss).items()}
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """Loss and shares with their intervals, and the shares of each resample (R,)."""
-
-    loss: Interval
-    intervals: dict[str, Interval]
-    shares: dict[str, FloatArray]
-
-    @classmethod
-    def of(cls, evidence: Evidence, rules: Rules) -> _Draws:
-        weights = _weights(len(evidence.questions), rules)
-        falls = evidence.base - evidence.finetuned
-        fall_draws = weights @ falls
-        loss = _interval(float(falls.mean()), fall_draws, rules)
-        intervals: dict[str, Interval] = {}
-        shares: dict[str, FloatArray] = {}
-        for name, values in evidence.patched.items() if loss.low > 0 else ():
-            gains = values - evidence.finetuned
-            # The draws of a small loss may touch 0 although its interval does not.
-            shares[name] = (weights @ gains) / np.maximum(fall_draws, 1e-9)
-            intervals[name] = _interval(float(gains.mean() / falls.mean()), shares[name], rules)
-        return cls(loss, intervals, shares)
-
-
-def _weights(num_questions: int, rules: Rules) -> FloatArray:
-    """Weights of the prompts in each resample (R, P); rows sum to 1."""
-    rng = np.random.default_rng(rules.seed)
-    counts = rng.multinomial(
-        num_questions, np.full(num_questions, 1 / num_questions), rules.num_resamples
+def _loss(evidence: Evidence, rules: Rules) -> Loss:
+    return Loss.of(
+        evidence.base - evidence.finetuned,
+        num_resamples=rules.num_resamples,
+        seed=rules.seed,
+        confidence=rules.confidence,
     )
-    weights: FloatArray = counts / num_questions
-    return weights
 
 
-def _interval(value: float, draws: FloatArray, rules: Rules) -> Interval:
-    """Percentiles of the resamples."""
-    tail = (1 - rules.confidence) / 2
-    low, high = np.quantile(draws, (tail, 1 - tail))
-    return Interval(value, float(low), float(high))
+def _shares(evidence: Evidence, loss: Loss) -> dict[str, Share]:
+    return {
+        name: loss.share(values - evidence.finetuned) for name, values in evidence.patched.items()
+    }
 
 
 def _spread(evidence: Evidence, loss: Interval, rules: Rules) -> tuple[Verdict | None, str]:
@@ -213,9 +190,12 @@ def _spread(evidence: Evidence, loss: Interval, rules: Rules) -> tuple[Verdict |
     return None, shown
 
 
-def _carrier(evidence: Evidence, found: _Draws, rules: Rules) -> Diagnosis:
+def _carrier(evidence: Evidence, of: Loss, rules: Rules) -> Diagnosis:
     """Which region stands out, if one does."""
-    loss, shares, draws = found.loss, found.intervals, found.shares
+    found = _shares(evidence, of)
+    loss = of.interval
+    shares = {name: share.interval for name, share in found.items()}
+    draws = {name: share.draws for name, share in found.items()}
     order = sorted(shares, key=lambda name: -shares[name].mean)
     best = order[0]
     others = np.max([draws[name] for name in order[1:]] or [np.full(len(draws[best]), -np.inf)], 0)
@@ -245,7 +225,7 @@ def _tied(order: Sequence[str], draws: Mapping[str, FloatArray], rules: Rules) -
     """Regions whose distance to the best is known to be small; empty if there is none."""
     tied = [order[0]]
     for name in order[1:]:
-        distance = _interval(0.0, draws[order[0]] - draws[name], rules)
+        distance = interval_of(0.0, draws[order[0]] - draws[name], rules.confidence)
         if -rules.least_share < distance.low and distance.high < rules.least_share:
             tied.append(name)
     return tuple(tied) if len(tied) > 1 else ()

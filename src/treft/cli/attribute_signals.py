@@ -257,7 +257,7 @@ def _margin_table(found: Signals) -> Any:
     for heading in ("model", "margin", "share of the loss regained, %"):
         shown.add_column(heading)
     margins = found.margins
-    loss = margins.loss()
+    loss = margins.loss().interval
     shown.add_row("base", f"{margins.base.mean():.3f}", "")
     lost = f"loss {loss.mean:.3f} [{loss.low:.3f}, {loss.high:.3f}]"
     shown.add_row("finetuned", f"{margins.finetuned.mean():.3f}", lost)

@@ -250,7 +250,7 @@ def test_share_is_a_ratio_of_means_with_an_interval() -> None:
     # The delta method, for comparison.
     deviation = np.std(gained - share.mean * lost, ddof=1) / np.sqrt(40) / lost.mean()
     assert share.high - share.low == pytest.approx(2 * 1.96 * deviation, rel=0.15)
-    loss = found.loss()
+    loss = found.loss().interval
     assert loss.high - loss.low == pytest.approx(2 * 1.96 * lost.std(ddof=1) / 40**0.5, rel=0.15)
     nothing = dataclasses.replace(found, base=rng.normal(0, 1, 40))
     assert nothing.share("prefix") is None
