@@ -13,6 +13,7 @@ import typer
 from treft.cli.attribute import app as attribute_app
 from treft.cli.audit import audit
 from treft.cli.compare import compare
+from treft.cli.data import app as data_app
 from treft.cli.demo import demo
 from treft.cli.diagnose import diagnose
 from treft.cli.generate import generate
@@ -45,6 +46,7 @@ app.add_typer(reference_app, name="reference")
 app.add_typer(organism_app, name="organism")
 app.add_typer(attribute_app, name="attribute")
 app.add_typer(study_app, name="study")
+app.add_typer(data_app, name="data")
 
 
 @app.callback(invoke_without_command=True)
