@@ -129,7 +129,8 @@ def patched_residual(
         regions: which tokens are patched: prefix (default), query, postfix, or several.
         reference: the unfinetuned model, or its recorded streams, which a loop over layers should
             share; None switches the adapter of a PEFT model off.
-        postfix_reference: "empty_query" (nothing of the query leaks in), or one training row.
+        postfix_reference: "empty_query" (nothing of the query leaks in), "own_query", or a
+            training row.
 
     Raises:
         AttentionError: the decoder layers of the model cannot be told apart.

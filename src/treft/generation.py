@@ -56,7 +56,8 @@ class RepairedModel:
         tokenizer: its tokenizer.
         bank: where reference states come from.
         spec: which keys and values are replaced; none, without regions.
-        postfix_reference: "empty_query" (nothing of the query leaks in), or one training row.
+        postfix_reference: "empty_query" (nothing of the query leaks in), "own_query", or a
+            training row.
     """
 
     model: nn.Module

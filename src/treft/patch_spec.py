@@ -102,7 +102,8 @@ def row_patches(
         indices: their numbers, by which tokens are drawn.
         bank: whose states replace them. It keeps those of prefixes and postfixes, which come again,
             and none of a query.
-        postfix_reference: "empty_query" (nothing of the query leaks in), or one training row.
+        postfix_reference: "empty_query" (nothing of the query leaks in), "own_query", or a
+            training row.
 
     Raises:
         DataError: a conversation lacks a region.

@@ -88,7 +88,7 @@ class KVRegularizer:
 
     Prefix and postfix are compared with references that prompts share (see `treft.requests`);
     query and response with the conversation itself as the reference model reads it. With the query
-    held, so is the postfix: a reference that has seen the query then leaks nothing.
+    held, or with `postfix_reference="own_query"`, so is the postfix.
 
     Args:
         model: the model being trained, possibly wrapped.
@@ -101,7 +101,7 @@ class KVRegularizer:
         keys: hold keys (L_K).
         values: hold values (L_V).
         layers: which layers to hold and to average over, negative from the last; default all.
-        postfix_reference: "empty_query", or a training row with its regions.
+        postfix_reference: "empty_query", "own_query", or a training row with its regions.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -214,14 +214,19 @@ class KVRegularizer:
         found = []
         if "prefix" in self.regions:
             found.append(prefix_request(document, document.first_position))
-        if "postfix" in self.regions and "query" not in self.regions:
+        if "postfix" in self.regions and not self._reads_query:
             found += postfix_requests(document, self.postfix_reference, document.first_position)
         return found
+
+    @property
+    def _reads_query(self) -> bool:
+        """Whether the postfix reference is the conversation itself."""
+        return "query" in self.regions or self.postfix_reference == "own_query"
 
     def _own_requests(self, document: Document) -> list[ReferenceRequest]:
         """The document itself, for the regions whose states depend on its query."""
         own = {REGION_CODES[region] for region in self.regions if region in ("query", "response")}
-        if "query" in self.regions and "postfix" in self.regions:
+        if "postfix" in self.regions and self._reads_query:
             own.add(REGION_CODES["postfix"])
         positions = [index for index, code in enumerate(document.codes) if code in own]
         if not own:

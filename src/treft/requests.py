@@ -35,8 +35,9 @@ class RegionTokens(Protocol):
     def turns(self) -> Sequence[int]: ...
 
 
-PostfixReference = Literal["empty_query"] | RegionTokens
-"""Where a postfix reference comes from: an empty query, or one training row with its regions."""
+PostfixReference = Literal["empty_query", "own_query"] | RegionTokens
+"""Where a postfix reference comes from: an empty query, the conversation itself, or one training row
+with its regions."""
 
 
 def region_positions(tokens: RegionTokens, region: RegionName) -> list[int]:
@@ -108,16 +109,18 @@ def postfix_requests(
     reference: PostfixReference = "empty_query",
     first_position: int = 0,
 ) -> list[ReferenceRequest]:
-    """One request per turn, none of which contains the conversation's own user words.
+    """The requests for all postfixes of a conversation.
 
-    With an empty query the prefix is followed at once by the turn's postfix, each at the rotary
+    With its own query there is one request, the conversation itself: its states have read the user's
+    words, which a patch would thereby leak. The others are one request per turn, none of which
+    contains the user's words. With an empty query the prefix is followed at once by the turn's postfix, each at the rotary
     positions it has in the conversation: the query leaves a gap. With a training row, that row runs
     up to the end of its first postfix, all of it shifted so that the two postfixes coincide
     (rotary attention depends on differences of positions only).
 
     Args:
         tokens: the conversation.
-        reference: "empty_query", or the training row with its regions.
+        reference: "empty_query", "own_query", or the training row with its regions.
         first_position: rotary position of the conversation's first token.
 
     Raises:
@@ -126,6 +129,8 @@ def postfix_requests(
     positions = region_positions(tokens, "postfix")
     if not positions:
         raise DataError("the conversation has no postfix tokens, so it has no postfix reference")
+    if reference == "own_query":
+        return [own_request(tokens, positions, "postfix", first_position)]
     by_turn: dict[int, list[int]] = {}
     for position in positions:
         by_turn.setdefault(tokens.turns[position], []).append(position)

@@ -141,6 +141,24 @@ def test_an_adapter_trained_further_is_held_to_itself(
             assert not value.requires_grad
 
 
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_postfix_reference_that_reads_the_query_needs_the_model_itself(
+    lora: bool, tiny_model: TinyModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer(
+        tiny_model("llama"),
+        conversations(4),
+        lora=lora,
+        kv_regions=["postfix"],
+        kv_postfix_reference="own_query",
+    )
+    assert trainer.reference_kind == ("adapter_off" if lora else "kept_model")
+    trainer.train()
+    penalties = entries(trainer, "kv_penalty")
+    assert penalties[0] == pytest.approx(0, abs=1e-9)  # of these very rows, from themselves
+    assert penalties[-1] > 0
+
+
 @pytest.mark.parametrize("source", ["empty_query", "training_row"])
 def test_postfix_is_compared_with_a_prompt_without_this_query(
     source: str,

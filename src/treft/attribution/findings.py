@@ -140,6 +140,9 @@ def next_command(names: Mapping[str, str], recommendation: Recommendation) -> st
     words += ["--kv_regions", *recommendation.regions]
     weight = recommendation.kv_weight
     words += ["--kv_weight", f"{weight:g}" if isinstance(weight, float) else str(weight)]
+    if "postfix" in recommendation.regions:
+        # Held at what it is after an empty query, it could no longer tell what was asked.
+        words += ["--kv_postfix_reference", "own_query"]
     if recommendation.layers is not None:
         words += ["--kv_layers", *map(str, recommendation.layers)]
     return shlex.join(words) + "  # and the options of your finetune"

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 REGIONS = ("prefix", "query", "postfix", "response")
 STATES = ("both", "key", "value")
-POSTFIX_REFERENCES = ("empty_query", "training_row")
+POSTFIX_REFERENCES = ("empty_query", "own_query", "training_row")
 AUTO = "auto"
 DEFAULT_START = 1.0
 DEFAULT_BUDGET = 0.01
@@ -59,7 +59,8 @@ class TReFTConfig(SFTConfig):
         kv_reference: a reference file made by `treft reference record` of the model before this
             finetune. Default: recorded from the model itself (see docs/training.md).
         kv_postfix_reference: "empty_query" (default) records the postfix of the prompt without the
-            user's words; "training_row" takes the postfix of one training row, drawn by `seed`.
+            user's words; "own_query" that of each row as the unfinetuned model reads it, one forward
+            a row and step more; "training_row" that of one training row, drawn by `seed`.
         kv_include_think_block: count an empty think block that the template writes before the
             response as postfix (default) rather than response.
         kv_log_layers: log the penalty of every layer as `kv_penalty/layer_<index>`.

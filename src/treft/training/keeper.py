@@ -16,6 +16,7 @@ from treft.recording import RecordedStates, ReferenceRequest, Source
 from treft.reference import ReferenceBank
 from treft.regions import RegionName
 from treft.regularizer import Document, KVRegularizer
+from treft.requests import PostfixReference
 from treft.training.config import TReFTConfig
 from treft.training.reference_source import (
     REFERENCE_FILE,
@@ -63,7 +64,7 @@ class ReferenceKeeper:
         self._documents = documents
         self._postfix_row = postfix_row
         self._autocast = autocast
-        kind = choose_kind(model, config.kv_regions, config.kv_reference)
+        kind = choose_kind(model, _regions_read(config), config.kv_reference)
         if kind == "snapshot" and documents is None:
             raise ConfigError(
                 "all weights train on a streaming dataset, so its prompts cannot be recorded "
@@ -93,8 +94,14 @@ class ReferenceKeeper:
             keys=config.kv_states != "value",
             values=config.kv_states != "key",
             layers=config.kv_layers,
-            postfix_reference=self._postfix_row or "empty_query",
+            postfix_reference=self._postfix_reference,
         )
+
+    @property
+    def _postfix_reference(self) -> PostfixReference:
+        if self._config.kv_postfix_reference == "own_query":
+            return "own_query"
+        return self._postfix_row or "empty_query"
 
     def _in_training_precision(self, source: Source) -> Source:
         def recorded(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
@@ -201,3 +208,9 @@ class ReferenceKeeper:
 
 def _device(model: nn.Module) -> str:
     return str(next(model.parameters()).device)
+
+
+def _regions_read(config: TReFTConfig) -> list[str]:
+    """Held regions, and the query where the postfix reference has read it."""
+    reads_query = "postfix" in config.kv_regions and config.kv_postfix_reference == "own_query"
+    return [*config.kv_regions, *(["query"] if reads_query else [])]
