@@ -36,8 +36,8 @@ class RegionTokens(Protocol):
 
 
 PostfixReference = Literal["empty_query", "own_query"] | RegionTokens
-"""Where a postfix reference comes from: an empty query, the conversation itself, or one training row
-with its regions."""
+"""Where a postfix reference comes from: an empty query, the conversation itself, or one training
+row with its regions."""
 
 
 def region_positions(tokens: RegionTokens, region: RegionName) -> list[int]:
@@ -111,11 +111,11 @@ def postfix_requests(
 ) -> list[ReferenceRequest]:
     """The requests for all postfixes of a conversation.
 
-    With its own query there is one request, the conversation itself: its states have read the user's
-    words, which a patch would thereby leak. The others are one request per turn, none of which
-    contains the user's words. With an empty query the prefix is followed at once by the turn's postfix, each at the rotary
-    positions it has in the conversation: the query leaves a gap. With a training row, that row runs
-    up to the end of its first postfix, all of it shifted so that the two postfixes coincide
+    With its own query there is one request, the conversation itself: its states have read the
+    user's words, which a patch would thereby leak. The others are one request per turn, without the
+    user's words. With an empty query the prefix is followed at once by the turn's postfix, each at
+    the rotary positions it has in the conversation: the query leaves a gap. With a training row,
+    that row runs up to the end of its first postfix, all of it shifted so that the two coincide
     (rotary attention depends on differences of positions only).
 
     Args:

@@ -59,8 +59,8 @@ class TReFTConfig(SFTConfig):
         kv_reference: a reference file made by `treft reference record` of the model before this
             finetune. Default: recorded from the model itself (see docs/training.md).
         kv_postfix_reference: "empty_query" (default) records the postfix of the prompt without the
-            user's words; "own_query" that of each row as the unfinetuned model reads it, one forward
-            a row and step more; "training_row" that of one training row, drawn by `seed`.
+            user's words; "own_query" that of each row as the unfinetuned model reads it, one more
+            forward a row and step; "training_row" that of one training row, drawn by `seed`.
         kv_include_think_block: count an empty think block that the template writes before the
             response as postfix (default) rather than response.
         kv_log_layers: log the penalty of every layer as `kv_penalty/layer_<index>`.
