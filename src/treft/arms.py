@@ -71,7 +71,7 @@ DESCRIPTIONS: dict[ArmName, str] = {
     "interleaving_all": "careful rows of all other domains, the evaluated ones too, mixed in",
     "treft": "TReFT holding the prefix",
     "treft_query": "TReFT holding the query",
-    "treft_postfix": "TReFT holding the postfix (empty query)",
+    "treft_postfix": "TReFT holding the postfix to the base's on the same row",
     "treft_all": "TReFT holding prefix, query and postfix",
 }
 
@@ -82,6 +82,8 @@ class _Training:
 
     interleave: Literal["none", "narrow", "all"] = "none"
     held: tuple[RegionName, ...] = ()
+    own_postfix: bool = False
+    """The postfix is held to the base's on the same row, not to that of an empty query."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ _PLANS: dict[ArmName, _Plan] = {
     "interleaving_all": _Plan(_Training(interleave="all")),
     "treft": _Plan(_Training(held=("prefix",))),
     "treft_query": _Plan(_Training(held=("query",))),
-    "treft_postfix": _Plan(_Training(held=("postfix",))),
+    "treft_postfix": _Plan(_Training(held=("postfix",), own_postfix=True)),
     "treft_all": _Plan(_Training(held=("prefix", "query", "postfix"))),
 }
 
@@ -190,23 +192,22 @@ def check_regions(organism: Path | None, arms: Sequence[ArmName]) -> None:
         ConfigError: names the region, the arms that cannot run and those that can.
     """
     tokenizer = AutoTokenizer.from_pretrained(organism or asset_path())
-    question = World.default().questions("validation", "general", num=1)[0]
-    chat = find_regions(tokenizer, question.messages(), add_generation_prompt=True)
+    asked = [{"role": "user", "content": "Help me."}]
+    chat = find_regions(tokenizer, asked, add_generation_prompt=True)
     absent = {
         region: [arm for arm in arms if region in _PLANS[arm].regions]
         for region in get_args(RegionName)
         if not chat.positions(region)
     }
-    if not any(absent.values()):
-        return
     lacks = ", ".join(
         f"no {region} for {', '.join(names)}" for region, names in absent.items() if names
     )
     able = [arm for arm in ALL_ARMS if not set(absent) & set(_PLANS[arm].regions)]
-    raise ConfigError(
-        f"the chat template of {organism or 'the embedded organism'} writes {lacks}; "
-        f"choose from {','.join(able)}"
-    )
+    if lacks:
+        name = organism or "the embedded organism"
+        raise ConfigError(
+            f"the chat template of {name} writes {lacks}; choose from {','.join(able)}"
+        )
 
 
 def run_arms(
@@ -318,7 +319,14 @@ def _held_options(training: _Training, recipe: FinetuneRecipe) -> dict[str, Any]
     if not training.held:
         return {"kv_weight": 0.0}
     weight = recipe.kv_weight if recipe.kv_budget is None else "auto"
-    return {"kv_regions": training.held, "kv_weight": weight, "kv_budget": recipe.kv_budget}
+    # With the query among the regions, even at weight 0, a postfix reference is the row's own.
+    weights = {"query": 0.0, "postfix": 1.0} if training.own_postfix else None
+    return {
+        "kv_weight": weight,
+        "kv_budget": recipe.kv_budget,
+        "kv_regions": list(weights or training.held),
+        "kv_region_weights": weights,
+    }
 
 
 def _training_log(trainer: Any, recipe: FinetuneRecipe) -> dict[str, float] | None:
