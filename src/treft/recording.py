@@ -27,7 +27,9 @@ __all__ = [
     "adapter_off",
     "eval_mode",
     "kept_adapter",
+    "only_adapter",
     "other_model",
+    "plain_forward",
     "record",
     "without_adapter",
 ]
@@ -99,7 +101,7 @@ def record(
         ReferenceStatesError: a kept vector is NaN, infinite or zero.
     """
     recorded: dict[int, RecordedStates] = {}
-    with _plain_forward(model):
+    with plain_forward(model):
         for batch in _batches(requests, max_tokens):
             states = _run(model, [requests[index] for index in batch])
             for row, index in enumerate(batch):
@@ -155,15 +157,23 @@ def kept_adapter(model: nn.Module, name: str) -> Source:
         )
 
     def source(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
-        active = list(peft_model.active_adapters)
-        with _same_trainable(peft_model):
-            try:
-                peft_model.base_model.set_adapter(name)
-                return record(model, requests)
-            finally:
-                peft_model.base_model.set_adapter(active)
+        with only_adapter(model, name):
+            return record(model, requests)
 
     return source
+
+
+@contextmanager
+def only_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """The adapter `name` alone is on inside; which parameters are trained stays as it was."""
+    peft_model = _peft_model(model)
+    active = list(peft_model.active_adapters)
+    with _same_trainable(peft_model):
+        try:
+            peft_model.base_model.set_adapter(name)
+            yield
+        finally:
+            peft_model.base_model.set_adapter(active)
 
 
 def _peft_model(model: nn.Module) -> PeftModel:
@@ -191,7 +201,7 @@ def _same_trainable(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _plain_forward(model: nn.Module) -> Iterator[None]:
+def plain_forward(model: nn.Module) -> Iterator[None]:
     """No gradient, no dropout, and nothing left behind in the caller's autocast cache.
 
     Autocast keeps the low-precision copies it makes of weights. In older versions of torch (2.13 is

@@ -14,7 +14,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from treft.errors import ConfigError
 
-__all__ = ["REGION_COLUMNS", "RegionCollator", "WrappedCollator", "attach_regions"]
+__all__ = ["REGION_COLUMNS", "RegionCollator", "WrappedCollator", "attach_regions", "carry_regions"]
 
 REGION_COLUMNS = ("region_codes", "turns")
 """Dataset columns beside `input_ids`; the trainer takes them out before the model is called."""
@@ -43,6 +43,13 @@ class WrappedCollator:
             for example in examples
         ]
         return attach_regions(self.collate(bare), examples)
+
+
+def carry_regions(collator: Any) -> RegionCollator | WrappedCollator:
+    """`collator` with the region columns in its batches: TRL's own, or a user's wrapped."""
+    if type(collator) is DataCollatorForLanguageModeling:
+        return RegionCollator(**vars(collator))
+    return WrappedCollator(collator)
 
 
 def attach_regions(batch: dict[str, Any], examples: Examples) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from treft.errors import ConfigError
 from treft.training.reference_source import REFERENCE_FILE, RUN_FILE
 
-__all__ = ["claim_output_dir", "find_checkpoint"]
+__all__ = ["claim_output_dir", "find_checkpoint", "run_folder"]
 
 
 def find_checkpoint(folder: Path, resume: str | None) -> str | None:
@@ -60,3 +60,9 @@ def claim_output_dir(folder: Path, *, resumes: bool, overwrite: bool) -> None:
             shutil.rmtree(checkpoint)
     for name in (RUN_FILE, REFERENCE_FILE):
         (folder / name).unlink(missing_ok=True)
+
+
+def run_folder(output_dir: str, checkpoint: str | bool) -> Path:
+    """Output folder of the run that wrote `checkpoint` (True: the newest in `output_dir`)."""
+    found = get_last_checkpoint(output_dir) if checkpoint is True else str(checkpoint)
+    return Path(found).resolve().parent if found else Path(output_dir)

@@ -46,9 +46,12 @@ __all__ = [
     "ReferenceKind",
     "RunRecord",
     "choose_kind",
+    "frozen_copy",
     "identity_before",
     "is_peft",
+    "keep_adapter",
     "open_bank",
+    "trained_adapter",
 ]
 
 logger = logging.getLogger(__name__)
@@ -190,10 +193,10 @@ def open_bank(
     if kind == "adapter_off":
         source = adapter_off(model)
     elif kind == "kept_adapter":
-        _keep_adapter(cast("PeftModel", model))
+        keep_adapter(cast("PeftModel", model))
         source = kept_adapter(model, KEPT_ADAPTER)
     elif kind == "kept_model":
-        source = other_model(_frozen_copy(model))
+        source = other_model(frozen_copy(model))
     else:
         source = other_model(model)
     return ReferenceBank(source, identity)
@@ -208,7 +211,7 @@ def identity_before(model: nn.Module, kind: ReferenceKind, template_hash: str) -
     return identify(model, template_hash, adapter)
 
 
-def _keep_adapter(model: PeftModel) -> None:
+def keep_adapter(model: PeftModel) -> None:
     """Add a frozen copy of the adapter that trains; the random state is left as it was."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -225,11 +228,12 @@ def _keep_adapter(model: PeftModel) -> None:
         parameter.requires_grad_(flags.get(name, False))
 
 
-def _frozen_copy(model: nn.Module) -> nn.Module:
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model that does not train."""
     num_gib = sum(item.numel() * item.element_size() for item in model.parameters()) / 2**30
     logger.warning(
-        "query or response is held while all weights train: a frozen copy of the model is kept as "
-        "the reference (%.1f GiB more); hold only prefix/postfix, or train an adapter, to avoid it",
+        "all weights train and rows need references of their own: a frozen copy of the model is "
+        "kept (%.1f GiB more); train an adapter, or hold only prefix/postfix, to avoid it",
         num_gib,
     )
     frozen = copy.deepcopy(model).requires_grad_(False).eval()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +18,8 @@ from accelerate.utils import AutocastKwargs
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainingArguments
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import global_then_local_main_first
 
 from treft.documents import Document
@@ -31,12 +30,23 @@ from treft.states import capturable
 from treft.training import checks
 from treft.training import dataset as rows
 from treft.training.auto_weight import AutoWeight
-from treft.training.collator import REGION_COLUMNS, RegionCollator, WrappedCollator
+from treft.training.collator import REGION_COLUMNS, carry_regions
 from treft.training.config import TReFTConfig, as_treft_config
 from treft.training.forward import FirstForward, batch_documents
 from treft.training.keeper import ReferenceKeeper
 from treft.training.masking import load_processing_class, needs_region_mask, text_tokenizer
 from treft.training.meter import Meter, penalty_parts
+from treft.training.mitigation import (
+    Mitigation,
+    add_terms,
+    change_rows,
+    check_set,
+    in_mitigations,
+    loss_batch,
+    num_divided,
+    required_regions,
+)
+from treft.training.output import run_folder
 
 __all__ = ["TReFTTrainer"]
 
@@ -57,6 +67,8 @@ class TReFTTrainer(SFTTrainer):
     `sft_loss`, with `loss` = `sft_loss` + `kv_loss`; in evaluation with the prefix `eval_`. With
     `kv_weight="auto"` also `kv_weight`, λ of the last step; with region weights
     `kv_penalty/<region>`.
+
+    `mitigations` are further methods (docs/mitigations.md); `loss` then holds their `<name>_loss`.
 
     Raises:
         ConfigError: options that cannot work together, before the model is run.
@@ -87,15 +99,21 @@ class TReFTTrainer(SFTTrainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         *rest: Any,
+        mitigations: Sequence[Mitigation] = (),
         **options: Any,
     ) -> None:
         config = as_treft_config(args, model)
+        check_set(mitigations, config.holds)
+        self.mitigations = tuple(mitigations)
+        self._required_regions = required_regions(config, self.mitigations)
         checks.before_loading(config, model, options.get("peft_config"))
         self._annotated: list[Any] = []
         self._postfix_row: Document | None = None
         self._keeper: ReferenceKeeper | None = None
         self._num_documents = 1
         self._eval_prefix = "eval"
+        train_dataset = change_rows(train_dataset, self.mitigations, "train")
+        eval_dataset = change_rows(eval_dataset, self.mitigations, "eval")
         assistant_only = config.assistant_only_loss
         self._mask_labels = False
         if assistant_only:
@@ -117,8 +135,13 @@ class TReFTTrainer(SFTTrainer):
         finally:
             config.assistant_only_loss = assistant_only
         self._meters = {"train": Meter(self.accelerator), "eval": Meter(self.accelerator)}
+        if self._required_regions:
+            checks.after_loading(self)
+            self.data_collator = carry_regions(self.data_collator)
         if config.holds:
             self._set_up_penalty()
+        for mitigation in self.mitigations:
+            mitigation.prepare(self)
 
     # ---- Data ----
 
@@ -133,7 +156,7 @@ class TReFTTrainer(SFTTrainer):
     ) -> Any:
         """TRL's preparation, with regions found between tokenising and truncating."""
         names = rows.column_names(dataset)
-        if not (args.holds or self._mask_labels) or "seq_lengths" in names:
+        if not (self._required_regions or self._mask_labels) or "seq_lengths" in names:
             return super()._prepare_dataset(
                 dataset, processing_class, args, packing, formatting_func, dataset_name
             )
@@ -148,7 +171,7 @@ class TReFTTrainer(SFTTrainer):
             tokenizer=text_tokenizer(processing_class),
             chat_template=self.chat_template,
             include_think_block=args.kv_include_think_block,
-            regions=tuple(args.kv_regions) if args.holds else (),
+            regions=self._required_regions,
             mask_labels=self._mask_labels,
             dataset_name=dataset_name,
         )
@@ -201,16 +224,9 @@ class TReFTTrainer(SFTTrainer):
     # ---- The reference ----
 
     def _set_up_penalty(self) -> None:
-        """Check that the penalty can work on this model and data, and open the reference."""
-        checks.after_loading(self)
+        """Check that the penalty can work on this model, and open the reference."""
         with capturable(self.model):
             pass
-        collator: Any = self.data_collator
-        self.data_collator = (
-            RegionCollator(**vars(collator))
-            if type(collator) is DataCollatorForLanguageModeling
-            else WrappedCollator(collator)
-        )
         is_known = all(isinstance(dataset, Dataset) for dataset in self._annotated)
         self._keeper = ReferenceKeeper(
             self.model,
@@ -253,17 +269,11 @@ class TReFTTrainer(SFTTrainer):
         """Train as `transformers.Trainer.train` does; a resumed run keeps its first reference."""
         if self._keeper is not None:
             if resume_from_checkpoint:
-                self._keeper.resume(self._run_folder(resume_from_checkpoint))
+                self._keeper.resume(run_folder(self.args.output_dir, resume_from_checkpoint))
             self._keeper.fix()
             if self.is_world_process_zero():
                 self._keeper.save(Path(self.args.output_dir))
         return cast(TrainOutput, super().train(resume_from_checkpoint, *rest, **options))
-
-    def _run_folder(self, checkpoint: str | bool) -> Path:
-        """Output folder of the run that wrote `checkpoint` (True: this run's)."""
-        own = self.args.output_dir
-        found = get_last_checkpoint(own) if checkpoint is True else str(checkpoint)
-        return Path(found).resolve().parent if found else Path(own)
 
     # ---- The loss ----
 
@@ -278,9 +288,10 @@ class TReFTTrainer(SFTTrainer):
             counted = sum(len(batch[DOCUMENTS]) for batch in samples)
             total = self.accelerator.reduce(torch.tensor(float(counted), device=device), "sum")
             self._num_documents = max(int(total), 1)
-            self._meters["train"].start_step()
             if self._steering is not None:
                 self._keeper.regularizer.weight = self._steering.weight
+        if samples:
+            self._meters["train"].start_step()
         return samples, num_items
 
     def compute_loss(
@@ -293,6 +304,25 @@ class TReFTTrainer(SFTTrainer):
         """TRL's loss plus λ L_KV of this micro-batch's share of the step (eq. 3)."""
         regions = {name: inputs.pop(name) for name in REGION_COLUMNS if name in inputs}
         documents: list[Document] | None = inputs.pop(DOCUMENTS, None)
+        if not self.mitigations:
+            return self._loss(model, inputs, regions, documents, return_outputs, num_items_in_batch)
+        batch = loss_batch(self, inputs, regions, num_items_in_batch)
+        model = in_mitigations(model, batch)
+        result = self._loss(model, inputs, regions, documents, return_outputs, num_items_in_batch)
+        loss, terms = add_terms(result[0] if return_outputs else result, batch)
+        self._meters["train" if batch.is_training else "eval"].add(terms, weight=1.0)
+        return (loss, result[1]) if return_outputs else loss
+
+    def _loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        regions: dict[str, Any],
+        documents: list[Document] | None,
+        return_outputs: bool,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Any:
+        """TRL's loss, and the penalty if there is one."""
         if self._regularizer is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         forward = FirstForward(model, self._regularizer)
@@ -316,30 +346,21 @@ class TReFTTrainer(SFTTrainer):
         it gets by the number of accumulated micro-batches, that is undone for the penalty.
         """
         share = self.accelerator.num_processes / self._num_documents
-        num_divided = (
-            1 if self._is_scaled(num_items_in_batch) else self.current_gradient_accumulation_steps
-        )
+        divided_by = num_divided(self, num_items_in_batch)
         raw = penalty.raw_sum * share
         parts = penalty_parts(penalty, self.args.kv_log_layers)
         self._meters["train"].add(
             {
                 "kv_penalty": raw,
                 "kv_loss": raw * penalty.weight,
-                "sft_loss": sft_loss / num_divided,
+                "sft_loss": sft_loss / divided_by,
                 **{name: value * share for name, value in parts.items()},
             }
         )
         if self._steering is not None:
-            self._steering.observe(raw, sft_loss / num_divided)
-        loss: Tensor = sft_loss + penalty.weight * raw * num_divided
+            self._steering.observe(raw, sft_loss / divided_by)
+        loss: Tensor = sft_loss + penalty.weight * raw * divided_by
         return loss
-
-    def _is_scaled(self, num_items_in_batch: Tensor | int | None) -> bool:
-        """Whether TRL's loss is this micro-batch's share of the step already, as `Trainer` asks."""
-        if self.loss_is_scaled_for_ga is not None:
-            return bool(self.loss_is_scaled_for_ga)
-        by_tokens = bool(self.model_accepts_loss_kwargs) and num_items_in_batch is not None
-        return by_tokens or self.compute_loss_func is not None
 
     def _add_in_evaluation(self, sft_loss: Tensor, penalty: Penalty, num_rows: int) -> Tensor:
         """Mean over the batch's conversations; the log weighs batches as `eval_loss` does."""
