@@ -36,7 +36,8 @@ LAYERS = (
     ("regularizer", "patching", "patch_spec", "activation", "generation"),
     ("training",),
     ("hub", "published"),
-    ("metrics", "organism", "loading", "arms", "demo", "report", "evaluation", "attribution"),
+    ("metrics", "organism", "loading", "arms", "demo", "report", "evaluation", "attribution")
+    + ("mitigations",),
     ("study",),
     ("cli",),
 )

@@ -1,0 +1,1 @@
+"""Methods against over-generalisation, beside the key/value penalty (docs/mitigations.md)."""

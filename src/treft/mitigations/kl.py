@@ -1,0 +1,195 @@
+"""KL to the unfinetuned model, on the training rows or on a retain set.
+
+Shapes: B rows, T tokens, D hidden size, N learnt tokens of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from accelerate.utils import send_to_device
+from datasets import Dataset
+from torch import Tensor
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from treft.batching import pad_token_id
+from treft.errors import ConfigError
+from treft.mitigations.hidden import last_hidden, output_head, run_hidden
+from treft.mitigations.reference_model import ReferenceModel
+from treft.training.masking import text_tokenizer
+from treft.training.mitigation import LossBatch, Mitigation
+
+if TYPE_CHECKING:
+    from treft.training import TReFTTrainer
+
+__all__ = ["DEFAULT_WEIGHT", "KLOnRetain", "KLOnTrain"]
+
+DEFAULT_WEIGHT = 50.0
+"""The paper's λ. Its code also divides by V, so its 50 is 50 / V of ours: sweep."""
+
+
+class _KL(Mitigation):
+    """What both have: λ Σ_t KL(p⁰_t ‖ p_t), p⁰ the unfinetuned model's next-token distribution.
+
+    The sum over the vocabulary is whole; chunks of tokens and vocabulary bound its memory (TRL's
+    kernel). Logits are float32.
+    """
+
+    has_term: ClassVar[bool] = True
+
+    def __init__(self, weight: float = DEFAULT_WEIGHT) -> None:
+        if not 0 < weight < float("inf"):
+            raise ConfigError(f"{self.name}_weight must be a positive number, not {weight}.")
+        self.weight = weight
+
+    def prepare(self, trainer: TReFTTrainer) -> None:
+        """Find the unfinetuned model and the output heads."""
+        self.reference = ReferenceModel(trainer)
+        self._head = output_head(trainer.model)
+        is_copy = self.reference.model is not trainer.model
+        self._reference_head = output_head(self.reference.model) if is_copy else self._head
+
+    def divergence(self, batch: LossBatch, hidden: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Σ over learnt tokens of KL(p⁰ ‖ p), a scalar.
+
+        Args:
+            batch: of the step.
+            hidden: of the trained model for `inputs`, (B, T, D), with gradient.
+            inputs: what the model got, with labels (B, T).
+        """
+        learnt = inputs["labels"][:, 1:].to(hidden.device) != -100
+        student = hidden[:, :-1][learnt]
+        if not len(student):
+            return hidden.sum() * 0
+        with self.reference.running() as reference:
+            teacher = run_hidden(reference, inputs)[:, :-1][learnt]
+        head, other = self._head, self._reference_head
+        with batch.trainer.accelerator.autocast():
+            per_token, _ = ChunkedDivergenceFunction.apply(
+                student,
+                *head.parameters,
+                teacher,
+                *other.parameters,
+                0.0,  # β: KL(teacher ‖ student)
+                1.0,
+                head.scale,
+                head.softcap,
+                other.scale,
+                other.softcap,
+            )
+        total: Tensor = per_token.sum()
+        return total
+
+
+class KLOnTrain(_KL):
+    """λ times the mean over learnt tokens of KL(p⁰ ‖ p) on the training rows themselves.
+
+    Source: the paper's baseline "KL train" (§5; λ = 50, one epoch); Kaczér et al., arXiv
+    2508.06249. Formula: L_SFT + λ / N Σ_t Σ_v p⁰_t(v) log(p⁰_t(v) / p_t(v)), N the learnt tokens of
+    the optimizer step. Cost: one forward of the unfinetuned model a step; no data.
+    """
+
+    name: ClassVar[str] = "kl_train"
+
+    def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
+        """Keep the decoder's output of the SFT loss's own forward."""
+        return self._keep(batch)
+
+    @contextmanager
+    def _keep(self, batch: LossBatch) -> Iterator[None]:
+        with last_hidden(batch.trainer.model) as found:
+            yield
+        # Of several forwards of one batch only the first has a gradient.
+        if self._batch is not batch:
+            self._batch, self._hidden = batch, found[0]
+
+    _batch: LossBatch | None = None
+    _hidden: Tensor
+
+    def term(self, batch: LossBatch) -> Tensor:
+        """λ KL of the micro-batch's share of the step."""
+        assert self._batch is batch
+        hidden, self._batch = self._hidden, None
+        del self._hidden
+        return self.weight * self.divergence(batch, hidden, batch.inputs) * batch.per_token
+
+
+class KLOnRetain(_KL):
+    """λ times the mean over learnt tokens of KL(p⁰ ‖ p) on batches of a retain set.
+
+    Source: the paper's baseline "KL retain" (§5; λ = 50). Formula: as `KLOnTrain`, over a batch of
+    retain rows beside each micro-batch; the mean is over that batch's learnt tokens (responses,
+    with assistant_only_loss). Rows are drawn without repeats until all were used, by seed and step,
+    so that a resumed run goes on with the same ones. Not in evaluation. Cost: one more forward and
+    backward of the model and one forward of the unfinetuned one a step; a retain set.
+
+    Args:
+        rows: of `messages`.
+        weight: λ > 0.
+        batch_size: retain rows beside a micro-batch; default the training batch size.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    name: ClassVar[str] = "kl_retain"
+
+    def __init__(
+        self,
+        rows: Sequence[dict[str, Any]],
+        weight: float = DEFAULT_WEIGHT,
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__(weight)
+        if not rows:
+            raise ConfigError("kl_retain needs rows of a retain set: give at least one.")
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"kl_retain's batch_size is {batch_size}; it must be at least 1.")
+        self.rows_to_keep = list(rows)
+        self.batch_size = batch_size
+
+    def prepare(self, trainer: TReFTTrainer) -> None:
+        """Tokenise the retain set as the training set was."""
+        super().prepare(trainer)
+        rows = Dataset.from_list(self.rows_to_keep, on_mixed_types="use_json")
+        tokenizer = trainer.processing_class
+        prepared = trainer._prepare_dataset(rows, tokenizer, trainer.args, False, None, "retain")
+        self._rows: list[dict[str, Any]] = [
+            {"input_ids": row["input_ids"], "labels": row["labels"]} for row in prepared
+        ]
+        self._collate = DataCollatorForLanguageModeling(pad_token_id(text_tokenizer(tokenizer)))
+        self._step, self._in_step = -1, 0
+
+    def retain_batch(self, number: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
+        """Rows of the retain batch of that number, counted from 0 over the whole run."""
+        num = len(self._rows)
+        found = []
+        for index in range(number * batch_size, (number + 1) * batch_size):
+            order = list(range(num))
+            random.Random(f"{seed}/{index // num}").shuffle(order)
+            found.append(self._rows[order[index % num]])
+        return found
+
+    def term(self, batch: LossBatch) -> Tensor | None:
+        """λ KL of the next retain batch."""
+        if not batch.is_training:
+            return None
+        trainer = batch.trainer
+        step = trainer.state.global_step
+        self._in_step = self._in_step + 1 if step == self._step else 0
+        self._step = step
+        accelerator = trainer.accelerator
+        micro = step * trainer.args.gradient_accumulation_steps + self._in_step
+        number = micro * accelerator.num_processes + accelerator.process_index
+        size = self.batch_size or trainer.args.per_device_train_batch_size
+        inputs = self._collate(self.retain_batch(number, size, trainer.args.seed))
+        inputs = send_to_device(inputs, accelerator.device)
+        hidden = run_hidden(trainer.model, inputs)
+        num_learnt = (inputs["labels"][:, 1:] != -100).sum().clamp(min=1)
+        mean = self.divergence(batch, hidden, inputs) / num_learnt
+        term: Tensor = self.weight * mean * batch.per_batch
+        return term
