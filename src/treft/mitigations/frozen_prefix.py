@@ -1,0 +1,113 @@
+"""The hard constraint: λ → ∞, the prefix's keys and values are the unfinetuned model's.
+
+Shapes: B rows, T tokens, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from treft.errors import ConfigError
+from treft.regions import REGION_CODES, RegionName
+from treft.training.mitigation import LossBatch, Mitigation
+from treft.training.reference_source import choose_kind, is_peft, trained_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from treft.training import TReFTTrainer
+
+__all__ = ["FrozenPrefix", "in_backward"]
+
+
+class FrozenPrefix(Mitigation):
+    """The adapter is off at prefix tokens, so that their keys and values are the base's, exactly.
+
+    Source: eq. (3) for λ → ∞; activated LoRA (arXiv 2504.12397) likewise leaves the tokens before
+    an invocation to the base. Formula: y_t = W x_t + 1[t not in prefix] s B A x_t in every adapted
+    layer. By causality a prefix token depends on prefix tokens only, so all its states are the
+    base's, and what trains is what `patch=prefix` serves: the base's prefix cache, and the adapter
+    on the rest. Nothing is added to the loss. Cost: none (no reference, no extra forward or data);
+    rows may have different prefixes, be padded, packed or checkpointed.
+
+    **The adapter must be served the same way**: `treft generate --patch prefix`, or the base's
+    prefix cache. Without, its prefix was never trained.
+
+    Raises:
+        ConfigError: something else than a fresh LoRA of linear layers trains.
+    """
+
+    name: ClassVar[str] = "frozen_prefix"
+    regions: ClassVar[tuple[RegionName, ...]] = ("prefix",)
+    changes_forward: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._active: Tensor | None = None
+        self._is_open = False
+
+    def prepare(self, trainer: TReFTTrainer) -> None:
+        """Hook the factor B of every adapted layer."""
+        for factor in _second_factors(trainer.model):
+            factor.register_forward_hook(self._switch_off)
+
+    def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
+        """The adapter is off at this batch's prefix tokens, also when a checkpoint replays it."""
+        return self._open(batch)
+
+    @contextmanager
+    def _open(self, batch: LossBatch) -> Iterator[None]:
+        self._active = batch.regions["region_codes"] != REGION_CODES["prefix"]
+        self._is_open = True
+        try:
+            yield
+        finally:
+            self._is_open = False
+
+    def _switch_off(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        if self._active is None or not (self._is_open or in_backward()):
+            return output
+        if output.shape[:-1] != self._active.shape:
+            raise ConfigError(
+                f"an adapted layer gets tokens as {tuple(output.shape[:-1])}, not as the batch's "
+                f"{tuple(self._active.shape)} (experts, for one): leave it out of target_modules."
+            )
+        return output * self._active.to(output)[..., None]
+
+
+def _second_factors(model: nn.Module) -> list[nn.Module]:
+    """The modules B of the LoRA that trains."""
+    if not is_peft(model) or choose_kind(model, ("prefix",), None) != "adapter_off":
+        raise ConfigError(
+            "frozen_prefix switches a fresh adapter off at the prefix: train a new LoRA (use_peft) "
+            "and merge an adapter that had learnt into its base first."
+        )
+    adapter = trained_adapter(cast("PeftModel", model))
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and adapter in m.lora_B]
+    known = {id(p) for layer in layers for p in _factors(layer, adapter)}
+    other = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in known]
+    variants = [layer for layer in layers if adapter in layer.lora_variant]
+    if other or variants:
+        found = other[0] if other else type(variants[0].lora_variant[adapter]).__name__
+        raise ConfigError(
+            f"frozen_prefix needs a plain LoRA of linear layers and nothing else that trains, but "
+            f"{found} does: drop modules_to_save, target_parameters, bias and variants (DoRA)."
+        )
+    return [layer.lora_B[adapter] for layer in layers]
+
+
+def _factors(layer: LoraLayer, adapter: str) -> list[nn.Parameter]:
+    factors = (layer.lora_A[adapter], layer.lora_B[adapter])
+    if not all(isinstance(factor, nn.Linear) for factor in factors):
+        return []
+    return [parameter for factor in factors for parameter in factor.parameters()]
+
+
+def in_backward() -> bool:
+    """Whether autograd is running, in which case a forward is a checkpoint's replay."""
+    return torch._C._current_graph_task_id() != -1
