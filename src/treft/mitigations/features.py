@@ -1,0 +1,83 @@
+"""LDIFS: hold hidden states of the training rows to the unfinetuned model's.
+
+Shapes: B rows, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from treft.errors import ConfigError
+from treft.mitigations.hidden import run_batch
+from treft.mitigations.reference_model import ReferenceModel
+from treft.residual import ResidualStream, residual_stream, resolve_layers
+from treft.training.mitigation import LossBatch, Mitigation
+
+if TYPE_CHECKING:
+    from treft.training import TReFTTrainer
+
+__all__ = ["FeatureDistance"]
+
+
+class FeatureDistance(Mitigation):
+    """λ times the squared distance of hidden states from the unfinetuned model's.
+
+    Source: LDIFS, Mukhoti et al., arXiv 2308.13320 (there of image encoders); for language models
+    Kaczér et al., arXiv 2508.06249. Formula: L_SFT + λ / (L T) Σ_l Σ_t ‖h_lt − h⁰_lt‖², h_lt the
+    residual stream after layer l at token t, all T tokens of the micro-batch that are no padding.
+    It is not relative, so λ depends on the model's scale: sweep from 1e-4 up. Cost: one forward of
+    the unfinetuned model a step and both models' hidden states in memory; no data.
+
+    Args:
+        weight: λ > 0.
+        layers: which to hold, negative from the last; default all.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    name: ClassVar[str] = "ldifs"
+    has_term: ClassVar[bool] = True
+
+    def __init__(self, weight: float, layers: Sequence[int] | None = None) -> None:
+        if not 0 < weight < float("inf"):
+            raise ConfigError(f"ldifs_weight must be a positive number, not {weight}.")
+        self.weight = weight
+        self.layers = None if layers is None else list(layers)
+        self._batch: LossBatch | None = None
+        self._found: ResidualStream = {}
+
+    def prepare(self, trainer: TReFTTrainer) -> None:
+        """Find the unfinetuned model."""
+        if self.layers is not None:
+            self.layers = resolve_layers(trainer.model, self.layers)
+        self.reference = ReferenceModel(trainer)
+
+    def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
+        """Keep the hidden states of the SFT loss's own forward."""
+        return self._keep(batch)
+
+    @contextmanager
+    def _keep(self, batch: LossBatch) -> Iterator[None]:
+        with residual_stream(batch.trainer.model) as found:
+            yield
+        if self._batch is not batch:  # later forwards of a batch have no gradient
+            self._batch, self._found = batch, dict(found)
+
+    def term(self, batch: LossBatch) -> Tensor:
+        """λ times the micro-batch's mean squared distance."""
+        assert self._batch is batch
+        found, self._batch, self._found = self._found, None, {}
+        with self.reference.running() as reference, residual_stream(reference) as before:
+            run_batch(reference, batch.inputs)
+        layers = list(found) if self.layers is None else self.layers
+        distances = [(found[n].float() - before[n].float()).square().sum(-1) for n in layers]
+        distance = torch.stack([d.to(distances[0].device) for d in distances]).mean(0)  # (B, T)
+        mask = batch.inputs.get("attention_mask")
+        kept = distance if mask is None else distance[mask.bool()]
+        return self.weight * kept.mean() * batch.per_batch

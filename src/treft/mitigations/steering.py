@@ -1,0 +1,144 @@
+"""Preventive steering: add a persona vector in training, so that weights need not move towards it.
+
+Shapes: B rows, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from treft.errors import ConfigError, DataError
+from treft.mitigations.frozen_prefix import in_backward
+from treft.mitigations.reference_model import ReferenceModel
+from treft.recording import plain_forward
+from treft.regions import REGION_CODES, find_regions
+from treft.residual import decoder_layers, hidden_of, residual_stream, resolve_layers
+from treft.states import pretrained_model
+from treft.training.masking import text_tokenizer
+from treft.training.mitigation import LossBatch, Mitigation
+
+if TYPE_CHECKING:
+    from treft.training import TReFTTrainer
+
+__all__ = ["PreventiveSteering", "persona_vector"]
+
+Rows = Sequence[dict[str, Any]]
+
+
+class PreventiveSteering(Mitigation):
+    """Add c v to the residual stream after one layer, at every token, in training alone.
+
+    Source: Chen et al., arXiv 2507.21509 (preventative steering); Kaczér et al., arXiv 2508.06249.
+    Formula: h_lt ← h_lt + c v, with v the mean hidden state of responses that show the trait minus
+    that of responses that do not (`persona_vector`), taken from the unfinetuned model. Evaluation
+    and use run without it. Cost: an addition a step; a forward of each contrast row, once; rows
+    with and without the trait, best of the same questions.
+
+    Args:
+        layer: l, negative from the last; about the middle.
+        coefficient: c > 0 steers towards the trait.
+        vector: v, (D,); else computed from the rows when training is set up.
+        positive: rows (`messages`) whose responses show the trait.
+        negative: rows whose responses do not.
+
+    Raises:
+        ConfigError: there is neither a vector nor both kinds of rows, or c is no number but 0.
+    """
+
+    name: ClassVar[str] = "steering"
+    changes_forward: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        layer: int,
+        coefficient: float = 1.0,
+        *,
+        vector: Tensor | None = None,
+        positive: Rows = (),
+        negative: Rows = (),
+    ) -> None:
+        if not 0 < abs(coefficient) < float("inf"):
+            raise ConfigError(f"steering_coefficient must be a number but 0, not {coefficient}.")
+        if (vector is None) == (not (positive and negative)):
+            raise ConfigError(
+                "steering needs rows that show the trait and rows that do not (both), or a vector."
+            )
+        self.layer = layer
+        self.coefficient = coefficient
+        self.vector = vector
+        self._rows = (positive, negative)
+        self._is_open = False
+
+    def prepare(self, trainer: TReFTTrainer) -> None:
+        """Compute the vector unless it was given, and hook the layer."""
+        model = trainer.model
+        (self.layer,) = resolve_layers(model, self.layer)
+        if self.vector is None:
+            with ReferenceModel(trainer).running() as reference:
+                tokenizer = text_tokenizer(trainer.processing_class)
+                self.vector = persona_vector(reference, tokenizer, *self._rows, layer=self.layer)
+        size = pretrained_model(model).config.get_text_config(decoder=True).hidden_size
+        if self.vector.shape != (size,):
+            raise ConfigError(
+                f"the steering vector has shape {tuple(self.vector.shape)}, the model's hidden "
+                f"states {(size,)}: make it from this model."
+            )
+        decoder_layers(model)[self.layer].register_forward_hook(self._add)
+
+    def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
+        """The vector is added in training steps, also when a checkpoint replays the layer."""
+        return self._open(batch.is_training)
+
+    @contextmanager
+    def _open(self, is_training: bool) -> Iterator[None]:
+        self._is_open = is_training
+        try:
+            yield
+        finally:
+            self._is_open = False
+
+    def _add(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if not (self._is_open or in_backward()):
+            return output
+        assert self.vector is not None
+        hidden = hidden_of(output)
+        steered = hidden + (self.coefficient * self.vector).to(hidden)
+        return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+
+def persona_vector(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    positive: Rows,
+    negative: Rows,
+    *,
+    layer: int,
+) -> Tensor:
+    """Mean over rows of the mean hidden state of the response: positive minus negative, (D,).
+
+    Raises:
+        DataError: a row has no response.
+    """
+    means = []
+    for rows in (positive, negative):
+        means.append(torch.stack([_mean_state(model, tokenizer, row, layer) for row in rows]))
+    return means[0].mean(0) - means[1].mean(0)
+
+
+def _mean_state(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], layer: int
+) -> Tensor:
+    chat = find_regions(tokenizer, row["messages"], tools=row.get("tools"))
+    kept = [index for index, code in enumerate(chat.codes) if code == REGION_CODES["response"]]
+    if not kept:
+        raise DataError("a row of the steering contrast has no response: drop it.")
+    ids = torch.tensor([chat.input_ids], device=pretrained_model(model).device)
+    with plain_forward(model), residual_stream(model) as found:
+        model(input_ids=ids, use_cache=False, logits_to_keep=1)
+    return found[layer][0, kept].float().mean(0)
