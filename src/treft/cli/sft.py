@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -31,8 +32,10 @@ from treft.cli.output import EXIT_INTERRUPTED
 from treft.data import load_messages
 from treft.errors import ConfigError, TreftError
 from treft.loading import model_path
+from treft.mitigations.arguments import MitigationArguments, build
 from treft.training import TReFTConfig, TReFTTrainer
 from treft.training.callbacks import StopOnInterrupt
+from treft.training.mitigation import Mitigation
 from treft.training.output import claim_output_dir, find_checkpoint
 
 __all__ = ["SftArguments", "main"]
@@ -66,6 +69,7 @@ class Job:
     training: TReFTConfig
     model: ModelConfig
     mixture: DatasetMixtureConfig
+    mitigations: MitigationArguments
 
 
 def main(argv: list[str]) -> None:
@@ -97,7 +101,8 @@ def _parse(argv: list[str]) -> Job:
         ConfigError: an option is unknown or unusable, or the YAML file is.
     """
     parser = TrlParser(
-        (SftArguments, TReFTConfig, ModelConfig, DatasetMixtureConfig), prog="treft sft"
+        (SftArguments, TReFTConfig, ModelConfig, DatasetMixtureConfig, MitigationArguments),
+        prog="treft sft",
     )
     if not torch.accelerator.is_available():
         parser.set_defaults(use_cpu=True)  # else TRL's bf16 default refuses to start here
@@ -118,10 +123,11 @@ def _run(job: Job) -> dict[str, Any]:
     folder = Path(training.output_dir)
     checkpoint = find_checkpoint(folder, training.resume_from_checkpoint)
     train_dataset, eval_dataset = _load_datasets(job)
+    mitigations = build(job.mitigations, job.model.model_name_or_path or "", training.seed)
     claim_output_dir(
         folder, resumes=checkpoint is not None, overwrite=job.script.overwrite_output_dir
     )
-    trainer = _build_trainer(job, train_dataset, eval_dataset)
+    trainer = _build_trainer(job, train_dataset, eval_dataset, mitigations)
     start = time.monotonic()
     with StopOnInterrupt() as interrupt:
         trainer.add_callback(interrupt)
@@ -184,7 +190,9 @@ def _split(found: Any, split: str) -> Any:
     return found[split]
 
 
-def _build_trainer(job: Job, train_dataset: Any, eval_dataset: Any) -> TReFTTrainer:
+def _build_trainer(
+    job: Job, train_dataset: Any, eval_dataset: Any, mitigations: Sequence[Mitigation]
+) -> TReFTTrainer:
     """The trainer, for a model or for an adapter that is to be trained further."""
     training, options = job.training, job.model
     if options.model_name_or_path is None:
@@ -215,6 +223,7 @@ def _build_trainer(job: Job, train_dataset: Any, eval_dataset: Any) -> TReFTTrai
         processing_class=tokenizer,
         quantization_config=None if is_adapter else get_quantization_config(options),
         peft_config=get_peft_config(options),
+        mitigations=mitigations,
     )
 
 
@@ -282,6 +291,7 @@ def _result(job: Job, trainer: TReFTTrainer, train_dataset: Any, loss: float) ->
         "kv_weight": last.get("kv_weight", training.kv_weight),  # auto: of the last logged step
         "kv_regions": list(training.kv_regions),
         "reference": trainer.reference_kind,
+        "mitigations": [mitigation.name for mitigation in trainer.mitigations],
     }
 
 
