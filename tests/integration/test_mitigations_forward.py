@@ -128,11 +128,14 @@ def test_frozen_prefix_refuses_what_it_cannot_hold(
         trainer(peft=LoraConfig(**LORA), kv_weight=1.0)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_feature_distance_is_the_mean_squared_distance(
-    tiny_model: TinyModel, make_trainer: MakeTrainer
+    checkpointing: bool, tiny_model: TinyModel, make_trainer: MakeTrainer
 ) -> None:
     trainer = make_trainer(
-        tiny_model("llama"), trainer={"mitigations": [FeatureDistance(0.3)]}, **PLAIN
+        tiny_model("llama"),
+        trainer={"mitigations": [FeatureDistance(0.3)]},
+        **{**PLAIN, "gradient_checkpointing": checkpointing},
     )
     disturb(trainer)
     value, found = added_by(trainer)
@@ -156,12 +159,20 @@ def test_feature_distance_is_the_mean_squared_distance(
     assert_same_gradients(found, expected, twin)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_steering_shifts_one_layer_in_training_alone(
-    tiny_model: TinyModel, make_trainer: MakeTrainer, chat_tokenizer: PreTrainedTokenizerBase
+    checkpointing: bool,
+    tiny_model: TinyModel,
+    make_trainer: MakeTrainer,
+    chat_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     positive, negative = conversations(3), conversations(5)[3:]
     steering = PreventiveSteering(-2, 2.5, positive=positive, negative=negative)
-    trainer = make_trainer(tiny_model("llama"), trainer={"mitigations": [steering]}, **PLAIN)
+    trainer = make_trainer(
+        tiny_model("llama"),
+        trainer={"mitigations": [steering]},
+        **{**PLAIN, "gradient_checkpointing": checkpointing},
+    )
     vector = persona_vector(
         tiny_model("llama"), chat_tokenizer, positive, negative, layer=0
     )  # an untouched copy of the base
@@ -224,3 +235,17 @@ def test_a_vector_of_another_size_is_refused(
     steering = PreventiveSteering(0, vector=torch.ones(7))
     with pytest.raises(ConfigError, match="hidden"):
         make_trainer(tiny_model("llama"), trainer={"mitigations": [steering]}, **PLAIN)
+
+
+def test_reentrant_checkpointing_is_refused(
+    tiny_model: TinyModel, make_trainer: MakeTrainer
+) -> None:
+    options = {
+        **PLAIN,
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    }
+    with pytest.raises(ConfigError, match="reentrant"):
+        make_trainer(
+            tiny_model("llama"), trainer={"mitigations": [FeatureDistance(1.0)]}, **options
+        )

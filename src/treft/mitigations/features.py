@@ -54,6 +54,12 @@ class FeatureDistance(Mitigation):
 
     def prepare(self, trainer: TReFTTrainer) -> None:
         """Find the unfinetuned model."""
+        kwargs = trainer.args.gradient_checkpointing_kwargs or {}
+        if trainer.args.gradient_checkpointing and kwargs.get("use_reentrant"):
+            raise ConfigError(
+                "reentrant gradient checkpointing gives hidden states no gradient, so ldifs would "
+                "do nothing: set gradient_checkpointing_kwargs={'use_reentrant': False}."
+            )
         if self.layers is not None:
             self.layers = resolve_layers(trainer.model, self.layers)
         self.reference = ReferenceModel(trainer)

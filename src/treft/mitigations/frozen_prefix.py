@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from treft.errors import ConfigError
 from treft.regions import REGION_CODES, RegionName
+from treft.training import checks
 from treft.training.mitigation import LossBatch, Mitigation
 from treft.training.reference_source import choose_kind, is_peft, trained_adapter
 
@@ -40,7 +41,8 @@ class FrozenPrefix(Mitigation):
     prefix cache. Without, its prefix was never trained.
 
     Raises:
-        ConfigError: something else than a fresh LoRA of linear layers trains.
+        ConfigError: something else than a fresh LoRA of linear layers trains, or the model does not
+            keep the conversations of a flattened row apart.
     """
 
     name: ClassVar[str] = "frozen_prefix"
@@ -53,6 +55,7 @@ class FrozenPrefix(Mitigation):
 
     def prepare(self, trainer: TReFTTrainer) -> None:
         """Hook the factor B of every adapted layer."""
+        checks.isolation(trainer)
         for factor in _second_factors(trainer.model):
             factor.register_forward_hook(self._switch_off)
 

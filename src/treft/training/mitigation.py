@@ -6,7 +6,7 @@ it needs and is given to the trainer: `TReFTTrainer(..., mitigations=[MyMethod()
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -18,6 +18,7 @@ from treft.regions import RegionName
 
 if TYPE_CHECKING:
     from treft.training.config import TReFTConfig
+    from treft.training.meter import Meter
     from treft.training.trainer import TReFTTrainer
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "change_rows",
     "check_set",
     "in_mitigations",
+    "log_terms",
     "loss_batch",
     "num_divided",
     "required_regions",
@@ -181,6 +183,12 @@ def add_terms(loss: Tensor, batch: LossBatch) -> tuple[Tensor, dict[str, Tensor]
             loss = loss + term
             found[f"{mitigation.name}_loss"] = term / batch.num_divided
     return loss, found
+
+
+def log_terms(meter: Meter, terms: Mapping[str, Tensor], batch: LossBatch) -> None:
+    """Terms of a step add up over its micro-batches; in evaluation batches weigh by their rows."""
+    num_rows = 1 if batch.is_training else len(batch.inputs["input_ids"])
+    meter.add({name: term * num_rows for name, term in terms.items()}, weight=num_rows)
 
 
 def loss_batch(

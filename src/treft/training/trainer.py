@@ -42,6 +42,7 @@ from treft.training.mitigation import (
     change_rows,
     check_set,
     in_mitigations,
+    log_terms,
     loss_batch,
     num_divided,
     required_regions,
@@ -66,9 +67,8 @@ class TReFTTrainer(SFTTrainer):
     The log has, beside TRL's entries: `kv_penalty` (eq. (3)'s L_KV), `kv_loss` (λ L_KV) and
     `sft_loss`, with `loss` = `sft_loss` + `kv_loss`; in evaluation with the prefix `eval_`. With
     `kv_weight="auto"` also `kv_weight`, λ of the last step; with region weights
-    `kv_penalty/<region>`.
-
-    `mitigations` are further methods (docs/mitigations.md); `loss` then holds their `<name>_loss`.
+    `kv_penalty/<region>`. `mitigations` are further methods (docs/mitigations.md), whose
+    `<name>_loss` are then in `loss` too.
 
     Raises:
         ConfigError: options that cannot work together, before the model is run.
@@ -310,7 +310,7 @@ class TReFTTrainer(SFTTrainer):
         model = in_mitigations(model, batch)
         result = self._loss(model, inputs, regions, documents, return_outputs, num_items_in_batch)
         loss, terms = add_terms(result[0] if return_outputs else result, batch)
-        self._meters["train" if batch.is_training else "eval"].add(terms, weight=1.0)
+        log_terms(self._meters["train" if batch.is_training else "eval"], terms, batch)
         return (loss, result[1]) if return_outputs else loss
 
     def _loss(
