@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from mitigation_helpers import added_by, assert_same_gradients, double_twin, first_batch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from training_helpers import conversations, disturb, entries, trained
+from training_helpers import LORA, conversations, disturb, entries, trained
 from transformers import PreTrainedModel
 
 from treft.errors import ConfigError
@@ -142,6 +143,24 @@ def test_full_finetune_compares_with_a_frozen_copy(
     assert not any(value.requires_grad for value in kl.reference.model.parameters())
 
 
+def test_an_adapter_trained_further_is_compared_with_itself_before(
+    tiny_model: TinyModel, make_trainer: MakeTrainer
+) -> None:
+    learnt = get_peft_model(tiny_model("llama"), LoraConfig(**LORA))
+    for name, value in learnt.named_parameters():
+        if "lora_B" in name:
+            value.data.fill_(0.2)
+    kl = KLOnTrain(weight=1.0)
+    trainer = make(make_trainer, learnt, kl, lora=False)
+    trainer.train()
+    assert kl.reference.kind == "kept_adapter"
+    assert entries(trainer, "kl_train_loss")[0] == pytest.approx(0, abs=1e-5)
+    assert entries(trainer, "kl_train_loss")[-1] > 1e-4
+    kept = [v for n, v in trainer.model.named_parameters() if "lora_B.treft_reference" in n]
+    assert kept
+    assert all(bool((value == 0.2).all()) and not value.requires_grad for value in kept)
+
+
 @pytest.mark.parametrize(
     ("make_wrong", "words"),
     [
@@ -156,9 +175,17 @@ def test_wrong_options(make_wrong: Callable[[], object], words: str) -> None:
         make_wrong()
 
 
-def test_a_head_with_an_adapter_is_refused(
+def test_a_trained_head_and_a_method_given_twice_are_refused(
     tiny_model: TinyModel, make_trainer: MakeTrainer
 ) -> None:
+    lora = LoraConfig(**LORA, modules_to_save=["lm_head"])
+    with pytest.raises(ConfigError, match="modules_to_save"):
+        make_trainer(
+            tiny_model("llama"),
+            lora=False,
+            kv_weight=0.0,
+            trainer={"mitigations": [KLOnTrain()], "peft_config": lora},
+        )
     with pytest.raises(ConfigError, match="given twice"):
         make_trainer(
             tiny_model("llama"), kv_weight=0.0, trainer={"mitigations": [KLOnTrain(), KLOnTrain()]}
