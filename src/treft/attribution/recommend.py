@@ -18,9 +18,9 @@ from treft.regions import RegionName
 
 __all__ = ["Measured", "Recommendation", "recommend", "round_weight"]
 
-MULTIPLE = 100.0
-"""λ over λ₀. On the organism spread still falls up to about here, and rises no more in-domain loss
-for the carrier's sake above it (docs/diagnosis.md)."""
+MULTIPLE = 30.0
+"""λ over λ₀, where to begin. On two kinds of organism the best λ lay at 9 and at 180 times the
+rate, and a wrong λ costs much (docs/diagnosis.md): sweep around this one."""
 
 ENOUGH_OF_ALL = 0.9
 """Share of what all layers regain, above which fewer layers are recommended."""
@@ -60,8 +60,8 @@ class Recommendation:
         regions: to hold, for `kv_regions`; empty where nothing is recommended.
         layers: for `kv_layers`; None means all.
         kv_weight: λ, or "auto" where no training rows said what the finetune gains.
-        in_domain_lost: share of the in-domain behaviour that the patch of these regions takes
-            away: training can find other ways, so it will cost about this much or less.
+        in_domain_lost: share of the in-domain behaviour that the patch of these regions takes away
+            from the finished finetune. What training loses depends on λ, too, and may be more.
         reasons: a sentence each.
     """
 
@@ -159,8 +159,10 @@ def _weight(
     rate = gain / (sum(drift) / len(drift))
     weight = round_weight(MULTIPLE * rate)
     return weight, (
-        f"λ {weight:g}: {MULTIPLE:g} times the exchange rate {rate:.3g} "
-        f"(loss gained {gain:.3g} nats a token, L_KV {sum(drift) / len(drift):.3g})."
+        f"λ {weight:g}: {MULTIPLE:g} times the exchange rate {rate:.3g} (loss gained {gain:.3g} "
+        f"nats a token, L_KV {sum(drift) / len(drift):.3g}). Begin there, and try {weight / 3:.2g} "
+        f"and {weight * 3:.2g} on questions that you do not report: the rate gives no more than "
+        "the scale."
     )
 
 
@@ -176,4 +178,4 @@ def _about_cost(lost: Interval | None) -> str:
     text = f"Patching these tokens takes away {shown} of the behaviour in the domain"
     if lost.high > COSTLY:
         return f"{text}: the finetune may learn its task less well; check it in the domain."
-    return f"{text}, so holding them should cost the domain little."
+    return f"{text}: holding them need not cost the domain much, if λ is not too large."
