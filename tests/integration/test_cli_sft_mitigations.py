@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from safetensors.torch import load_file
 from training_helpers import conversations
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from treft.cli.sft import main
 from treft.errors import ConfigError, DataError
 from treft.mitigations.arguments import MitigationArguments, build
+from treft.mitigations.perplexity_gap import perplexity_gap
 
 TinyModel = Callable[..., PreTrainedModel]
 
@@ -109,3 +111,28 @@ def test_files_are_checked_before_the_model_is_loaded(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=r"none\.jsonl"):
             build(MitigationArguments(**options), "no-model", 1)
+
+
+def test_rows_are_chosen_by_the_gap_between_two_models_on_disk(
+    folder: Path, tiny_model: TinyModel, chat_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tiny_model("llama", seed=1).save_pretrained(folder / "misaligned")
+    chat_tokenizer.save_pretrained(folder / "misaligned")
+    flags = MitigationArguments(
+        interleave_files=[str(folder / "retain.jsonl")],
+        interleave_ratio=0.5,
+        interleave_misaligned=str(folder / "misaligned"),
+    )
+    (method,) = build(flags, str(folder / "model"), seed=1)
+    rows = conversations(9)[6:]
+    gaps = perplexity_gap(tiny_model("llama", seed=1), tiny_model("llama"), chat_tokenizer, rows)
+    best = rows[max(range(len(rows)), key=gaps.__getitem__)]
+    mixed = method.rows(Dataset.from_list(conversations(1)), "train")
+    assert best["messages"] in list(mixed["messages"])
+    assert len(mixed) == 2
+    with pytest.raises(ConfigError, match="no folder"):
+        build(
+            MitigationArguments(interleave_files=flags.interleave_files, interleave_misaligned="x"),
+            "model",
+            seed=1,
+        )
