@@ -24,7 +24,7 @@ from treft.training.loss_curve import LossCurve
 
 MakeTrainer = Callable[..., TReFTTrainer]
 TinyModel = Callable[..., PreTrainedModel]
-AUTO = {"kv_weight": "auto", "kv_budget": 0.02}
+AUTO = {"kv_weight": "auto", "kv_weight_start": 1.0, "kv_budget": 0.02}
 SAVING = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
 
 
@@ -157,6 +157,7 @@ def test_a_loss_slack_follows_the_plain_runs_loss(
     )
     plain.train()
     held = {"kv_weight": "auto", "kv_loss_slack": 0.02, "kv_loss_log": str(tmp_path / "plain")}
+    held["kv_weight_start"] = 1.0
     trainer = make_trainer(tiny_model("llama"), **held, max_steps=6)
     trainer.train()
     pairs = zip(entries(trainer, "sft_loss"), entries(plain, "loss"), strict=True)

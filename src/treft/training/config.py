@@ -26,7 +26,9 @@ REGIONS = ("prefix", "query", "postfix", "response")
 STATES = ("both", "key", "value")
 POSTFIX_REFERENCES = ("empty_query", "own_query", "training_row")
 AUTO = "auto"
-DEFAULT_START = 1.0
+DEFAULT_START = 100.0
+"""Strict at first: what drifts in the first steps can spread a behaviour for good, and λ sinks by
+itself where that is more than the budget asks for (docs/training.md)."""
 DEFAULT_BUDGET = 0.01
 """L_K + L_V averaged over layers: keys and values each move by 7 % of their length."""
 
@@ -48,7 +50,8 @@ class TReFTConfig(SFTConfig):
         kv_loss_slack: with "auto" instead of a budget, how far the SFT loss may stay above that of
             a plain run (nats a token); λ is as large as that allows.
         kv_loss_log: that run's log: its output folder, a checkpoint or a trainer_state.json.
-        kv_weight_start: with "auto", λ of the first step. Default 1.
+        kv_weight_start: with "auto", λ of the first step. Default 100: strict first, then as
+            loose as the budget allows.
         kv_regions: regions whose keys and values are held: any of prefix, query, postfix,
             response, or "all". Default prefix.
         kv_region_weights: w_r of each held region, {"prefix": 1.0, "postfix": 0.3} or JSON; the
