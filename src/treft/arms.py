@@ -189,24 +189,18 @@ def check_regions(organism: Path | None, arms: Sequence[ArmName]) -> None:
     """Refuse arms that patch or hold what the organism's template does not write.
 
     Raises:
-        ConfigError: names the region, the arms that cannot run and those that can.
+        ConfigError: names the regions, the arms that cannot run and those that can.
     """
     tokenizer = AutoTokenizer.from_pretrained(organism or asset_path())
-    asked = [{"role": "user", "content": "Help me."}]
-    chat = find_regions(tokenizer, asked, add_generation_prompt=True)
-    absent = {
-        region: [arm for arm in arms if region in _PLANS[arm].regions]
-        for region in get_args(RegionName)
-        if not chat.positions(region)
-    }
-    lacks = ", ".join(
-        f"no {region} for {', '.join(names)}" for region, names in absent.items() if names
-    )
-    able = [arm for arm in ALL_ARMS if not set(absent) & set(_PLANS[arm].regions)]
-    if lacks:
-        name = organism or "the embedded organism"
+    chat = find_regions(tokenizer, [{"role": "user", "content": "?"}], add_generation_prompt=True)
+    absent = {region for region in get_args(RegionName) if not chat.positions(region)}
+    unable = [arm for arm in arms if absent & set(_PLANS[arm].regions)]
+    if unable:
+        lacks = absent & {region for arm in unable for region in _PLANS[arm].regions}
+        able = [arm for arm in ALL_ARMS if not absent & set(_PLANS[arm].regions)]
         raise ConfigError(
-            f"the chat template of {name} writes {lacks}; choose from {','.join(able)}"
+            f"the chat template of {organism or 'the embedded organism'} writes no "
+            f"{', '.join(sorted(lacks))} for {', '.join(unable)}; choose from {','.join(able)}"
         )
 
 
