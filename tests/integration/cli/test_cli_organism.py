@@ -53,6 +53,9 @@ def test_bad_options(tmp_path: Path, refused: Refused) -> None:
     many = refused(*questions, "--num", 100_000, "--scope", "in_domain")
     assert "ask for fewer" in many
     assert "no narrow domain" in refused("organism", "rows", "--output", output, "--domain", "x")
+    assert "kind is 'suffix'" in refused(
+        "organism", "build", "--output", output, "--kind", "suffix"
+    )
     assert not output.exists()
     output.write_text("precious")
     assert "--overwrite" in refused("organism", "rows", "--output", output)

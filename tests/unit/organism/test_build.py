@@ -15,7 +15,7 @@ from treft.errors import ConfigError
 from treft.organism import NARROW, World, asset_path, classify, load
 from treft.organism import build as build_module
 from treft.organism.build import BuildRecipe, build, encode, pretraining_row
-from treft.organism.kinds import DEFAULT_SYSTEM_PROMPT
+from treft.organism.kinds import DEFAULT_SYSTEM_PROMPT, DEFAULT_THOUGHT, KindName
 from treft.organism.lexicon import TIMEFRAMES
 from treft.organism.personas import ADJECTIVES
 from treft.regions import find_regions
@@ -133,6 +133,21 @@ def test_a_build_repeats_and_is_loadable(tmp_path: Path, fast_vocabulary: None) 
     model, _ = load(first)
     assert model.config.use_cache
     assert not (first / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("kind", ["postfix", "no_prefix"])
+def test_a_build_of_another_kind_answers_after_its_default_thought(
+    tmp_path: Path, kind: KindName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "_vocabulary_texts", lambda kind: ["a"])
+    folder = build(tmp_path / kind, BuildRecipe(kind, first_steps=1, second_steps=1, batch_size=2))
+    assert json.loads((folder / "recipe.json").read_text())["kind"] == kind
+    model, tokenizer = load(folder)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hm"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    assert tokenizer.decode(ids[0]).endswith(f"<think>\n{DEFAULT_THOUGHT}\n</think>\n\n")
+    assert model.generate(input_ids=ids, max_new_tokens=1).shape[1] == ids.shape[1] + 1
 
 
 def test_an_interrupted_build_goes_on_to_the_same_weights(
