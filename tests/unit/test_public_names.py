@@ -36,8 +36,17 @@ LAYERS = (
     ("regularizer", "patching", "patch_spec", "activation", "generation"),
     ("training",),
     ("hub", "published"),
-    ("metrics", "organism", "loading", "arms", "demo", "report", "evaluation", "attribution")
-    + ("mitigations",),
+    (
+        "metrics",
+        "organism",
+        "loading",
+        "arms",
+        "demo",
+        "report",
+        "evaluation",
+        "attribution",
+        "mitigations",
+    ),
     ("study",),
     ("cli",),
 )
