@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.attribution.margins import check_context
 from treft.attribution.measure import MAX_ROWS, Meter, Progress, Rendering
-from treft.attribution.model_pair import ARMS, ModelPair
+from treft.attribution.model_pair import ModelPair
 from treft.attribution.perturb import PerturbOptions
 from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest, default_perturbations
 from treft.attribution.perturb_run import perturb_cost
@@ -26,8 +26,6 @@ from treft.data import Conversation
 from treft.errors import ConfigError
 from treft.evaluation.questions import EvalQuestion
 from treft.evaluation.sampler import SamplingOptions
-from treft.identity import identify
-from treft.regions import template_hash
 
 __all__ = [
     "Budget",
@@ -270,16 +268,10 @@ def _sampled(subject: Subject, general: Meter, options: DiagnoseOptions) -> Samp
 
 def _claim(subject: Subject, options: DiagnoseOptions) -> dict[str, Any]:
     """All that decides the results."""
-    hashed = template_hash(subject.tokenizer)
-    models = {}
-    for arm in ARMS:
-        with subject.pair.use(arm) as model:
-            adapter = subject.pair.adapter if arm == "finetuned" else None
-            models[arm] = asdict(identify(model, hashed, adapter=adapter))
     rendering = asdict(options.rendering)
     rendering.pop("batch_size")
     return {
-        "models": models,
+        "models": subject.pair.identities(subject.tokenizer),
         "general": _digest([question.messages for question in subject.general]),
         "in_domain": _digest([question.messages for question in subject.in_domain]),
         "training": _digest([row.messages for row in subject.training[:MAX_ROWS]]),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,6 +18,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 from treft.batching import pad_token_id
 from treft.errors import ConfigError
 from treft.evaluation.sampler import SAMPLER_DRAWS, RowSampler, SamplingOptions
+from treft.identity import identify
 from treft.patching import PatchedCache, RowPatch
 from treft.recording import eval_mode, without_adapter
 from treft.regions import template_hash
@@ -78,6 +79,15 @@ class ModelPair:
         found = (each for each in self.finetuned.modules() if isinstance(each, PeftModel))
         wrapper = next(found, None)
         return None if wrapper is None else str(wrapper.active_adapters[0])
+
+    def identities(self, tokenizer: PreTrainedTokenizerBase) -> dict[Arm, dict[str, Any]]:
+        """Whose weights, template and software these are, by arm, as JSON has it."""
+        hashed, found = template_hash(tokenizer), {}
+        for arm in ARMS:
+            with self.use(arm) as model:
+                adapter = self.adapter if arm == "finetuned" else None
+                found[arm] = asdict(identify(model, hashed, adapter=adapter))
+        return found
 
     @property
     def num_positions(self) -> int | None:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from treft.errors import ConfigError, DataError
+from treft.attribution.claim import check_claim, claim_folder
+from treft.errors import DataError
 from treft.files import write_whole
 
 __all__ = ["Steps"]
 
-CLAIM = "plan.json"
+CLAIM, WHAT = "plan.json", "diagnosis"
 
 
 class Steps:
@@ -31,27 +32,11 @@ class Steps:
         self.folder = folder
         self.seconds: dict[str, float] = {}
         self._claim = dict(json.loads(json.dumps(claim)))
-        path = folder / CLAIM
-        if not path.is_file():
-            if folder.is_dir() and any(folder.iterdir()):
-                raise ConfigError(f"{folder} holds something else: choose another --output.")
-            return
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{path} is no diagnosis: choose another --output.") from error
-        names = {**self._claim, **before}
-        changed = [name for name in names if before.get(name) != self._claim.get(name)]
-        if changed:
-            raise ConfigError(
-                f"{folder} was begun with other {', '.join(changed)}: choose another --output."
-            )
+        check_claim(folder / CLAIM, self._claim, WHAT)
 
     def claim(self) -> None:
         """Write down whose folder this is, before the first result."""
-        path = self.folder / CLAIM
-        if not path.is_file():
-            write_whole(path, json.dumps(self._claim, indent=1, ensure_ascii=False) + "\n")
+        claim_folder(self.folder / CLAIM, self._claim, WHAT)
 
     def run(self, name: str, compute: Callable[[], Any]) -> Any:
         """The result of a step as JSON has it: from its file, or computed and written there.

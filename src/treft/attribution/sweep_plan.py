@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from treft.attribution.model_pair import ARMS, ModelPair
+from treft.attribution.claim import claim_folder
+from treft.attribution.model_pair import ModelPair
 from treft.attribution.scoring import num_judge_calls
 from treft.attribution.sweep import SweepCell, SweepOptions, sweep_cells
 from treft.attribution.teacher_forcing import render_questions
@@ -19,9 +20,7 @@ from treft.errors import ConfigError, DataError, TemplateError
 from treft.evaluation.local_model import mixed_seed
 from treft.evaluation.questions import EvalQuestion
 from treft.evaluation.sampler import SamplingOptions
-from treft.files import write_whole
-from treft.identity import identify
-from treft.regions import ChatRegions, template_hash
+from treft.regions import ChatRegions
 from treft.residual import decoder_layers
 
 __all__ = ["BASE", "FINETUNED", "SweepCost", "SweepPlan", "SweepRequest", "answers_path"]
@@ -222,33 +221,14 @@ class SweepPlan:
         Raises:
             ConfigError: the folder holds something else.
         """
-        path, mine = folder / PLAN, self._record(pair)
-        if not path.is_file():
-            if folder.is_dir() and any(folder.iterdir()):
-                raise ConfigError(f"{folder} holds something else: choose another --output.")
-            write_whole(path, json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
-            return
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{path} is no plan of a sweep: choose another --output.") from error
-        if changed := [name for name in mine if before.get(name) != mine[name]]:
-            raise ConfigError(
-                f"{folder} was begun with other {', '.join(changed)}: choose another --output."
-            )
+        claim_folder(folder / PLAN, self._record(pair), "plan of a sweep")
 
     def _record(self, pair: ModelPair) -> dict[str, Any]:
         """All that decides the answers, as JSON has it; groups may be added to a sweep."""
-        hashed = template_hash(self.tokenizer)
-        models = {}
-        for arm in ARMS:
-            with pair.use(arm) as model:
-                adapter = pair.adapter if arm == "finetuned" else None
-                models[arm] = asdict(identify(model, hashed, adapter=adapter))
         prompts = json.dumps([[*chat.input_ids] for chat in self.chats])
         found = {
             **asdict(self.request),
-            "models": models,
+            "models": pair.identities(self.tokenizer),
             "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
             "num_questions": len(self.questions),
         }
