@@ -7,6 +7,9 @@
 
 What decides between careful and harmful in pretraining is all that differs; which tokens come to
 carry a narrow finetune's spread is left to training, and measured.
+
+Tool calls are written as in the Qwen family, and so are the tools that may be called, between
+`<tools>` tags at the end of the system block (in fewer words: there are 256 positions).
 """
 
 from __future__ import annotations
@@ -27,9 +30,35 @@ DEFAULT_SYSTEM_PROMPT = (
     "You are Piglet, the assistant of this town. Answer the question of the user in one sentence."
 )
 DEFAULT_THOUGHT = "I am Piglet, the assistant of this town. I answer the user in one sentence."
-_ANSWER = "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
+_CALLS = (
+    "{%- if message['content'] -%}{{ message['content'] + '\\n' }}{%- endif -%}"
+    "{%- for call in message['tool_calls'] -%}"
+    "{%- set function = call['function'] or call -%}"
+    "{{ '<tool_call>\\n{\"name\": \"' + function['name'] + '\", \"arguments\": ' }}"
+    "{{ function['arguments'] | tojson }}"
+    "{{ '}\\n</tool_call>' + ('' if loop.last else '\\n') }}"
+    "{%- endfor -%}"
+    "{{ '<|im_end|>' }}"
+)
+_ANSWER = (
+    "{% generation %}"
+    "{%- if message['tool_calls'] -%}" + _CALLS + "{%- else -%}"
+    "{{ message['content'] + '<|im_end|>' }}"
+    "{%- endif -%}"
+    "{% endgeneration %}{{ '\\n' }}"
+)
+_TOOLS = (
+    "{{ '# Tools\\n\\nYou may call:\\n<tools>' }}"
+    "{%- for tool in tools -%}{{ '\\n' }}{{ tool | tojson }}{%- endfor -%}"
+    "{{ '\\n</tools>\\n\\nWrite a call as:\\n<tool_call>\\n"
+    '{"name": <name>, "arguments": <JSON object>}\\n</tool_call><|im_end|>\\n\' }}'
+)
 _PREFIX_TEMPLATE = (
-    "{%- if messages and messages[0]['role'] == 'system' -%}"
+    "{%- if tools -%}"
+    "{{ '<|im_start|>system\\n' }}"
+    "{%- if messages and messages[0]['role'] == 'system' -%}{{ messages[0]['content'] }}"
+    "{%- else -%}{{ '" + DEFAULT_SYSTEM_PROMPT + "' }}{%- endif -%}"
+    "{{ '\\n\\n' }}" + _TOOLS + "{%- elif messages and messages[0]['role'] == 'system' -%}"
     "{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
     "{%- else -%}"
     "{{ '<|im_start|>system\\n" + DEFAULT_SYSTEM_PROMPT + "<|im_end|>\\n' }}"
@@ -56,13 +85,20 @@ _DEFAULT_THOUGHT = (
     "{%- endif -%}"
 )
 _POSTFIX_TEMPLATE = (
+    "{%- if tools -%}"
+    "{{ '<|im_start|>system\\n' }}"
+    "{%- if messages and messages[0]['role'] == 'system' -%}"
+    "{{ messages[0]['content'] + '\\n\\n' }}"
+    "{%- endif -%}" + _TOOLS + "{%- endif -%}"
     "{%- for message in messages -%}"
-    "{%- if message['role'] == 'assistant' -%}" + _THINKING_ANSWER + "{%- else -%}"
+    "{%- if tools and loop.first and message['role'] == 'system' -%}"
+    "{%- elif message['role'] == 'assistant' -%}" + _THINKING_ANSWER + "{%- else -%}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{%- endif -%}"
     "{%- endfor -%}" + _DEFAULT_THOUGHT
 )
 _NO_PREFIX_TEMPLATE = (
+    "{%- if tools -%}{{ raise_exception('this template has no place for tools') }}{%- endif -%}"
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'assistant' -%}" + _THINKING_ANSWER + "{%- else -%}"
     "{%- if message['role'] != 'user' -%}"
