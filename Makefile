@@ -15,7 +15,7 @@ export HF_DATASETS_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check bench clean
+.PHONY: help venv demo test test-all check bench studies clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,11 @@ check: $(STAMP)  ## style and types
 bench: $(STAMP)  ## what docs/benchmarks.md reports
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/generation.py
+
+STUDIES := docs/results/studies
+studies: $(STAMP)  ## every claim of the paper on the organism, and docs/paper_index.md
+	$(BIN)/treft study run all --seeds 5 --output $(STUDIES) --overwrite $(ARGS); status=$$?; \
+		$(BIN)/treft study index $(STUDIES) --output docs/paper_index.md && exit $$status
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

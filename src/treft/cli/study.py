@@ -1,20 +1,22 @@
-"""`treft study`: the paper's claims, each tested by one command."""
+"""`treft study`: the paper's claims, each tested by one command, or all by one."""
 
 from __future__ import annotations
 
 import os
-import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from treft.cli.options import Json
+from treft.cli.options import Json, Overwrite
 from treft.cli.output import EXIT_INTERRUPTED, emit, stdout_aside
 from treft.errors import ConfigError
 
 if TYPE_CHECKING:
     from treft.study.engine import Event, Outcome, Workers
+    from treft.study.protocol import Study
     from treft.study.step import Plan
     from treft.study.store import Store
 
@@ -27,7 +29,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Name = Annotated[str, typer.Argument(help="Of the study, from `treft study list`.")]
+Names = Annotated[
+    list[str], typer.Argument(help="Of one or more studies, from `treft study list`, or all.")
+]
 Organism = Annotated[
     list[Path] | None, typer.Option(help="Folder of an organism; repeatable. Default: ours.")
 ]
@@ -42,12 +46,36 @@ StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of results; s
 STORE = Path("treft-studies")
 
 
-@app.command(name="list")
-def list_studies(json: Json = False) -> None:
-    """Names, the claims of the paper that they test, and what they cost."""
-    from treft.study.catalogue import all_studies
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked for.
 
-    studies = all_studies()
+    Attributes:
+        plan: all steps.
+        tables: address of its table by study.
+        alone: one study, named as such: its steps and folders bear no study's name.
+    """
+
+    plan: Plan
+    tables: dict[str, str]
+    alone: bool
+
+    def folders(self, output: Path) -> dict[str, Path]:
+        """Where copies of results go, by study."""
+        return {name: output if self.alone else output / name for name in self.tables}
+
+
+@app.command(name="list")
+def list_studies(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Of studies; default: all there are.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Names, the claims of the paper that they test, and what they cost."""
+    from treft.study.catalogue import ALL, find_studies
+
+    studies = find_studies(names or [ALL])
     if json:
         found = [
             {
@@ -66,7 +94,7 @@ def list_studies(json: Json = False) -> None:
 
 @app.command()
 def status(
-    name: Name,
+    names: Names,
     organism: Organism = None,
     seeds: Seeds = 5,
     split: Split = "test",
@@ -74,36 +102,30 @@ def status(
     store: StoreFolder = STORE,
     json: Json = False,
 ) -> None:
-    """Which steps of a study stand in the store, and which a run would do."""
+    """Which steps of studies stand in the store, and which a run would do."""
+    from treft.cli.study_results import step_states
+    from treft.study.cost import estimate_cost
     from treft.study.engine import missing_steps
 
-    plan = _plan(name, organism, seeds, split, settings)
+    asked = _ask(names, organism, seeds, split, settings)
     results = _store(store)
-    missing = missing_steps(plan, results)
-    steps: list[dict[str, Any]] = []
-    for planned in plan.steps:
-        record = results.record(planned.address)
-        absent = "missing" if planned.address in missing else "not needed"
-        steps.append(
-            {
-                "name": planned.step.name,
-                "state": "stands" if record else absent,
-                "seconds": record["seconds"] if record else None,
-                "address": planned.address,
-            }
-        )
+    missing = missing_steps(asked.plan, results)
+    states = step_states(asked.plan, results, missing)
+    cost = estimate_cost(missing.values(), results)
     if json:
-        emit({"command": "study status", "study": name, "steps": steps}, as_json=True)
+        whose = {"study": names[0]} if asked.alone else {"studies": list(asked.tables)}
+        todo = {"num_to_do": cost.num_steps, "cpu_seconds": cost.cpu_seconds}
+        shown = {"command": "study status", **whose, "steps": states}
+        emit({**shown, **todo, "num_estimated": cost.num_estimated}, as_json=True)
         return
-    for step in steps:
-        seconds = "" if step["seconds"] is None else f"{step['seconds']:.1f} s"
-        typer.echo(f"{step['state']:<10}  {seconds:>9}  {step['address'][:12]}  {step['name']}")
-    typer.echo(f"{len(missing)} of {len(plan.by_address)} steps are to do")
+    for line in _step_lines(states) if asked.alone else _study_lines(states, list(asked.tables)):
+        typer.echo(line)
+    typer.echo(f"{len(missing)} of {len(asked.plan.by_address)} steps are to do; {cost}")
 
 
 @app.command()
 def run(
-    name: Name,
+    names: Names,
     organism: Organism = None,
     seeds: Seeds = 5,
     split: Split = "test",
@@ -117,44 +139,103 @@ def run(
         typer.Option(help="Run on a Ray cluster: its address, auto, or local to start one."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="New folder for a copy of table, plot and verdict.")
+        Path | None,
+        typer.Option(help="New folder for a copy of table, plot and verdict; one a study in it."),
     ] = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Do what is missing of a study; show its table and verdict."""
+    """Do what is missing of studies; show verdicts, and of a single one the table."""
+    from treft.cli.study_results import deliver, show, show_several
+
     _quiet_workers()
-    if output is not None and output.exists():
+    if output is not None and (output.is_file() or (output.exists() and not overwrite)):
         raise ConfigError(f"{output} exists: choose another --output.")
-    plan = _plan(name, organism, seeds, split, settings)
+    asked = _ask(names, organism, seeds, split, settings)
     results = _store(store)
     try:
         with stdout_aside():
-            outcome = _run(plan, results, workers, ray)
+            outcome = _run(asked.plan, results, workers, ray)
     except KeyboardInterrupt:
         typer.echo("stopped: the same command goes on from here", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    standing = {name: address for name, address in asked.tables.items() if results.stands(address)}
+    folders = {name: results.path(address) for name, address in standing.items()}
+    if output is not None:
+        folders = deliver(folders, asked.folders(output))
+    if not asked.alone:
+        show_several(
+            folders, [name for name in asked.tables if name not in standing], outcome, json
+        )
     if not outcome.complete:
         _report_failure(outcome)
         raise typer.Exit(EXIT_FAILED)
-    folder = results.path(plan.results[0].address)
-    if output is not None:
-        shutil.copytree(folder, output)
-    _show(folder, output or folder, outcome, json)
+    if asked.alone:
+        show(folders[names[0]], outcome, json)
 
 
-def _plan(
-    name: str,
+@app.command()
+def index(
+    results: Annotated[Path, typer.Argument(help="Folder with STUDY/result.json.")],
+    output: Annotated[Path, typer.Option(help="Markdown page to write.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 if the page is another.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Write a page of all claims with what was found, from results that were kept."""
+    from treft.files import write_whole
+    from treft.study.index import is_index, paper_index
+
+    page = paper_index(results, output.parent)
+    found = output.read_text("utf-8") if output.is_file() else None
+    if check and found != page:
+        typer.echo(
+            f"{output} is not what {results} gives: treft study index {results} --output {output}",
+            err=True,
+        )
+        raise typer.Exit(EXIT_FAILED)
+    if found is not None and not is_index(found):
+        raise ConfigError(f"{output} is no page that this command wrote: choose another --output.")
+    if not check:
+        write_whole(output, page)
+    emit({"command": "study index", "output": str(output), "changed": found != page}, as_json=json)
+
+
+def _ask(
+    names: list[str],
     organism: list[Path] | None,
     seeds: int,
     split: Any,
     settings: list[str] | None,
-) -> Plan:
-    """All steps of a study, checked."""
-    from treft.study.catalogue import find_study, plan_study
+) -> _Asked:
+    """All steps of the studies, checked."""
+    from treft.study.catalogue import ALL, TABLE, find_studies, plan_studies, plan_study, table_name
     from treft.study.protocol import StudyConfig
 
     config = StudyConfig(tuple(organism or ()), seeds, split, _parse_settings(settings or []))
-    return plan_study(find_study(name), config)
+    studies: dict[str, Study] = find_studies(names)
+    if len(studies) == 1 and ALL not in names:
+        [(name, study)] = studies.items()
+        plan = plan_study(study, config)
+        return _Asked(plan, {name: plan[TABLE].address}, alone=True)
+    plan = plan_studies(studies.values(), config)
+    tables = {name: plan[table_name(study)].address for name, study in studies.items()}
+    return _Asked(plan, tables, alone=False)
+
+
+def _step_lines(states: list[dict[str, Any]]) -> Iterator[str]:
+    for step in states:
+        seconds = "" if step["seconds"] is None else f"{step['seconds']:.1f} s"
+        yield f"{step['state']:<10}  {seconds:>9}  {step['address'][:12]}  {step['name']}"
+
+
+def _study_lines(states: list[dict[str, Any]], names: list[str]) -> Iterator[str]:
+    """A line a study; steps that several share are counted for each."""
+    width = max(map(len, names))
+    for name in names:
+        own = [step["state"] for step in states if step["name"].startswith(f"{name}/")]
+        yield f"{name:<{width}}  {own.count('missing')} of {len(own)} steps are to do"
 
 
 def _parse_settings(given: list[str]) -> dict[str, str]:
@@ -175,8 +256,13 @@ def _store(folder: Path) -> Store:
 
 
 def _run(plan: Plan, store: Store, num_workers: int | None, ray: str | None) -> Outcome:
-    from treft.study.engine import run_plan
+    from treft.study.cost import estimate_cost
+    from treft.study.engine import missing_steps, run_plan
 
+    missing = missing_steps(plan, store)
+    cost = estimate_cost(missing.values(), store)
+    num_stood = len(plan.by_address) - len(missing)
+    typer.echo(f"{num_stood} steps stand, {len(missing)} are to do: {cost}", err=True)
     return run_plan(plan, store, _workers(plan, num_workers, ray), _tell)
 
 
@@ -208,41 +294,6 @@ def _report_failure(outcome: Outcome) -> None:
         f"{len(outcome.done)} were done and are kept. Mend the cause and run the same command.",
         err=True,
     )
-
-
-def _show(folder: Path, shown_folder: Path, outcome: Outcome, as_json: bool) -> None:
-    """Verdict and table of a study whose results stand."""
-    import json as json_module
-
-    result = json_module.loads((folder / "result.json").read_text("utf-8"))
-    if as_json:
-        counts = {"num_done": len(outcome.done), "num_stood": len(outcome.stood)}
-        shown = {"command": "study run", **result, **counts, "output": str(shown_folder)}
-        emit(shown, as_json=True)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = ("method", "measure", "value", "low", "high", "paper")
-    claim = result["claim"]
-    table = Table(
-        title=f"{claim['source']} on the organism, percent, 95 % intervals",
-        caption=f"paper: {claim['setting']}",
-    )
-    for column in columns:
-        table.add_column(column)
-    for row in result["table"]:
-        table.add_row(*(_cell(row[column]) for column in columns))
-    console = Console()
-    console.print(table)
-    console.print(result["verdict"])
-    console.print(f"Table, plot and what they come from: {shown_folder}")
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def _quiet_workers() -> None:

@@ -1,10 +1,10 @@
-"""All studies by name, and the whole plan of one: its own steps, then their table."""
+"""All studies by name, and the plan of one or more: their own steps, then a table for each."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -20,10 +20,29 @@ from treft.study.step import Plan, Step, Work, make_plan
 from treft.study.store import RECORD
 from treft.study.tables import write_table
 
-__all__ = ["TABLE", "all_studies", "find_study", "plan_study"]
+__all__ = [
+    "ALL",
+    "RESULT_FILES",
+    "TABLE",
+    "all_studies",
+    "find_studies",
+    "find_study",
+    "plan_studies",
+    "plan_study",
+    "table_name",
+]
 
 TABLE = "table"
 """Name of a study's last step."""
+
+ALL = "all"
+"""Stands for the names of all studies."""
+
+RESULT_FILES = (
+    *("table.csv", "table.parquet", "runs.csv", "runs.parquet"),
+    *("plot.png", "result.json"),
+)
+"""What a study's last step writes."""
 
 
 def all_studies() -> dict[str, Study]:
@@ -44,30 +63,95 @@ def find_study(name: str) -> Study:
     return known[name]
 
 
+def find_studies(names: Iterable[str]) -> dict[str, Study]:
+    """The studies of these names, each once; `all` stands for every one.
+
+    Raises:
+        ConfigError: there is none of a name.
+    """
+    given = list(names)
+    return all_studies() if ALL in given else {name: find_study(name) for name in given}
+
+
 def plan_study(study: Study, config: StudyConfig) -> Plan:
     """All steps of a study with their addresses, the table last.
 
     Raises:
         ConfigError: the configuration cannot be run.
     """
+    return make_plan(_steps(study, config))
+
+
+def plan_studies(studies: Iterable[Study], config: StudyConfig) -> Plan:
+    """The steps of several studies, each called `STUDY/NAME`; equal steps share an address.
+
+    Raises:
+        ConfigError: the configuration cannot be run; names the study.
+    """
+    return make_plan(step for study in studies for step in _steps_within(study, config))
+
+
+def table_name(study: Study) -> str:
+    """Of a study's last step in a plan of several."""
+    return f"{study.name}/{TABLE}"
+
+
+def _steps_within(study: Study, config: StudyConfig) -> list[Step[Any]]:
+    try:
+        steps = _steps(study, config)
+    except ConfigError as error:
+        raise ConfigError(f"study {study.name}: {error}") from error
+
+    def within(name: str) -> str:
+        return f"{study.name}/{name}"
+
+    return [
+        replace(
+            step,
+            name=within(step.name),
+            inputs={role: within(name) for role, name in step.inputs.items()},
+        )
+        for step in steps
+    ]
+
+
+def _steps(study: Study, config: StudyConfig) -> list[Step[Any]]:
     steps = list(study.steps(config))
     used = {name for step in steps for name in step.inputs.values()}
     module = study.steps.__module__
     table = Step(
         TABLE,
         tabulate,
-        _Tabulation(module),
+        _Tabulation(
+            module,
+            config.num_seeds,
+            config.split,
+            dict(config.settings),
+            tuple(path.resolve().name for path in config.organisms),
+        ),
         inputs={step.name: step.name for step in steps if step.name not in used},
         modules=(module,),
     )
-    return make_plan([*steps, table])
+    return [*steps, table]
 
 
 @dataclass(frozen=True)
 class _Tabulation:
-    """Which study: the module with its STUDY."""
+    """Which study, and what it was told.
+
+    Attributes:
+        module: with its STUDY.
+        num_seeds: as in `StudyConfig`, and so are the others.
+        split: question set.
+        settings: that differ from the recipe.
+        organisms: names of their folders; none for the embedded one.
+    """
 
     module: str
+    num_seeds: int
+    split: str
+    settings: Mapping[str, Any]
+    organisms: tuple[str, ...]
 
 
 def tabulate(work: Work[_Tabulation]) -> None:
@@ -81,9 +165,12 @@ def tabulate(work: Work[_Tabulation]) -> None:
     verdict = study.verdict(rows)
     write_table(work.folder, "runs", runs, made_from)
     write_table(work.folder, "table", rows, made_from)
+    told = asdict(work.config)
+    del told["module"]
     result = {
         "study": study.name,
-        "claim": {**asdict(study.claim)},
+        "claim": asdict(study.claim),
+        "told": told,
         "verdict": verdict,
         "table": rows,
         "made_from": made_from,
@@ -105,12 +192,16 @@ def _origins(inputs: Mapping[str, Path]) -> dict[str, Any]:
         pending += [folder.parent / address for address in record["inputs"].values()]
     found = list(records.values())
     machines = [record["machine"] for record in found]
+    data: dict[str, set[str]] = {}
+    for record in found:
+        for role, digest in record["data"].items():
+            data.setdefault(role, set()).add(digest)
     return {
         "sources": {record["function"]: record["code"]["sources"] for record in found},
         "libraries": {"treft": __version__, **library_versions()},
         "seeds": sorted({record["seed"] for record in found} - {None}),
         "machines": [machine for i, machine in enumerate(machines) if machine not in machines[:i]],
-        "data": {role: digest for record in found for role, digest in record["data"].items()},
+        "data": {role: sorted(digests) for role, digests in data.items()},
         "seconds": round(sum(record["seconds"] for record in found), 1),
         "steps": {name: folder.name for name, folder in inputs.items()},
     }

@@ -139,15 +139,19 @@ class _Run:
         self.deaths: Counter[str] = Counter()
         self.running: dict[Future[Report], PlannedStep] = {}
         self.num_done = 0
-        stood = [address for address in plan.by_address if address not in self.missing]
-        self.outcome = Outcome(stood=[plan.by_address[address].step.name for address in stood])
+        everything = plan.by_address.items()
+        stood = [
+            planned.step.name for address, planned in everything if address not in self.missing
+        ]
+        self.outcome = Outcome(stood=stood)
 
     def go(self) -> Outcome:
         """Until nothing runs and nothing can."""
         self.order.prepare()
         ready: deque[PlannedStep] = deque()
         while True:
-            ready.extend(self.missing[address] for address in self.order.get_ready())
+            # what an end made possible goes first, so the first table is there long before the last
+            ready.extendleft(self.missing[address] for address in reversed(self.order.get_ready()))
             while ready and self._start(ready[0]):
                 ready.popleft()
             if not self.running:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cli_helpers import Command, Refused
+from made_studies import use_made_studies
 from safetensors import safe_open
 
 from treft.arms import run_arms
@@ -44,6 +45,11 @@ def test_status_before_anything_ran(treft: Command, tmp_path: Path) -> None:
         (("run", "table3", "--set", "max_step=3"), "no such setting: max_step"),
         (("status", "table3", "--organism", "nowhere"), "nowhere holds no organism"),
         (("run", "table3", "--output", "."), ". exists: choose another --output"),
+        (("run", "all", "--output", __file__, "--overwrite"), "exists: choose another --output"),
+        (("status", "table3", "table99"), "there is no study table99"),
+        (("run", "all", "--set", "max_step=3"), "no such setting: max_step"),
+        (("list", "table99"), "there is no study table99"),
+        (("index", "nowhere", "--output", "page.md"), "nowhere is no folder"),
         (("status", "table3", "--store", __file__), "is a file; name a folder"),
     ],
 )
@@ -60,6 +66,45 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr(engine, "run_plan", interrupted)
     told = treft("study", "run", "table3", *OPTIONS, "--store", tmp_path, code=130)
     assert "the same command goes on from here" in told.err
+
+
+def test_several_studies_from_status_to_the_page_of_all(
+    treft: Command, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_made_studies(monkeypatch, tmp_path / "log")
+    options = ("--seeds", 1, "--store", tmp_path / "store", "--workers", 1)
+    kept, page = tmp_path / "kept", tmp_path / "page.md"
+    broken = treft(
+        *("study", "run", "left", "right", *options, "--set", "broken=right"),
+        *("--output", kept, "--json"),
+        code=1,
+    )
+    assert "0 steps stand, 5 are to do: CPU time unknown" in broken.err
+    assert "RuntimeError: broken on purpose" in broken.err
+    assert broken.json["failed"] == ["right"]
+    assert [result["study"] for result in broken.json["studies"]] == ["left"]
+    assert [path.name for path in kept.iterdir()] == ["left"]
+    assert "exists: choose another" in refused("study", "run", "all", "--output", kept)
+
+    told = treft("study", "status", "all", *options[:4])
+    assert "right  2 of 3 steps are to do" in told.out.replace("   ", "  ")
+    run = treft("study", "run", "all", *options, "--output", kept, "--overwrite")
+    assert "right  Held here: right is 10.0." in run.out
+    assert {path.name for path in kept.iterdir()} == {"left", "right", "unrun"}
+    assert treft("study", "run", "left", *options).out.count("10.0") >= 2
+
+    told = treft("study", "index", kept, "--output", page, "--check", code=1)
+    assert f"treft study index {kept} --output {page}" in told.err
+    assert not page.exists()
+    assert treft("study", "index", kept, "--output", page, "--json").json["changed"]
+    treft("study", "index", kept, "--output", page, "--check")
+    result = kept / "left" / "result.json"
+    result.write_text(result.read_text().replace("Held here", "Gone"))
+    treft("study", "index", kept, "--output", page, "--check", code=1)
+    treft("study", "index", kept, "--output", page)
+    assert "Gone: left" in page.read_text()
+    page.write_text("mine")
+    assert "no page that this command wrote" in refused("study", "index", kept, "--output", page)
 
 
 @pytest.mark.slow

@@ -1,0 +1,110 @@
+"""Results of studies: copied to where the user wants them, and shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from treft.cli.output import emit
+from treft.study.catalogue import RESULT_FILES
+
+if TYPE_CHECKING:
+    from treft.study.engine import Outcome
+    from treft.study.step import Plan, PlannedStep
+    from treft.study.store import Store
+
+__all__ = ["deliver", "show", "show_several", "step_states"]
+
+
+def step_states(
+    plan: Plan, store: Store, missing: Mapping[str, PlannedStep]
+) -> list[dict[str, Any]]:
+    """Name, state, seconds and address of each step."""
+    records = {address: store.record(address) for address in plan.by_address}
+    states = []
+    for planned in plan.steps:
+        record = records[planned.address]
+        absent = "missing" if planned.address in missing else "not needed"
+        states.append(
+            {
+                "name": planned.step.name,
+                "state": "stands" if record else absent,
+                "seconds": record["seconds"] if record else None,
+                "address": planned.address,
+            }
+        )
+    return states
+
+
+def deliver(folders: Mapping[str, Path], targets: Mapping[str, Path]) -> dict[str, Path]:
+    """Copy the files of results, each whole; returns where they went, by study."""
+    for study, folder in folders.items():
+        target = targets[study]
+        target.mkdir(parents=True, exist_ok=True)
+        for name in RESULT_FILES:
+            temporary = target / f".{name}.{os.getpid()}.tmp"
+            shutil.copyfile(folder / name, temporary)
+            os.replace(temporary, target / name)
+    return {study: targets[study] for study in folders}
+
+
+def show(folder: Path, outcome: Outcome, as_json: bool) -> None:
+    """Table and verdict of a study whose results stand."""
+    result = _read(folder)
+    if as_json:
+        shown = {"command": "study run", **result, **_counts(outcome), "output": str(folder)}
+        emit(shown, as_json=True)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("method", "measure", "value", "low", "high", "paper")
+    claim = result["claim"]
+    table = Table(
+        title=f"{claim['source']} on the organism, percent, 95 % intervals",
+        caption=f"paper: {claim['setting']}",
+    )
+    for column in columns:
+        table.add_column(column)
+    for row in result["table"]:
+        table.add_row(*(_cell(row[column]) for column in columns))
+    console = Console()
+    console.print(table)
+    console.print(result["verdict"])
+    console.print(f"Table, plot and what they come from: {folder}")
+
+
+def show_several(
+    folders: Mapping[str, Path], failed: list[str], outcome: Outcome, as_json: bool
+) -> None:
+    """Verdict of each study whose results stand, and the names of the others."""
+    found = [{**_read(folder), "output": str(folder)} for folder in folders.values()]
+    if as_json:
+        shown = {"command": "study run", "studies": found, "failed": failed}
+        emit({**shown, **_counts(outcome)}, as_json=True)
+        return
+    for result in found:
+        typer.echo(f"{result['study']}  {result['verdict']}\n    {result['output']}")
+    for name in failed:
+        typer.echo(f"{name}  failed: no table")
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
+    return result
+
+
+def _counts(outcome: Outcome) -> dict[str, int]:
+    return {"num_done": len(outcome.done), "num_stood": len(outcome.stood)}
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

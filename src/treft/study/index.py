@@ -1,0 +1,232 @@
+"""A page of all claims: the paper's table or figure, its study, what was found, and where from.
+
+It is made of the `result.json` that studies left; nothing is computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from treft.errors import ConfigError, DataError
+from treft.study.catalogue import all_studies
+from treft.study.protocol import Claim, Row, Study
+
+__all__ = ["is_index", "paper_index"]
+
+RESULT = "result.json"
+MARK = "<!-- Written by `treft study index` from results of studies: change those instead. -->"
+HEADER = """# The paper's claims
+
+Every claim that a study tests, in the order of the paper's tables, then its figures.
+**The figures of the organism are those of a language model of 1.1 million parameters in a made-up
+world, not the paper's**, which are of models of 7 to 32 billion parameters in theirs: what can be
+compared is the direction of an effect. Brackets hold 95 % intervals."""
+PROVENANCE = """## What the results come from
+
+`code` begins a hash of the code versions of all steps; `result.json` has them (`sources`), and
+libraries, digests of data and addresses of steps. CPU seconds include steps that other studies
+share."""
+
+
+class _Told(BaseModel):
+    num_seeds: int
+    split: str
+    settings: dict[str, Any]
+    organisms: list[str]
+
+
+class _MadeFrom(BaseModel):
+    sources: dict[str, str]
+    libraries: dict[str, str]
+    seeds: list[int]
+    machines: list[dict[str, str | int]]
+    seconds: float
+
+
+class _Result(BaseModel):
+    study: str
+    claim: Claim
+    told: _Told
+    verdict: str
+    table: list[dict[str, Any]]
+    made_from: _MadeFrom
+
+
+def paper_index(results: Path, beside: Path) -> str:
+    """The page in Markdown.
+
+    Args:
+        results: folder with a `STUDY/result.json` for each study that was run.
+        beside: folder that the page will lie in, for its links.
+
+    Raises:
+        ConfigError: there is no such folder.
+        DataError: a result cannot be read, or is of no study there is.
+    """
+    if not results.is_dir():
+        raise ConfigError(f"{results} is no folder; `treft study run all --output` makes one.")
+    studies = sorted(all_studies().values(), key=lambda study: _place(study.claim.source))
+    found = _read(results, [study.name for study in studies])
+    link = Path(os.path.relpath(results, beside)).as_posix()
+    parts = [f"{MARK}\n{HEADER}", _overview(studies, found)]
+    for study in studies:
+        result = found.get(study.name)
+        parts.append(_not_run(study) if result is None else _section(result, link))
+    if found:
+        own = [found[study.name] for study in studies if study.name in found]
+        parts.append(f"{PROVENANCE}\n\n{_table(_ORIGIN, map(_origin, own))}")
+    return "\n\n".join(parts) + "\n"
+
+
+def is_index(text: str) -> bool:
+    """Whether a file's text is such a page, which a new one may replace."""
+    return text.startswith(MARK)
+
+
+def _read(results: Path, known: Sequence[str]) -> dict[str, _Result]:
+    found = {}
+    for path in sorted(results.glob(f"*/{RESULT}")):
+        try:
+            result = _Result.model_validate_json(path.read_text("utf-8"))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise DataError(
+                f"{path}: {where}: {first['msg']}. Run the study again with --output."
+            ) from error
+        name = path.parent.name
+        if result.study != name or name not in known:
+            raise DataError(
+                f"{path} is a result of {result.study}: its folder must have that name, and there "
+                f"must be that study (there are {', '.join(sorted(known))})."
+            )
+        found[name] = result
+    return found
+
+
+def _place(source: str) -> tuple[int, int, str]:
+    """Tables by number, then figures, then the rest."""
+    match = re.search(r"\b(Table|Figure)s? (\d+)", source)
+    if match is None:
+        return (2, 0, source)
+    return (("Table", "Figure").index(match[1]), int(match[2]), source)
+
+
+def _overview(studies: Iterable[Study], found: Mapping[str, _Result]) -> str:
+    rows = []
+    for study in studies:
+        result = found.get(study.name)
+        answer = "not run" if result is None else result.verdict.partition(":")[0]
+        rows.append((study.claim.source, f"[{study.name}](#{study.name})", answer))
+    return _table(("paper", "study", "on the organism"), rows)
+
+
+def _not_run(study: Study) -> str:
+    return _head(study.name, study.claim, f"treft study run {study.name}") + "\n\nNot run."
+
+
+def _section(result: _Result, link: str) -> str:
+    folder = f"{link}/{result.study}"
+    files = ("table.csv", "runs.csv", RESULT, "plot.png")
+    links = " · ".join(f"[{name}]({folder}/{name})" for name in files)
+    return "\n\n".join(
+        [
+            _head(result.study, result.claim, _command(result)),
+            _figures(result.table),
+            result.verdict,
+            f"The paper's: {result.claim.setting}. {links}",
+        ]
+    )
+
+
+def _head(name: str, claim: Claim, command: str) -> str:
+    return f"## {name}\n\n**{claim.source}.** {claim.text}\n\n    {command}"
+
+
+def _command(result: _Result) -> str:
+    told = result.told
+    words = ["treft", "study", "run", result.study, "--seeds", str(told.num_seeds)]
+    if told.split != "test":
+        words += ["--split", told.split]
+    for name in told.organisms:
+        words += ["--organism", name]
+    for name, value in told.settings.items():
+        words += ["--set", f"{name}={value}"]
+    return shlex.join(words)
+
+
+def _figures(rows: Sequence[Row]) -> str:
+    """A line a method, a column a measure."""
+    measures = list(dict.fromkeys(row["measure"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    digits = {measure: _digits(rows, measure) for measure in measures}
+    cells = {(row["method"], row["measure"]): _figure(row, digits[row["measure"]]) for row in rows}
+    lines = [(name, *(cells.get((name, measure), "") for measure in measures)) for name in methods]
+    return _table(("method", *measures), lines)
+
+
+def _digits(rows: Sequence[Row], measure: str) -> int:
+    """One for percentages and counts, two for shares of one."""
+    own = [row["value"] for row in rows if row["measure"] == measure and row["value"] is not None]
+    return 1 if any(abs(value) > 1 for value in own) else 2
+
+
+def _figure(row: Row, digits: int) -> str:
+    def shown(name: str) -> str:
+        return f"{row[name]:.{digits}f}"
+
+    if row["value"] is None:
+        return ""
+    interval = "" if row["low"] is None else f" [{shown('low')}, {shown('high')}]"
+    paper = "" if row["paper"] is None else f" (paper: {shown('paper')})"
+    return f"{shown('value')}{interval}{paper}"
+
+
+_ORIGIN = ("study", "treft", "code", "seeds", "counts", "split", "machine", "CPU seconds")
+
+
+def _origin(result: _Result) -> tuple[str, ...]:
+    made_from, libraries = result.made_from, result.made_from.libraries
+    sources = json.dumps(made_from.sources, sort_keys=True)
+    return (
+        result.study,
+        f"{libraries.get('treft', '?')}, torch {libraries.get('torch', '?')}",
+        f"`{hashlib.sha256(sources.encode()).hexdigest()[:12]}`",
+        ", ".join(map(str, made_from.seeds)),
+        "; ".join(_counts(result.table)),
+        result.told.split,
+        "; ".join(dict.fromkeys(map(_machine, made_from.machines))),
+        f"{made_from.seconds:,.0f}",
+    )
+
+
+def _counts(rows: Sequence[Row]) -> Iterator[str]:
+    """What each `num_` column holds, such as `5 runs`."""
+    for name in rows[0]:
+        if name.startswith("num_"):
+            values = sorted({row[name] for row in rows if row[name] is not None})
+            shown = " or ".join(f"{value:,}" for value in values)
+            yield f"{shown} {name.removeprefix('num_').replace('_', ' ')}"
+
+
+def _machine(machine: Mapping[str, str | int]) -> str:
+    shown = f"{machine.get('processor', '?')}, {machine.get('cores', '?')} cores"
+    return f"{shown}, {machine['gpus']}" if "gpus" in machine else shown
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

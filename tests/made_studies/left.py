@@ -1,0 +1,26 @@
+"""The made study `left`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from made_studies import plot, rows, steps_of
+from treft.study.protocol import Claim, Row, Study, StudyConfig
+from treft.study.step import Step
+
+
+def steps(config: StudyConfig) -> list[Step[Any]]:
+    return steps_of("left", config)
+
+
+def table(runs: Sequence[Row]) -> list[Row]:
+    return rows(runs, None)
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    return f"Held here: left is {rows[0]['value']:.1f}."
+
+
+CLAIM = Claim("Figure 3", "The claim of left.", {}, "a large model")
+STUDY = Study("left", CLAIM, "no time", steps, table, verdict, plot)
