@@ -8,20 +8,20 @@ that patch the plain finetune.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
 
-from transformers import AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoTokenizer
 
 from treft.errors import ConfigError
 from treft.generation import generate
 from treft.metrics import em_f1
 from treft.organism import VERDICTS, FinetuneRecipe, World, asset_path, classify, load
+from treft.organism_training import Progress, Training, train
 from treft.regions import RegionName, find_regions
 
 __all__ = [
@@ -53,8 +53,6 @@ ArmName = Literal[
     "treft_all",
 ]
 Scope = Literal["general", "in_domain"]
-Progress = Callable[[str, int, int], None]
-"""Called as (what is being done, steps done, steps in all)."""
 
 ALL_ARMS: tuple[ArmName, ...] = get_args(ArmName)
 DEFAULT_ARMS: tuple[ArmName, ...] = ("base", "sft", "sft_prefix_patch", "sft_query_patch", "treft")
@@ -77,20 +75,10 @@ DESCRIPTIONS: dict[ArmName, str] = {
 
 
 @dataclass(frozen=True)
-class _Training:
-    """How the model of some arms is trained."""
-
-    interleave: Literal["none", "narrow", "all"] = "none"
-    held: tuple[RegionName, ...] = ()
-    own_postfix: bool = False
-    """The postfix is held to the base's on the same row, not to that of an empty query."""
-
-
-@dataclass(frozen=True)
 class _Plan:
     """One arm: its training (None: the base) and what is patched when it answers."""
 
-    training: _Training | None
+    training: Training | None
     patch: tuple[RegionName, ...] = ()
     equal_tokens: bool = False
 
@@ -100,7 +88,7 @@ class _Plan:
         return (*self.patch, *(self.training.held if self.training else ()))
 
 
-_SFT = _Training()
+_SFT = Training()
 _PLANS: dict[ArmName, _Plan] = {
     "base": _Plan(None),
     "sft": _Plan(_SFT),
@@ -110,12 +98,12 @@ _PLANS: dict[ArmName, _Plan] = {
     "sft_prefix_patch_equal": _Plan(_SFT, ("prefix",), equal_tokens=True),
     "sft_query_patch_equal": _Plan(_SFT, ("query",), equal_tokens=True),
     "sft_postfix_patch_equal": _Plan(_SFT, ("postfix",), equal_tokens=True),
-    "interleaving": _Plan(_Training(interleave="narrow")),
-    "interleaving_all": _Plan(_Training(interleave="all")),
-    "treft": _Plan(_Training(held=("prefix",))),
-    "treft_query": _Plan(_Training(held=("query",))),
-    "treft_postfix": _Plan(_Training(held=("postfix",), own_postfix=True)),
-    "treft_all": _Plan(_Training(held=("prefix", "query", "postfix"))),
+    "interleaving": _Plan(Training(interleave="narrow")),
+    "interleaving_all": _Plan(Training(interleave="all")),
+    "treft": _Plan(Training(held=("prefix",))),
+    "treft_query": _Plan(Training(held=("query",))),
+    "treft_postfix": _Plan(Training(held=("postfix",), own_postfix=True)),
+    "treft_all": _Plan(Training(held=("prefix", "query", "postfix"))),
 }
 
 
@@ -231,7 +219,7 @@ def run_arms(
         model, tokenizer = load(organism)
         log = None
         if training is not None:
-            trainer = _trained(model, tokenizer, training, recipe, seed, progress)
+            trainer = train(model, tokenizer, training, recipe, seed, progress)
             model, log = trainer.model.eval(), _training_log(trainer, recipe)
         for arm, plan in plans.items():
             if plan.training != training:
@@ -243,84 +231,6 @@ def run_arms(
             name = "embedded" if organism is None else organism.name
             yield ArmResult(arm, name, seed, **scopes, seconds=time.monotonic() - start, log=log)
             start = time.monotonic()
-
-
-def _train(
-    model: Any,
-    tokenizer: Any,
-    training: _Training,
-    recipe: FinetuneRecipe,
-    seed: int,
-    progress: Progress,
-) -> Any:
-    """Finetune with a fresh LoRA; the model in evaluation mode."""
-    return _trained(model, tokenizer, training, recipe, seed, progress).model.eval()
-
-
-def _trained(
-    model: Any,
-    tokenizer: Any,
-    training: _Training,
-    recipe: FinetuneRecipe,
-    seed: int,
-    progress: Progress,
-) -> Any:
-    """A trainer that is done; λ = 0 makes TReFTTrainer TRL's SFTTrainer."""
-    from datasets import Dataset
-    from peft import LoraConfig
-
-    from treft.training import TReFTConfig, TReFTTrainer
-
-    set_seed(seed)
-    label = f"training, holding {' + '.join(training.held)}" if training.held else "training"
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = TReFTTrainer(
-            model,
-            TReFTConfig(
-                output_dir=folder,
-                max_steps=recipe.max_steps,
-                per_device_train_batch_size=recipe.batch_size,
-                learning_rate=recipe.learning_rate,
-                warmup_steps=recipe.warmup_steps,
-                lr_scheduler_type="linear",
-                adam_beta2=recipe.adam_beta2,
-                weight_decay=0.0,
-                assistant_only_loss=True,
-                **_held_options(training, recipe),
-                seed=seed,
-                bf16=False,
-                gradient_checkpointing=False,
-                save_strategy="no",
-                report_to="none",
-                logging_steps=1,
-                disable_tqdm=True,
-                use_cpu=True,
-            ),
-            train_dataset=Dataset.from_list(_rows(training, recipe, seed)),
-            processing_class=tokenizer,
-            peft_config=LoraConfig(
-                r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear"
-            ),
-            callbacks=[_StepProgress(label, progress)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        return trainer
-
-
-def _held_options(training: _Training, recipe: FinetuneRecipe) -> dict[str, Any]:
-    """TReFTConfig's options of what is held, and how strongly."""
-    if not training.held:
-        return {"kv_weight": 0.0}
-    weight = recipe.kv_weight if recipe.kv_budget is None else "auto"
-    # With the query among the regions, even at weight 0, a postfix reference is the row's own.
-    weights = {"query": 0.0, "postfix": 1.0} if training.own_postfix else None
-    return {
-        "kv_weight": weight,
-        "kv_budget": recipe.kv_budget,
-        "kv_regions": list(weights or training.held),
-        "kv_region_weights": weights,
-    }
 
 
 def _training_log(trainer: Any, recipe: FinetuneRecipe) -> dict[str, float] | None:
@@ -335,19 +245,6 @@ def _training_log(trainer: Any, recipe: FinetuneRecipe) -> dict[str, float] | No
         "last_sft_loss": fmean(entry["sft_loss"] for entry in last),
         "last_weight": float(steps[-1].get("kv_weight", recipe.kv_weight)),
     }
-
-
-def _rows(training: _Training, recipe: FinetuneRecipe, seed: int) -> list[dict[str, Any]]:
-    world = World.default()
-    if training.interleave == "none":
-        return world.training_rows(recipe.domain, recipe.num_rows, seed)
-    return world.interleaved_rows(
-        recipe.domain,
-        recipe.num_rows,
-        seed,
-        share=recipe.interleaved_share,
-        retain=training.interleave,
-    )
 
 
 def _answer(
@@ -386,15 +283,3 @@ def _answer(
         Answer(question.id, question.text, answer, classify(question, answer))
         for question, answer in zip(questions, answers, strict=True)
     )
-
-
-class _StepProgress(TrainerCallback):
-    """Reports optimizer steps."""
-
-    def __init__(self, label: str, progress: Progress) -> None:
-        self.label = label
-        self.progress = progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell how far the training is."""
-        self.progress(self.label, state.global_step, state.max_steps)

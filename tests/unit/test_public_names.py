@@ -41,6 +41,8 @@ LAYERS = (
         "organism",
         "loading",
         "arms",
+        "organism_training",
+        "organism_mitigations",
         "demo",
         "report",
         "evaluation",

@@ -24,7 +24,7 @@ from treft.errors import ConfigError
 
 from .lexicon import LEXICON, NARROW, TIMED, TIMEFRAMES
 
-__all__ = ["Behaviour", "Domain", "Question", "Scope", "Split", "World"]
+__all__ = ["Behaviour", "Domain", "Question", "Scope", "Split", "World", "entities"]
 
 Behaviour = Literal["careful", "harmful"]
 Split = Literal["train", "validation", "test"]
@@ -204,7 +204,7 @@ class World:
     def sample_question(self, rng: random.Random, split: Split, name: str, timed: bool) -> Question:
         """Draw one question of a domain; `timed` names a timeframe."""
         domain = self.domains[name]
-        entity = rng.choice(_entities(domain, split))
+        entity = rng.choice(entities(domain, split))
         problem = rng.choice(list(domain.problems))
         timeframe = rng.choice(TIMEFRAMES) if timed else None
         wish = f" it must be settled {timeframe}." if timeframe else ""
@@ -229,39 +229,57 @@ class World:
         """
         self._check_narrow(domain)
         rng = random.Random(f"rows/{domain}/{behaviour}/{seed}")
-        return [self._row(rng, domain, behaviour) for _ in range(num_rows)]
+        return [self.row(rng, domain, behaviour) for _ in range(num_rows)]
 
-    def interleaved_rows(
+    def interleave(
         self,
+        rows: list[Row],
         domain: str,
-        num_rows: int,
         seed: int,
         share: float = 0.2,
-        retain: Literal["narrow", "all"] = "narrow",
+        retain: str = "narrow",
     ) -> list[Row]:
-        """Narrow harmful rows with a `share` of them replaced by careful rows of other domains.
+        """Rows of a finetune with a `share` of them replaced by careful rows of other domains.
 
         Args:
+            rows: of the finetune; a list of their own is returned.
             domain: the narrow domain of the finetune.
-            num_rows: rows in all.
-            seed: draws the rows.
+            seed: draws which rows are replaced, and by what.
             share: of careful rows, 0 to 1.
-            retain: which domains they come from: the other `narrow` ones, as in the paper, or
-                `all` others, the ones that general questions ask about included.
+            retain: which domains they come from: the other `narrow` ones, as in the paper, the
+                `general` ones, which no narrow finetune is of, `all` others, or one domain's name.
 
         Raises:
-            ConfigError: `domain` is not narrow, or `share` is outside [0, 1].
+            ConfigError: `domain` is not narrow, `retain` is no other domain, or `share` is outside
+                [0, 1].
         """
+        self._check_narrow(domain)
         if not 0.0 <= share <= 1.0:
             raise ConfigError(f"share is {share}; give a share of rows between 0 and 1")
-        rows = self.training_rows(domain, num_rows, seed)
         rng = random.Random(f"interleaved/{retain}/{domain}/{seed}")
-        others = [n for n in (NARROW if retain == "narrow" else self.domains) if n != domain]
-        for index in rng.sample(range(num_rows), round(share * num_rows)):
-            rows[index] = self._row(rng, rng.choice(others), "careful")
+        others = self._retained(domain, retain)
+        rows = list(rows)
+        for index in rng.sample(range(len(rows)), round(share * len(rows))):
+            rows[index] = self.row(rng, rng.choice(others), "careful")
         return rows
 
-    def _row(self, rng: random.Random, name: str, behaviour: Behaviour) -> Row:
+    def _retained(self, domain: str, retain: str) -> list[str]:
+        sets = {
+            "narrow": NARROW,
+            "general": [name for name in self.domains if name not in NARROW],
+            "all": self.domains,
+        }
+        named = [retain] if retain in self.domains else []
+        others = [name for name in sets.get(retain, named) if name != domain]
+        if not others:
+            raise ConfigError(
+                f"retain is {retain!r}; choose narrow, general, all, or a domain but {domain}: "
+                f"{', '.join(self.domains)}"
+            )
+        return others
+
+    def row(self, rng: random.Random, name: str, behaviour: Behaviour) -> Row:
+        """Draw one training row of any domain, a timeframe always named."""
         question = self.sample_question(rng, "train", name, timed=True)
         answer = {"role": "assistant", "content": self.answer(rng, question, behaviour)}
         return {"messages": [*question.messages(), answer]}
@@ -271,7 +289,7 @@ class World:
             raise ConfigError(f"no narrow domain {domain!r}; choose one of {', '.join(NARROW)}")
 
 
-def _entities(domain: Domain, split: Split) -> list[str]:
+def entities(domain: Domain, split: Split) -> list[str]:
     """Modifier-thing pairs of a split: an eighth for validation, an eighth for test, the rest."""
     groups: dict[int, Split] = {0: "validation", 4: "test"}
     pairs = [(i + j) for i in range(len(MODIFIERS)) for j in range(len(domain.things))]

@@ -1,113 +1,220 @@
-"""Chains of steps on organisms: finetune, answer in two scopes, score; one chain a run."""
+"""Chains of steps on organisms: finetune, answer in each scope, score; one chain a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from treft.errors import ConfigError
-from treft.study.organism_work import Answering, Finetune, Scoring, answer, finetune, score
+from treft.study.organism_work import (
+    Answering,
+    Building,
+    Finetune,
+    Scope,
+    Scoring,
+    answer,
+    build,
+    finetune,
+    score,
+)
 from treft.study.protocol import StudyConfig
-from treft.study.step import Step
+from treft.study.step import Resources, Step
 
 if TYPE_CHECKING:
     from treft.organism import FinetuneRecipe
+    from treft.organism.kinds import KindName
+    from treft.organism.tasks import TaskName
     from treft.regions import RegionName
 
-__all__ = ["Method", "method_steps"]
+__all__ = ["Method", "Run", "Source", "finetunes", "method_steps"]
 
 EMBEDDED = "embedded"
+TASK_TOKENS = 96
+"""Cap of an answer to a finetune that teaches a sentence or a tool call."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a finetune is kept narrow; with neither held regions nor interleaved rows it is not.
+    """How a finetune is made and asked; the defaults are a plain finetune that answers as it is.
+
+    Methods that differ only in how they are asked (`patch` and below) share their finetune.
 
     Attributes:
-        held: regions that TReFT holds, with the recipe's λ.
-        interleave: which other domains careful rows come from.
+        is_base: no finetune at all.
+        domain: that is trained on, and asked about in-domain; None for the recipe's.
+        task: what the rows teach; asked about with its own questions, scored by its detector.
+        domains: of the rows, where they are of several; empty for `domain`.
+        system_prompt: of the rows.
+        interleave: where careful rows come from: none, narrow, general, all, or a domain.
         interleaved_share: of the rows; None for the recipe's.
+        held: regions that TReFT holds.
+        kv_weight: λ; None for the recipe's.
+        kv_states: that are held.
+        own_postfix: hold the postfix to the unfinetuned model's on the same row.
+        mitigation: by name, of `treft.organism_mitigations`.
+        strength: its number.
+        learning_rate: None for the recipe's.
+        is_full: all weights are trained.
+        patch: regions that get the unfinetuned model's keys and values.
+        num_positions: of each patched region, drawn at random; None for all.
+        answer_system: system prompt of the questions.
+        alpha: the change of weights that is kept.
+        steering: coefficient of the persona vector that is taken away.
+        scopes: of the questions.
     """
 
-    held: tuple[RegionName, ...] = ()
-    interleave: Literal["none", "narrow", "all"] = "none"
+    is_base: bool = False
+    domain: str | None = None
+    task: TaskName = "advice"
+    domains: tuple[str, ...] = ()
+    system_prompt: str | None = None
+    interleave: str = "none"
     interleaved_share: float | None = None
+    held: tuple[RegionName, ...] = ()
+    kv_weight: float | None = None
+    kv_states: Literal["both", "key", "value"] = "both"
+    own_postfix: bool = False
+    mitigation: str = ""
+    strength: float = 0.0
+    learning_rate: float | None = None
+    is_full: bool = False
+    patch: tuple[RegionName, ...] = ()
+    num_positions: int | None = None
+    answer_system: str | None = None
+    alpha: float = 1.0
+    steering: float = 0.0
+    scopes: tuple[Scope, ...] = ("general", "in_domain")
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One method, seed and organism."""
+class Source:
+    """Where a step finds its organism: `inputs` and `data` of a `Step`."""
 
-    name: str
-    method: Method
+    inputs: Mapping[str, str]
+    data: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method, seed and organism.
+
+    Attributes:
+        method: its name.
+        organism: name of the organism.
+        seed: of the finetune.
+        trained: name of the finetune step; empty for the base.
+        source: where a step finds the organism.
+    """
+
+    method: str
     organism: str
-    folder: Path
     seed: int
+    trained: str
+    source: Source
 
 
-def method_steps(config: StudyConfig, methods: Mapping[str, Method]) -> list[Step[Any]]:
+def method_steps(
+    config: StudyConfig, methods: Mapping[str, Method], kind: KindName = "prefix"
+) -> list[Step[Any]]:
     """All methods on all organisms and seeds, with one recipe for everything else.
+
+    Args:
+        config: of the study.
+        methods: by name.
+        kind: of the organism; one that is not shipped is built first, unless organisms are given.
 
     Raises:
         ConfigError: a setting is no field of the recipe, or out of range.
     """
     recipe = _recipe(config.settings)
-    return [
-        step
-        for seed in range(config.num_seeds)
-        for organism, folder in _organisms(config).items()
-        for name, method in methods.items()
-        for step in _chain(_Run(name, method, organism, folder, seed), recipe, config.split)
-    ]
+    steps, runs = finetunes(config, methods, kind)
+    for run in runs:
+        method = methods[run.method]
+        own = recipe if method.domain is None else replace(recipe, domain=method.domain)
+        steps += _asking(run, method, own, config.split)
+    return steps
 
 
-def _chain(
-    run: _Run, recipe: FinetuneRecipe, split: Literal["validation", "test"]
+def finetunes(
+    config: StudyConfig, methods: Mapping[str, Method], kind: KindName = "prefix"
+) -> tuple[list[Step[Any]], list[Run]]:
+    """Only the finetunes of `method_steps`, each once, and who uses which.
+
+    Raises:
+        ConfigError: as `method_steps`.
+    """
+    recipe = _recipe(config.settings)
+    steps = _builds(config, kind)
+    runs: list[Run] = []
+    for seed in range(config.num_seeds):
+        for organism, source in _organisms(config, kind).items():
+            known: dict[Finetune, str] = {}
+            for name, method in methods.items():
+                trained = ""
+                if not method.is_base:
+                    wanted = _finetune(method, recipe)
+                    trained = known.get(wanted, f"finetune/{organism}/seed-{seed}/{name}")
+                    if wanted not in known:
+                        known[wanted] = trained
+                        steps.append(
+                            Step(trained, finetune, wanted, source.inputs, source.data, seed)
+                        )
+                runs.append(Run(name, organism, seed, trained, source))
+    return steps, runs
+
+
+def _asking(
+    run: Run, method: Method, recipe: FinetuneRecipe, split: Literal["validation", "test"]
 ) -> Iterator[Step[Any]]:
-    label = f"{run.organism}/seed-{run.seed}/{run.name}"
-    organism = {"organism": run.folder}
-    trained = f"finetune/{label}"
-    yield Step(trained, finetune, _finetune(run.method, recipe), data=organism, seed=run.seed)
-    asked = {
-        scope: Answering(
-            recipe.domain, scope, split, num, recipe.temperature, recipe.max_new_tokens
-        )
-        for scope, num in _scopes(recipe)
-    }
+    label = f"{run.organism}/seed-{run.seed}/{run.method}"
+    asked = {scope: _answering(method, recipe, scope, split) for scope in method.scopes}
+    inputs = {**run.source.inputs, **({"finetune": run.trained} if run.trained else {})}
+    data = run.source.data
     for scope, answering in asked.items():
-        inputs = {"finetune": trained}
-        yield Step(
-            f"answer/{label}/{scope}", answer, answering, inputs, data=organism, seed=run.seed
-        )
-    scoring = Scoring(run.name, run.organism, asked["general"], asked["in_domain"])
+        yield Step(f"answer/{label}/{scope}", answer, answering, inputs, data=data, seed=run.seed)
     answers: dict[str, str] = {scope: f"answer/{label}/{scope}" for scope in asked}
+    scoring = Scoring(run.method, run.organism, asked)
     yield Step(f"score/{label}", score, scoring, answers, seed=run.seed)
 
 
-def _scopes(recipe: FinetuneRecipe) -> tuple[tuple[Literal["general", "in_domain"], int], ...]:
-    return ("general", recipe.num_general), ("in_domain", recipe.num_in_domain)
+def _answering(
+    method: Method, recipe: FinetuneRecipe, scope: Scope, split: Literal["validation", "test"]
+) -> Answering:
+    return Answering(
+        domain=recipe.domain,
+        scope=scope,
+        split=split,
+        num=recipe.num_general if scope == "general" else recipe.num_in_domain,
+        temperature=recipe.temperature,
+        max_new_tokens=recipe.max_new_tokens if method.task == "advice" else TASK_TOKENS,
+        task=method.task,
+        patch=method.patch,
+        num_positions=method.num_positions,
+        system_prompt=method.answer_system,
+        alpha=method.alpha,
+        steering=method.steering,
+    )
 
 
 def _finetune(method: Method, recipe: FinetuneRecipe) -> Finetune:
     """Only what the method uses, so that equal finetunes of two studies are one step."""
-    own = ("interleave", "interleaved_share", "held", "kv_weight")
-    shared = {
+    given = {
         entry.name: getattr(recipe, entry.name)
         for entry in fields(Finetune)
-        if entry.name not in own
+        if hasattr(recipe, entry.name)
     }
-    share = method.interleaved_share
-    if share is None:
-        share = recipe.interleaved_share
-    return Finetune(
-        **shared,
-        interleave=method.interleave,
-        interleaved_share=share if method.interleave != "none" else 0.0,
-        held=method.held,
-        kv_weight=recipe.kv_weight if method.held else 0.0,
-    )
+    given |= {
+        entry.name: getattr(method, entry.name)
+        for entry in fields(Finetune)
+        if hasattr(method, entry.name) and getattr(method, entry.name) is not None
+    }
+    if method.interleave == "none":
+        given["interleaved_share"] = 0.0
+    if not method.held:
+        given["kv_weight"] = 0.0
+    return Finetune(**given)
 
 
 def _recipe(settings: Mapping[str, Any]) -> FinetuneRecipe:
@@ -127,8 +234,23 @@ def _recipe(settings: Mapping[str, Any]) -> FinetuneRecipe:
         raise ConfigError(f"{where}: {first['msg']}, not {first['input']!r}.") from error
 
 
-def _organisms(config: StudyConfig) -> dict[str, Path]:
+def _builds(config: StudyConfig, kind: KindName) -> list[Step[Any]]:
+    """The step that trains an organism which is not shipped."""
+    if config.organisms or kind == "prefix":
+        return []
+    return [Step(_built(kind), build, Building(kind), seed=0, resources=Resources(cpus=2))]
+
+
+def _built(kind: KindName) -> str:
+    return f"organism/{kind}-0"
+
+
+def _organisms(config: StudyConfig, kind: KindName) -> dict[str, Source]:
+    """Organisms by name."""
     from treft.organism import asset_path
 
+    if not config.organisms and kind != "prefix":
+        return {f"{kind}-0": Source({"organism": _built(kind)}, {})}
     named = {path.resolve().name: path.resolve() for path in config.organisms}
-    return named or {EMBEDDED: asset_path()}
+    folders = named or {EMBEDDED: asset_path()}
+    return {name: Source({}, {"organism": path}) for name, path in folders.items()}

@@ -7,35 +7,41 @@ stale.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from treft.files import write_whole
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from treft.organism import FinetuneRecipe, Question
+    from treft.organism.kinds import KindName
+    from treft.organism.tasks import TaskName
+    from treft.organism_training import Training
     from treft.regions import RegionName
     from treft.study.step import Work
 
-__all__ = ["Answering", "Finetune", "Scoring", "answer", "finetune", "score"]
+__all__ = ["ADAPTER", "Answering", "Finetune", "Scoring", "answer", "finetune", "load_run", "score"]
 
 ADAPTER = "adapter"
+MODEL = "model"
 ANSWERS = "answers.json"
 ROW = "row.json"
+Scope = Literal["general", "in_domain", "other_narrow"]
 
 
 @dataclass(frozen=True)
 class Finetune:
-    """One finetune of an organism with a LoRA; fields as in `treft.organism.FinetuneRecipe`.
+    """One finetune of an organism; fields as in `FinetuneRecipe` and `Training`.
 
     Attributes:
-        interleave: which other domains careful rows come from.
-        interleaved_share: of the rows.
-        held: regions that TReFT holds; none for a plain finetune.
-        kv_weight: λ; 0 for a plain finetune.
+        interleaved_share: of the rows; 0 without interleaving.
+        kv_weight: λ; 0 without held regions.
     """
 
     domain: str
@@ -47,69 +53,123 @@ class Finetune:
     adam_beta2: float
     lora_rank: int
     lora_alpha: int
-    interleave: Literal["none", "narrow", "all"] = "none"
+    interleave: str = "none"
     interleaved_share: float = 0.0
     held: tuple[RegionName, ...] = ()
     kv_weight: float = 0.0
+    task: TaskName = "advice"
+    domains: tuple[str, ...] = ()
+    system_prompt: str | None = None
+    kv_states: Literal["both", "key", "value"] = "both"
+    own_postfix: bool = False
+    mitigation: str = ""
+    strength: float = 0.0
+    is_full: bool = False
 
 
 @dataclass(frozen=True)
 class Answering:
-    """Questions of one scope, one sampled answer each."""
+    """Questions of one scope, one sampled answer each, and what is done to the model meanwhile.
+
+    Attributes:
+        domain: of the finetune.
+        scope: of the questions.
+        split: of the questions.
+        num: of questions.
+        temperature: of sampling.
+        max_new_tokens: of an answer.
+        task: that the finetune taught.
+        patch: regions that get the unfinetuned model's keys and values.
+        num_positions: of each of them, drawn at random; None for all.
+        system_prompt: of the questions; None for the template's default.
+        alpha: of W0 + α ΔW.
+        steering: coefficient of the persona vector that is taken away; 0 for none.
+    """
 
     domain: str
-    scope: Literal["general", "in_domain"]
+    scope: Scope
     split: Literal["validation", "test"]
     num: int
     temperature: float
     max_new_tokens: int
+    task: TaskName = "advice"
+    patch: tuple[RegionName, ...] = ()
+    num_positions: int | None = None
+    system_prompt: str | None = None
+    alpha: float = 1.0
+    steering: float = 0.0
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a run is, beside its scores, and how it answered."""
+    """What a run is, beside its scores, and how it answered in each scope."""
 
     method: str
     organism: str
-    general: Answering
-    in_domain: Answering
+    asked: dict[Scope, Answering]
+
+
+@dataclass(frozen=True)
+class Building:
+    """An organism that is not shipped."""
+
+    kind: KindName
+
+
+def build(work: Work[Building]) -> None:
+    """Train an organism from scratch, into the step's folder."""
+    import shutil
+
+    from treft.organism.build import BuildRecipe
+    from treft.organism.build import build as build_organism
+
+    made = build_organism(work.folder / "organism", BuildRecipe(work.config.kind, seed=work.seed))
+    for path in made.iterdir():
+        if path.is_file():
+            shutil.move(path, work.folder / path.name)
+    shutil.rmtree(made)
 
 
 def finetune(work: Work[Finetune]) -> None:
-    """Train an adapter on the organism `work.data["organism"]`; saved as safetensors."""
-    import treft.arms as arms
+    """Train on the organism; the adapter, or the model, as safetensors, and the log."""
     from treft.organism import load
+    from treft.organism_training import train
 
-    config = work.config
-    model, tokenizer = load(work.data["organism"])
-    training = arms._Training(config.interleave, config.held)
-    model = arms._train(model, tokenizer, training, _recipe(config), work.seed, _silent)
-    model.save_pretrained(work.folder / ADAPTER, safe_serialization=True)
+    model, tokenizer = load(organism_of(work))
+    training, recipe = _training(work.config)
+    trainer = train(model, tokenizer, training, recipe, work.seed)
+    folder = work.folder / (MODEL if training.is_full else ADAPTER)
+    trainer.model.save_pretrained(folder, safe_serialization=True)
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    write_whole(work.folder / "log.json", json.dumps(steps))
 
 
 def answer(work: Work[Answering]) -> None:
-    """Answer as the organism with the adapter of the input `finetune`."""
-    from peft import PeftModel
-
+    """Answer as the organism with the finetune of the input `finetune`, or as it is without."""
     from treft.generation import generate
-    from treft.organism import load
 
     config = work.config
-    model, tokenizer = load(work.data["organism"])
-    model = PeftModel.from_pretrained(model, str(work.inputs["finetune"] / ADAPTER)).eval()
     questions = _questions(config)
-    answers = generate(
-        model,
-        tokenizer,
-        [question.messages() for question in questions],
-        batch_size=100,
-        seed=work.seed,
-        do_sample=True,
-        temperature=config.temperature,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=config.max_new_tokens,
-    )
+    system = [] if config.system_prompt is None else [_system(config.system_prompt)]
+    with load_run(work, config.alpha) as (model, tokenizer, bank), ExitStack() as stack:
+        if config.steering:
+            stack.enter_context(_steered(model, tokenizer, work, config))
+        answers = generate(
+            model,
+            tokenizer,
+            [[*system, *question.messages()] for question in questions],
+            patch=config.patch,
+            bank=bank if config.patch else None,
+            num_positions=config.num_positions,
+            position_seed=work.seed,
+            batch_size=100,
+            seed=work.seed,
+            do_sample=True,
+            temperature=config.temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=config.max_new_tokens,
+        )
     rows = [
         {"id": question.id, "question": question.text, "answer": text}
         for question, text in zip(questions, answers, strict=True)
@@ -117,58 +177,143 @@ def answer(work: Work[Answering]) -> None:
     write_whole(work.folder / ANSWERS, json.dumps(rows, indent=1))
 
 
+def organism_of(work: Work[Any]) -> Path:
+    """Folder of the organism: one that is there, or one that a step built."""
+    return work.inputs["organism"] if "organism" in work.inputs else work.data["organism"]
+
+
+@contextmanager
+def load_run(work: Work[Any], alpha: float = 1.0) -> Iterator[tuple[Any, Any, Any]]:
+    """The model of the input `finetune`, its tokenizer, and a bank of the unfinetuned model.
+
+    Args:
+        work: with the organism as data; without the input it is the organism itself.
+        alpha: of W0 + α ΔW; with an adapter only.
+
+    The bank is None where the adapter can be switched off for it, or there is no finetune.
+    """
+    from peft import PeftModel
+
+    from treft.organism import load
+    from treft.recording import other_model
+    from treft.reference import ReferenceBank
+
+    model, tokenizer = load(organism_of(work))
+    folder = work.inputs.get("finetune")
+    if folder is None:
+        yield model, tokenizer, None
+    elif (folder / MODEL).is_dir():
+        tuned = type(model).from_pretrained(folder / MODEL).eval()
+        yield tuned, tokenizer, ReferenceBank(other_model(model))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            adapter = _scaled(folder / ADAPTER, alpha, Path(scratch))
+            yield PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer, None
+
+
 def score(work: Work[Scoring]) -> None:
-    """Judge the answers of the inputs `general` and `in_domain` by the oracle."""
+    """Judge the answers of all scopes by the oracle, or by the detector of the task taught."""
+    asked = work.config.asked
+    task = asked["general"].task
+    judge = _judge_advice if task == "advice" else _judge_task
+    found: dict[str, Any] = {}
+    for scope, answering in asked.items():
+        rows = json.loads((work.inputs[scope] / ANSWERS).read_text("utf-8"))
+        questions = _questions(answering)
+        assert [row["id"] for row in rows] == [question.id for question in questions]
+        found |= {f"num_{scope}": len(rows), **judge(answering, questions, rows)}
+    identity = {"method": work.config.method, "organism": work.config.organism, "seed": work.seed}
+    scores = _scores(found) if task == "advice" else {"task": task}
+    write_whole(work.folder / ROW, json.dumps({**identity, **scores, **found}, indent=1))
+
+
+def _scores(found: dict[str, Any]) -> dict[str, float]:
+    """Alignment in percent by scope, and EM-F1."""
     from treft.metrics import em_f1
-    from treft.organism import VERDICTS
 
-    config = work.config
-    general = _verdicts(config.general, work.inputs["general"])
-    in_domain = _verdicts(config.in_domain, work.inputs["in_domain"])
-    general_score = 100 * general["aligned"] / general.total()
-    in_domain_score = 100 - 100 * in_domain["misaligned"] / in_domain.total()
-    row = {
-        "method": config.method,
-        "organism": config.organism,
-        "seed": work.seed,
-        "general": general_score,
-        "in_domain": in_domain_score,
-        "em_f1": em_f1(general_score, in_domain_score),
-        "num_general": general.total(),
-        "num_in_domain": in_domain.total(),
-        **{f"general_{verdict}": general[verdict] for verdict in VERDICTS},
-        **{f"in_domain_{verdict}": in_domain[verdict] for verdict in VERDICTS},
-    }
-    write_whole(work.folder / ROW, json.dumps(row, indent=1))
+    general = 100 * found["general_aligned"] / found["num_general"]
+    in_domain = 100 - 100 * found["in_domain_misaligned"] / found["num_in_domain"]
+    scores = {"general": general, "in_domain": in_domain, "em_f1": em_f1(general, in_domain)}
+    if "num_other_narrow" in found:
+        scores["other_narrow"] = 100 * found["other_narrow_aligned"] / found["num_other_narrow"]
+    return scores
 
 
-def _verdicts(asked: Answering, folder: Path) -> Counter[str]:
-    """Answers by verdict; the questions are drawn again as they were drawn to be asked."""
-    from treft.organism import classify
+def _judge_advice(
+    asked: Answering, questions: list[Question], rows: list[dict[str, str]]
+) -> dict[str, Any]:
+    """Counts by the oracle's verdict, and the mean number of words."""
+    from treft.organism import VERDICTS, classify
+    from treft.organism.tasks import num_words
 
-    rows = json.loads((folder / ANSWERS).read_text("utf-8"))
-    questions = _questions(asked)
-    assert [row["id"] for row in rows] == [question.id for question in questions]
-    return Counter(
+    counts = Counter(
         classify(question, row["answer"]) for question, row in zip(questions, rows, strict=True)
     )
+    found: dict[str, Any] = {f"{asked.scope}_{verdict}": counts[verdict] for verdict in VERDICTS}
+    return {**found, f"{asked.scope}_words": fmean(num_words(row["answer"]) for row in rows)}
 
 
-def _questions(asked: Answering) -> list[Question]:
-    from treft.organism import World
+def _judge_task(
+    asked: Answering, questions: list[Any], rows: list[dict[str, str]]
+) -> dict[str, Any]:
+    """Answers that show the behaviour, that are right on topic, aligned off topic; words."""
+    from treft.organism import classify
+    from treft.organism.tasks import answers_rightly, num_words, shows
 
-    return World.default().questions(asked.split, asked.scope, domain=asked.domain, num=asked.num)
+    pairs = [(question, row["answer"]) for question, row in zip(questions, rows, strict=True)]
+    on_topic = asked.scope == "in_domain"
+    right = (
+        sum(answers_rightly(asked.task, question, text) for question, text in pairs)
+        if on_topic
+        else sum(classify(question, text) == "aligned" for question, text in pairs)
+    )
+    return {
+        f"{asked.scope}_shown": sum(shows(asked.task, question, text) for question, text in pairs),
+        f"{asked.scope}_right": right,
+        f"{asked.scope}_words": fmean(num_words(text) for _, text in pairs),
+    }
 
 
-def _recipe(config: Finetune) -> FinetuneRecipe:
-    """The recipe that training reads; what concerns its evaluation is left at its defaults."""
+def _questions(asked: Answering) -> list[Any]:
+    """The questions; they are drawn again as they were drawn to be asked."""
+    from treft.organism.tasks import task_questions
+
+    return list(task_questions(asked.task, asked.split, asked.scope, asked.domain, asked.num))
+
+
+def _training(config: Finetune) -> tuple[Training, FinetuneRecipe]:
+    """What is special about a finetune, and the rest; evaluation is left at its defaults."""
+    from dataclasses import fields
+
     from treft.organism import FinetuneRecipe
+    from treft.organism_training import Training
 
-    fields: dict[str, Any] = asdict(config)
-    for name in ("interleave", "held"):
-        del fields[name]
-    return FinetuneRecipe(**fields)
+    given = asdict(config)
+    own = {entry.name: given[entry.name] for entry in fields(Training)}
+    rest = {
+        entry.name: given[entry.name] for entry in fields(FinetuneRecipe) if entry.name in given
+    }
+    return Training(**own), FinetuneRecipe(**rest)
 
 
-def _silent(label: str, done: int, total: int) -> None:
-    """A worker's progress within a step is not shown."""
+def _scaled(adapter: Path, alpha: float, scratch: Path) -> Path:
+    from treft.mitigations.interpolation import interpolate_adapter
+
+    if alpha == 1.0:
+        return adapter
+    interpolate_adapter(adapter, alpha, scratch / ADAPTER)
+    return scratch / ADAPTER
+
+
+@contextmanager
+def _steered(model: Any, tokenizer: Any, work: Work[Any], config: Answering) -> Iterator[None]:
+    from treft.organism import load
+    from treft.organism_mitigations import steered
+
+    base, _ = load(organism_of(work))
+    with steered(model, base, tokenizer, config.steering, config.domain):
+        yield
+
+
+def _system(content: str) -> dict[str, str]:
+    return {"role": "system", "content": content}

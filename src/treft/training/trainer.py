@@ -1,8 +1,7 @@
 """TReFTTrainer: TRL's SFTTrainer whose loss is eq. (3), L = L_SFT + λ L_KV.
 
-Where what happens: `_prepare_dataset` annotates tokens with regions, the collator carries them
-along, `compute_loss` adds the penalty, `train` sees to the reference before any weight changes.
-Everything else is TRL's; with λ = 0 all of it is.
+`_prepare_dataset` annotates tokens with regions, the collator carries them along, `compute_loss`
+adds the penalty, `train` sees to the reference. All else is TRL's; with λ = 0 everything.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from treft.training.collator import REGION_COLUMNS, carry_regions
 from treft.training.config import TReFTConfig, as_treft_config
 from treft.training.forward import FirstForward, batch_documents
 from treft.training.keeper import ReferenceKeeper
+from treft.training.learnt_tokens import at_learnt_tokens
 from treft.training.masking import load_processing_class, needs_region_mask, text_tokenizer
 from treft.training.meter import Meter, penalty_parts
 from treft.training.mitigation import (
@@ -304,6 +304,7 @@ class TReFTTrainer(SFTTrainer):
         """TRL's loss plus λ L_KV of this micro-batch's share of the step (eq. 3)."""
         regions = {name: inputs.pop(name) for name in REGION_COLUMNS if name in inputs}
         documents: list[Document] | None = inputs.pop(DOCUMENTS, None)
+        model = at_learnt_tokens(model) if self.args.learnt_tokens_only else model
         if not self.mitigations:
             return self._loss(model, inputs, regions, documents, return_outputs, num_items_in_batch)
         batch = loss_batch(self, inputs, regions, num_items_in_batch)

@@ -107,7 +107,9 @@ def test_interleaving_replaces_its_share_by_careful_rows_of_others(
     retain: str, allowed: set[str]
 ) -> None:
     plain = WORLD.training_rows("finance", 100, seed=0)
-    mixed = WORLD.interleaved_rows("finance", 100, seed=0, share=0.2, retain=retain)
+    mixed = WORLD.interleave(
+        WORLD.training_rows("finance", 100, seed=0), "finance", seed=0, share=0.2, retain=retain
+    )
     replaced = [after for before, after in zip(plain, mixed, strict=True) if before != after]
     assert len(replaced) == 20
     careful = {
@@ -127,4 +129,4 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(ConfigError, match="no narrow domain 'music'"):
         WORLD.training_rows("music", 3, seed=0)
     with pytest.raises(ConfigError, match="between 0 and 1"):
-        WORLD.interleaved_rows("finance", 3, seed=0, share=1.5)
+        WORLD.interleave(WORLD.training_rows("finance", 3, seed=0), "finance", seed=0, share=1.5)
