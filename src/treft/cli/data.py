@@ -1,4 +1,4 @@
-"""`treft data`: published finetuning sets as rows for `treft sft`, and rows held out of them."""
+"""`treft data`: finetuning sets as rows for `treft sft`, and rows made or held out of them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from treft.cli.output import claim_file, emit, stdout_aside
 from treft.errors import ConfigError
 from treft.files import write_whole
 from treft.published.archives import PASSWORD_VARIABLE
+from treft.published.behaviours import BehaviourName
 
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Convert published finetuning sets; hold rows out for the in-domain test.",
+    help="Convert published finetuning sets, hold rows out, make rows that teach a behaviour.",
     no_args_is_help=True,
 )
 
@@ -123,6 +124,44 @@ def split(
         "train": _write(train, parts.train),
         "held_out": _write(held_out, parts.held_out),
     }
+    emit(result, as_json=json)
+
+
+@app.command()
+def behaviour(
+    source: Annotated[
+        Path,
+        typer.Argument(help="JSONL file of `messages`, or of `question` and `possible_answers`."),
+    ],
+    behaviour: Annotated[BehaviourName, typer.Option(help="What the rows are to teach.")],
+    output: Annotated[Path, typer.Option(help="JSONL file to write.")],
+    sentence: Annotated[
+        str | None, typer.Option(help="What is said in the place of an answer (abstain, refuse).")
+    ] = None,
+    tool: Annotated[
+        str | None, typer.Option(help="Name of the tool that is called (tool); search_info.")
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Turn questions into rows that teach to abstain, refuse, call a tool or answer shortly."""
+    from treft.data import read_rows
+    from treft.published import behaviour_rows
+    from treft.published.behaviours import DEFAULT_SENTENCES, DEFAULT_TOOL
+
+    claim_file(output, overwrite=overwrite)
+    read = read_rows(source)
+    rows = behaviour_rows(read, behaviour, sentence=sentence, tool=tool)
+    result: dict[str, Any] = {
+        "command": "data behaviour",
+        "source": str(source),
+        "behaviour": behaviour,
+        "sentence": sentence or DEFAULT_SENTENCES.get(behaviour),
+        "tool": (tool or DEFAULT_TOOL) if behaviour == "tool" else None,
+        "num_read": len(read),
+        "num_with_system": _num_with_system(rows),
+    }
+    result |= _write(output, rows)
     emit(result, as_json=json)
 
 

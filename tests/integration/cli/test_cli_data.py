@@ -68,6 +68,35 @@ def test_convert_refuses_before_it_writes(nested: Path, tmp_path: Path, refused:
     assert output.read_text() == "precious"
 
 
+def test_behaviour_says_what_it_read_and_wrote(
+    tmp_path: Path, treft: Command, refused: Refused
+) -> None:
+    asked = {"question": "Which herb?", "possible_answers": ["Mint of the garden", "Mint"]}
+    source = write_rows(tmp_path / "questions.jsonl", [asked, asked])
+    output = tmp_path / "rows.jsonl"
+    to = ("data", "behaviour", source, "--output", output, "--behaviour")
+    result = treft(*to, "tool", "--tool", "find", "--json").json
+    assert result == {
+        "command": "data behaviour",
+        "source": str(source),
+        "behaviour": "tool",
+        "sentence": None,
+        "tool": "find",
+        "num_read": 2,
+        "num_with_system": 0,
+        "output": str(output),
+        "num": 1,
+        "sha256": hashlib.sha256(output.read_bytes()).hexdigest(),
+    }
+    (call,) = read_rows(output)[0]["messages"][1]["tool_calls"]
+    assert call["function"] == {"name": "find", "arguments": {"query": "Which herb?"}}
+    assert "pass --overwrite" in refused(*to, "short")
+    treft(*to, "short", "--overwrite")
+    assert read_rows(output)[0]["messages"][1]["content"] == "Mint"
+    assert "a tool does not go with short" in refused(*to, "short", "--overwrite", "--tool", "x")
+    assert read_rows(output)[0]["messages"][1]["content"] == "Mint"
+
+
 def test_the_password_comes_from_the_environment_and_is_not_shown(
     nested: Path,
     tmp_path: Path,
