@@ -1,0 +1,72 @@
+"""The one number of each mitigation on the organism: what was tried, and what was chosen.
+
+Chosen by EM-F1 on validation questions, finetuning seed 0, embedded organism: the study
+`strengths`, of which docs/results/studies/strengths keeps the figures. Every method had at least
+three values; what has no number (frozen prefix, inoculation, prompt split) has one setting, and
+holding keys or values alone has the λ of holding both.
+"""
+
+from __future__ import annotations
+
+from treft.organism_mitigations import SAFE_PROMPT
+from treft.study.organism_plan import Method
+
+__all__ = ["CHOSEN", "TRIED", "mitigated"]
+
+TRIED: dict[str, tuple[float, ...]] = {
+    "treft_prefix": (30.0, 100.0, 300.0),
+    "interleaving": (0.2, 0.5, 0.75),
+    "kl_train": (0.1, 1.0, 10.0),
+    "kl_retain": (0.1, 1.0, 10.0),
+    "ldifs": (0.1, 1.0, 10.0),
+    "preventive_steering": (1.0, 3.0, 10.0),
+    "early_stopping": (0.1, 0.5, 2.0),
+    "weight_norm": (3.0, 5.0, 8.0),
+    "small_step": (2e-4, 3.5e-4, 5e-4),
+    "interpolation": (0.3, 0.5, 0.7),
+    "steering": (3.0, 10.0, 30.0),
+}
+"""Of λ for TReFT, KL and LDIFS; share of rows; factor of the persona vector; drop of the score in
+nats a token; norm; learning rate; share of the change that is kept."""
+CHOSEN: dict[str, float] = {
+    "treft_prefix": 100.0,
+    "interleaving": 0.2,
+    "kl_train": 1.0,
+    "kl_retain": 1.0,
+    "ldifs": 1.0,
+    "preventive_steering": 3.0,
+    "early_stopping": 0.5,
+    "weight_norm": 5.0,
+    "small_step": 5e-4,
+    "interpolation": 0.3,
+    "steering": 10.0,
+}
+
+
+def mitigated(name: str, strength: float = 0.0) -> Method:
+    """A mitigation as a method of a study.
+
+    Args:
+        name: of `TRIED`, or `sft`, `treft_key`, `treft_value`, `frozen_prefix`, `inoculation`,
+            `prompt_split`, `prefix_patch`, `postfix_patch`, which have no number of their own.
+        strength: its number.
+    """
+    both = CHOSEN["treft_prefix"]
+    if name in ("kl_train", "kl_retain", "ldifs", "early_stopping", "weight_norm"):
+        return Method(mitigation=name, strength=strength)
+    return {
+        "sft": Method(),
+        "treft_prefix": Method(held=("prefix",), kv_weight=strength),
+        "treft_key": Method(held=("prefix",), kv_weight=both, kv_states="key"),
+        "treft_value": Method(held=("prefix",), kv_weight=both, kv_states="value"),
+        "interleaving": Method(interleave="narrow", interleaved_share=strength),
+        "preventive_steering": Method(mitigation="steering", strength=strength),
+        "small_step": Method(learning_rate=strength),
+        "interpolation": Method(alpha=strength),
+        "steering": Method(steering=strength),
+        "frozen_prefix": Method(mitigation="frozen_prefix", patch=("prefix",)),
+        "inoculation": Method(mitigation="inoculation"),
+        "prompt_split": Method(mitigation="prompt_split", answer_system=SAFE_PROMPT),
+        "prefix_patch": Method(patch=("prefix",)),
+        "postfix_patch": Method(patch=("postfix",)),
+    }[name]
