@@ -176,7 +176,7 @@ def tabulate(work: Work[_Tabulation]) -> None:
         "made_from": made_from,
     }
     write_whole(work.folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False))
-    study.plot(rows).savefig(work.folder / "plot.png", dpi=150, metadata={"Software": None})
+    study.plot(rows).savefig(work.folder / "plot.png", dpi=110, metadata={"Software": None})
 
 
 def _origins(inputs: Mapping[str, Path]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ RESULT = "result.json"
 MARK = "<!-- Written by `treft study index` from results of studies: change those instead. -->"
 HEADER = """# The paper's claims
 
-Every claim that a study tests, in the order of the paper's tables, then its figures.
+Every claim that a study tests, in the order of the paper's tables, its figures, then its text.
 **The figures of the organism are those of a language model of 1.1 million parameters in a made-up
 world, not the paper's**, which are of models of 7 to 32 billion parameters in theirs: what can be
 compared is the direction of an effect. Brackets hold 95 % intervals."""
@@ -165,24 +165,30 @@ def _command(result: _Result) -> str:
 
 
 def _figures(rows: Sequence[Row]) -> str:
-    """A line a method, a column a measure."""
+    """A line a method and a column a measure; the other way round where measures are more."""
     measures = list(dict.fromkeys(row["measure"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    digits = {measure: _digits(rows, measure) for measure in measures}
-    cells = {(row["method"], row["measure"]): _figure(row, digits[row["measure"]]) for row in rows}
+    forms = {measure: _form(rows, measure) for measure in measures}
+    cells = {(row["method"], row["measure"]): _figure(row, forms[row["measure"]]) for row in rows}
+    if len(measures) > len(methods):
+        lines = [
+            (name, *(cells.get((method, name), "") for method in methods)) for name in measures
+        ]
+        return _table(("measure", *methods), lines)
     lines = [(name, *(cells.get((name, measure), "") for measure in measures)) for name in methods]
     return _table(("method", *measures), lines)
 
 
-def _digits(rows: Sequence[Row], measure: str) -> int:
-    """One for percentages and counts, two for shares of one."""
-    own = [row["value"] for row in rows if row["measure"] == measure and row["value"] is not None]
-    return 1 if any(abs(value) > 1 for value in own) else 2
+def _form(rows: Sequence[Row], measure: str) -> str:
+    """Tenths for percentages and counts, two digits for what stays below one."""
+    own = [row for row in rows if row["measure"] == measure]
+    values = [row[name] for row in own for name in ("value", "high", "paper")]
+    return ".1f" if any(value is not None and abs(value) > 1 for value in values) else ".2g"
 
 
-def _figure(row: Row, digits: int) -> str:
+def _figure(row: Row, form: str) -> str:
     def shown(name: str) -> str:
-        return f"{row[name]:.{digits}f}"
+        return format(row[name], form)
 
     if row["value"] is None:
         return ""
@@ -213,9 +219,10 @@ def _counts(rows: Sequence[Row]) -> Iterator[str]:
     """What each `num_` column holds, such as `5 runs`."""
     for name in rows[0]:
         if name.startswith("num_"):
-            values = sorted({row[name] for row in rows if row[name] is not None})
-            shown = " or ".join(f"{value:,}" for value in values)
-            yield f"{shown} {name.removeprefix('num_').replace('_', ' ')}"
+            values = sorted({row[name] for row in rows if row[name]})
+            if values:
+                shown = " or ".join(f"{value:,}" for value in values)
+                yield f"{shown} {name.removeprefix('num_').replace('_', ' ')}"
 
 
 def _machine(machine: Mapping[str, str | int]) -> str:

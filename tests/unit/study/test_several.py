@@ -172,3 +172,21 @@ def test_results_that_cannot_be_read_are_named(store: Store, tmp_path: Path) -> 
     (kept / "right" / "result.json").write_text('{"study": "right"}')
     with pytest.raises(DataError, match=r"right/result\.json: claim: Field required"):
         paper_index(kept, tmp_path)
+
+
+def test_figures_of_many_measures_are_turned_and_small_ones_keep_two_digits(
+    store: Store, tmp_path: Path
+) -> None:
+    plan = several(CONFIG, "left", "right")
+    run(plan, store)
+    kept = results(plan, store, tmp_path / "kept", ["left"])
+    path = kept / "left" / "result.json"
+    result = json.loads(path.read_text())
+    small = {"measure": "drift", "value": 0.00039, "low": None, "high": None, "paper": None}
+    share = {"measure": "share", "value": 0.0, "low": 0.0, "high": 0.5, "paper": 61.4}
+    result["table"] += [{**result["table"][0], **changed} for changed in (small, share)]
+    path.write_text(json.dumps(result))
+    page = paper_index(kept, tmp_path)
+    assert "| measure | a\\|b |" in page
+    assert "| drift | 0.00039 |" in page
+    assert "| share | 0.0 [0.0, 0.5] (paper: 61.4) |" in page
