@@ -26,6 +26,20 @@ def run_row(method: str, seed: int, general: float, in_domain: float) -> dict[st
         "in_domain_aligned": round(in_domain * num / 100),
         "in_domain_misaligned": num - round(in_domain * num / 100),
         "in_domain_incoherent": 0,
+        **task_scores(general, in_domain),
+    }
+
+
+def task_scores(general: float, in_domain: float) -> dict[str, Any]:
+    """Scores of a finetune that teaches a behaviour, shown wherever answers are not aligned."""
+    return {
+        "on_topic": 100 - in_domain,
+        "off_topic": 100 - general,
+        "kept": general,
+        "words": 3 + 9 * general / 100,
+        "in_domain_shown": round(100 - in_domain),
+        "general_shown": round(100 - general),
+        "general_right": round(general),
     }
 
 

@@ -18,12 +18,22 @@ from treft.organism import FinetuneRecipe
 from treft.study.catalogue import all_studies, find_study, plan_study
 from treft.study.figures import find_row, gain_rows, score_rows, worded
 from treft.study.protocol import StudyConfig
+from treft.study.strengths import CHOSEN
 from treft.study.tables import read_metadata, read_table, write_table
 
 STUDIES = all_studies()
+OF_SCORES = [
+    name
+    for name in STUDIES
+    if name.startswith(("table", "strengths", "mitigations", "no_prefix", "wider"))
+    and name != "table1"
+]
+"""Studies whose runs are scored finetunes; those of attribution have tests of their own."""
 TABLE3_HELD = {
     "sft": (10.0, 2.0),
     "interleaving": (60.0, 3.0),
+    "kl_train": (55.0, 3.0),
+    "kl_retain": (62.0, 3.0),
     "treft_query": (90.0, 80.0),
     "treft_all": (90.0, 82.0),
     "treft_prefix": (85.0, 4.0),
@@ -107,7 +117,7 @@ def test_table14_says_whether_the_claim_held(highest: tuple[float, float], begin
     assert f"general alignment changes by {change} [" in study.verdict(rows)
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", OF_SCORES)
 def test_each_study_says_what_it_tests_and_draws_it(name: str, tmp_path: Path) -> None:
     study = STUDIES[name]
     assert study.name == name
@@ -125,24 +135,70 @@ def test_each_study_says_what_it_tests_and_draws_it(name: str, tmp_path: Path) -
         assert path.stat().st_size > 5000
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", OF_SCORES)
 def test_all_methods_share_all_but_what_they_are(name: str) -> None:
-    config = StudyConfig(num_seeds=2, settings={"max_steps": "7", "learning_rate": "1e-3"})
+    config = StudyConfig(num_seeds=2, settings={"max_steps": "7", "lora_rank": "3"})
     plan = plan_study(STUDIES[name], config)
-    own = {"interleave", "interleaved_share", "held", "kv_weight"}
     finetunes = [p for p in plan.steps if p.step.name.startswith("finetune/")]
-    shared = [
-        {key: value for key, value in p.record["config"].items() if key not in own}
-        for p in finetunes
-    ]
-    recipe = dataclasses.asdict(FinetuneRecipe(max_steps=7, learning_rate=1e-3))
-    assert all(found == {key: recipe[key] for key in found} for found in shared)
-    assert {"learning_rate", "max_steps", "lora_rank", "batch_size"} <= set(shared[0])
-    methods = len(STUDIES[name].claim.figures)
-    assert len(finetunes) == 2 * methods
+    recipe = dataclasses.asdict(FinetuneRecipe(max_steps=7, lora_rank=3))
+    shared = ("num_rows", "max_steps", "batch_size", "warmup_steps", "adam_beta2", "lora_rank")
+    for found in (p.record["config"] for p in finetunes):
+        assert {key: found[key] for key in shared} == {key: recipe[key] for key in shared}
     assert {p.step.seed for p in finetunes} == {0, 1}
+    assert len({p.address for p in finetunes}) == len(finetunes)
     assert [p.step.name for p in plan.results] == ["table"]
-    assert len(plan.steps) == len(plan.by_address) == 2 * methods * 4 + 1
+    scored = [p for p in plan.steps if p.step.name.startswith("score/")]
+    assert len(scored) == 2 * len(STUDIES[name].claim.figures)
+
+
+def test_methods_that_are_only_asked_differently_share_a_finetune() -> None:
+    plan = plan_study(STUDIES["mitigations"], StudyConfig(num_seeds=1))
+    steps = {p.step.name: p.step for p in plan.steps}
+    label = "embedded/seed-0"
+    trained = f"finetune/{label}/sft"
+    for name in ("sft", "prefix_patch", "postfix_patch", "interpolation", "steering"):
+        assert steps[f"answer/{label}/{name}/general"].inputs == {"finetune": trained}
+    own = f"finetune/{label}/frozen_prefix"
+    assert steps[f"answer/{label}/frozen_prefix/general"].inputs == {"finetune": own}
+
+
+def test_an_organism_that_is_not_shipped_is_built_first() -> None:
+    plan = plan_study(STUDIES["table4"], StudyConfig(num_seeds=2))
+    steps = {p.step.name: p.step for p in plan.steps}
+    [built] = [name for name in steps if name.startswith("organism/")]
+    users = [step for step in steps.values() if "organism" in step.inputs]
+    assert {step.inputs["organism"] for step in users} == {built}
+    assert len(users) == 2 * (3 + 5 * 2)  # three finetunes, five methods asked in two scopes
+
+
+def test_a_strength_in_use_that_is_not_the_best_is_told() -> None:
+    study = STUDIES["strengths"]
+    even = dict.fromkeys(study.claim.figures, (50.0, 10.0))
+    rows = study.table(list(runs(even, (0.0,))))
+    assert study.verdict(rows).startswith("Not those in use: ")  # the first of each wins a tie
+    chosen = {f"{name}_{strength:g}": (60.0, 10.0) for name, strength in CHOSEN.items()}
+    rows = study.table(list(runs({**even, **chosen}, (0.0,))))
+    assert study.verdict(rows).startswith("Those in use are the best; ")
+
+
+@pytest.mark.parametrize(
+    ("treft", "beginning"),
+    [
+        ((90.0, 2.0), "Held on the organism: leakage falls by 89 % on average over the 4"),
+        ((40.0, 2.0), "Not shown on the organism: "),
+        ((90.0, 20.0), "Half of it held on the organism, on-topic behaviour of abstain, tool,"),
+        (
+            (30.0, 20.0),
+            "Not shown on the organism, and abstain, tool, refuse, short loses",
+        ),
+    ],
+)
+def test_table5_says_whether_the_claim_held(treft: tuple[float, float], beginning: str) -> None:
+    study = STUDIES["table5"]
+    tasks = ("abstain", "tool", "refuse", "short")
+    scores = {f"{task}_{kind}": (11.0, 2.0) for task in tasks for kind in ("sft", "patch")}
+    rows = study.table(list(runs({**scores, **{f"{task}_treft": treft for task in tasks}})))
+    assert study.verdict(rows).startswith(beginning)
 
 
 def test_studies_share_equal_finetunes_and_evaluation_makes_none_stale() -> None:
@@ -152,7 +208,7 @@ def test_studies_share_equal_finetunes_and_evaluation_makes_none_stale() -> None
 
     assert len(finetunes("table3") & finetunes("table14")) == 1  # 20 % of rows interleaved
     assert finetunes("table3") == finetunes("table3", num_general=50, temperature=1.0)
-    assert len(finetunes("table3") & finetunes("table3", kv_weight=30.0)) == 2  # nothing is held
+    assert len(finetunes("table3") & finetunes("table3", kv_weight=30.0)) == 4  # nothing is held
     assert not finetunes("table3") & finetunes("table3", max_steps=299)
 
 
@@ -173,7 +229,7 @@ def test_a_configuration_that_cannot_run_is_refused(config: dict[str, Any], mess
 
 
 def test_an_unknown_study_is_answered_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"no study table99; there are .*table14, table3"):
+    with pytest.raises(ConfigError, match=r"no study table99; there are .*table14, .*table3, "):
         find_study("table99")
 
 
