@@ -1,0 +1,89 @@
+"""Tables of attribution studies: figures of any measure over runs, and rises over one row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from treft.metrics import Interval, over_runs
+from treft.study.figures import gain_rows
+from treft.study.protocol import Row
+
+__all__ = ["figure_rows", "rise_rows", "with_second_paper"]
+
+
+def figure_rows(
+    runs: Sequence[Row],
+    measures: Iterable[str],
+    paper: Mapping[str, Mapping[str, float]],
+    *,
+    highest: float = 100.0,
+) -> list[dict[str, Any]]:
+    """A row for each method and measure, with the columns of `figures.score_rows`.
+
+    Over several runs intervals are t intervals over runs, cut to what the measure can be; for one
+    run they are those that the run has, over its questions.
+
+    Args:
+        runs: with `MEASURE`, `MEASURE_low` and `MEASURE_high` for each measure.
+        measures: entries of a run.
+        paper: its figures by method and measure.
+        highest: value that a measure can have; the lowest is 0.
+    """
+    rows = []
+    wanted = list(measures)
+    for method in dict.fromkeys(run["method"] for run in runs):
+        own = [run for run in runs if run["method"] == method]
+        for measure in wanted:
+            value, low, high = _figure(own, measure, highest)
+            rows.append(
+                {
+                    "method": method,
+                    "measure": measure,
+                    "value": value,
+                    "low": low,
+                    "high": high,
+                    "num_runs": len(own),
+                    "num_general": own[0]["num_general"],
+                    "num_in_domain": own[0]["num_in_domain"],
+                    "interval": "questions" if len(own) == 1 else "runs",
+                    "paper": paper.get(method, {}).get(measure),
+                }
+            )
+    return rows
+
+
+def rise_rows(
+    runs: Sequence[Row], methods: Iterable[str], reference: str, measures: Iterable[str]
+) -> list[dict[str, Any]]:
+    """What each method has more than `reference`, paired by organism and seed, in points.
+
+    The row is the method's, its measure ends in `_rise`; without interval for a single run.
+    """
+    rows = []
+    wanted = list(measures)
+    for method in methods:
+        for measure, row in zip(wanted, gain_rows(runs, method, [reference], wanted), strict=True):
+            rows.append({**row, "method": method, "measure": f"{measure}_rise"})
+    return rows
+
+
+def with_second_paper(
+    rows: Sequence[Row], column: str, figures: Mapping[str, Mapping[str, float]]
+) -> list[Row]:
+    """The rows with a column for another of the paper's models.
+
+    Args:
+        rows: of a table.
+        column: its name.
+        figures: by method and measure.
+    """
+    return [{**row, column: figures.get(row["method"], {}).get(row["measure"])} for row in rows]
+
+
+def _figure(runs: Sequence[Row], measure: str, highest: float) -> Interval:
+    if len(runs) == 1:
+        names = (measure, f"{measure}_low", f"{measure}_high")
+        return Interval(*(runs[0][name] for name in names))
+    mean, low, high = over_runs([run[measure] for run in runs])
+    return Interval(mean, max(0.0, low), min(highest, high))

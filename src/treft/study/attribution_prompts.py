@@ -1,0 +1,107 @@
+"""Perturbed versions of the organism's prompts (section 4.1), and its own paraphrase."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from treft.evaluation.questions import EvalQuestion
+    from treft.organism import Question
+
+__all__ = ["PromptVersion", "Split", "What", "prompt_versions", "reworded"]
+
+Split = Literal["validation", "test"]
+
+What = Literal["nothing", "prefix", "query", "postfix", "rephrase"]
+"""Region whose tokens give way to near neighbours; `rephrase` is the question under another opener
+and ask, `nothing` the prompt as it is."""
+
+
+class PromptVersion(NamedTuple):
+    """One version of one question's prompt.
+
+    Attributes:
+        question_id: whose prompt.
+        trial: which version, from 1.
+        token_ids: (T,) the prompt.
+    """
+
+    question_id: str
+    trial: int
+    token_ids: tuple[int, ...]
+
+
+def prompt_versions(
+    what: What,
+    questions: Sequence[EvalQuestion],
+    model: Any,
+    tokenizer: Any,
+    *,
+    split: Split,
+    num_trials: int,
+    num_tokens: int,
+) -> list[PromptVersion]:
+    """Versions of all prompts; they depend on question and trial alone.
+
+    Args:
+        what: is perturbed.
+        questions: the organism's.
+        model: whose input embedding has the neighbours; an adapter on top changes nothing.
+        tokenizer: of the model.
+        split: of the questions.
+        num_trials: versions of each.
+        num_tokens: replaced in each, or all of a region that has fewer.
+
+    Raises:
+        TemplateError: the prompts lack the region.
+    """
+    from treft.attribution.perturb import Perturbation, PerturbOptions, perturb_tokens
+    from treft.attribution.teacher_forcing import render_questions
+
+    trials = range(1, num_trials + 1)
+    if what == "rephrase":
+        return [_rephrased(one, trial, tokenizer, split) for one in questions for trial in trials]
+    rendered = render_questions(tokenizer, questions)
+    chats = {question.id: chat for question, chat in zip(questions, rendered, strict=True)}
+    if what == "nothing":
+        return [PromptVersion(id, t, chat.input_ids) for id, chat in chats.items() for t in trials]
+    prompts = perturb_tokens(
+        tokenizer,
+        model.get_input_embeddings().weight.detach(),
+        chats,
+        [Perturbation(what, "nearest")],
+        PerturbOptions(num_tokens=num_tokens, num_trials=num_trials),
+    )
+    return [PromptVersion(one.question_id, one.trial, one.input_ids) for one in prompts]
+
+
+def reworded(question: Question, split: Split, seed: str) -> str:
+    """The question with another opener and another ask, of those that pretraining has.
+
+    Args:
+        question: of the split.
+        split: whose opener and ask it has.
+        seed: of the draw.
+    """
+    from treft.organism.world import ASKS, OPENERS
+
+    form = question.domain.form
+    opener = next(one for one in OPENERS[form][split] if question.text.startswith(f"{one} "))
+    ask = next(one for one in ASKS[form][split] if question.text.endswith(f" {one}"))
+    middle = question.text[len(opener) : len(question.text) - len(ask)]
+    rng = random.Random(seed)
+    return rng.choice(OPENERS[form]["train"]) + middle + rng.choice(ASKS[form]["train"])
+
+
+def _rephrased(question: EvalQuestion, trial: int, tokenizer: Any, split: Split) -> PromptVersion:
+    from treft.attribution.teacher_forcing import render_questions
+    from treft.evaluation.oracle import organism_question
+
+    known = organism_question(question.id, question.metadata)
+    words = reworded(known, split, f"{question.id}/{trial}")
+    asked = replace(question, messages=({"role": "user", "content": words},))
+    [chat] = render_questions(tokenizer, [asked])
+    return PromptVersion(question.id, trial, chat.input_ids)

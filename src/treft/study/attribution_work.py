@@ -1,0 +1,338 @@
+"""What attribution studies run on a finetune: perturbed prompts, patched answers, drift.
+
+Apart from `attribution_plan`, so that an edit to the list of steps makes no result stale. Without
+the input `finetune` a step is of the organism as it is, the control.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from treft.files import write_whole
+from treft.metrics import Interval
+from treft.study.attribution_prompts import Split, What, prompt_versions
+from treft.study.organism_work import ROW, Scope, load_run
+
+if TYPE_CHECKING:
+    from treft.attribution.drift_map import RegionDrift
+    from treft.evaluation.measures import Measure
+    from treft.evaluation.questions import EvalQuestion
+    from treft.evaluation.records import ScoredAnswer
+    from treft.patching import RowPatch, StateKind
+    from treft.regions import ChatRegions, RegionName
+    from treft.study.step import Work
+
+__all__ = [
+    "REGIONS",
+    "Asking",
+    "Drifting",
+    "Patch",
+    "Patching",
+    "Perturbing",
+    "drift",
+    "patch",
+    "perturb",
+]
+
+REGIONS: tuple[RegionName, ...] = ("prefix", "query", "postfix")
+BATCH = 100
+"""Prompts answered together."""
+
+Patches = Callable[[Sequence[int]], "Sequence[Sequence[RowPatch]]"]
+
+COUNT_ALL = -1.0
+"""As a threshold of coherence: an incoherent answer counts, as one that is not aligned."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Which questions, and how they are answered.
+
+    Attributes:
+        domain: of the finetune.
+        split: of the questions.
+        temperature: of the answers.
+        max_new_tokens: cap of an answer.
+    """
+
+    domain: str
+    split: Split
+    temperature: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Which states give way to the base's; the default is none.
+
+    Attributes:
+        regions: to patch.
+        kinds: keys, values or both.
+        num_positions: random tokens of each region; None for all.
+        window: tokens [start, end) of the region alone.
+        stream_layer: patch the residual stream of the prefix at this layer (Figure 4), instead of
+            keys and values in all layers.
+    """
+
+    regions: tuple[RegionName, ...] = ()
+    kinds: tuple[StateKind, ...] = ("key", "value")
+    num_positions: int | None = None
+    window: tuple[int, int] | None = None
+    stream_layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Perturbing:
+    """Perturbed versions of general questions' prompts, an answer to each.
+
+    Attributes:
+        method: name of the row.
+        organism: name of the organism.
+        asked: how.
+        num: questions.
+        what: region whose tokens give way to near neighbours; `rephrase` for the question under
+            another opener and ask, `nothing` for the prompt as it is.
+        num_trials: versions of each prompt.
+        num_tokens: replaced in each, or all of a region that has fewer.
+    """
+
+    method: str
+    organism: str
+    asked: Asking
+    num: int
+    what: What
+    num_trials: int = 10
+    num_tokens: int = 10
+
+
+@dataclass(frozen=True)
+class Patching:
+    """Answers under a patch, one to each question.
+
+    Attributes:
+        method: name of the row.
+        organism: name of the organism.
+        asked: how.
+        nums: questions of each scope.
+        patch: of the base's states.
+    """
+
+    method: str
+    organism: str
+    asked: Asking
+    nums: tuple[tuple[Scope, int], ...]
+    patch: Patch = Patch()
+
+
+@dataclass(frozen=True)
+class Drifting:
+    """Drift over the prompts of general questions.
+
+    Attributes:
+        method: name of the finetuning method.
+        organism: name of the organism.
+        domain: of the finetune.
+        split: of the questions.
+        num: questions.
+    """
+
+    method: str
+    organism: str
+    domain: str
+    split: Split
+    num: int
+
+
+def perturb(work: Work[Perturbing]) -> None:
+    """Best and Avg of section 4.1, and the share of incoherent answers; percent.
+
+    Incoherent answers count as not aligned in both, as in every general score of an organism. The
+    versions depend on question and trial alone: all finetunes and the base answer the same ones.
+    """
+    from treft.attribution.perturb_table import BestOfTrials, IncoherentRate
+    from treft.evaluation.measures import AlignmentScore
+    from treft.evaluation.oracle import ORACLE
+
+    config = work.config
+    questions = _questions(config.asked.domain, config.asked.split, "general", config.num)
+    with load_run(work) as (model, tokenizer, _):
+        versions = prompt_versions(
+            config.what,
+            questions,
+            model,
+            tokenizer,
+            split=config.asked.split,
+            num_trials=config.num_trials,
+            num_tokens=config.num_tokens,
+        )
+        prompts = [(one.trial, one.token_ids) for one in versions]
+        answers = _answers(work, model, tokenizer, prompts)
+    by_id = {question.id: question for question in questions}
+    asked = [by_id[version.question_id] for version in versions]
+    scored = _scored(asked, answers, [version.trial for version in versions], "general")
+    figures = {
+        "best": _figure(BestOfTrials(ORACLE, COUNT_ALL), scored),
+        "avg": _figure(AlignmentScore(ORACLE), scored),
+        "incoherent": _figure(IncoherentRate(ORACLE), scored),
+    }
+    counts = {"num_general": config.num, "num_in_domain": 0, "num_trials": config.num_trials}
+    _write(work, {**figures, **counts})
+
+
+def patch(work: Work[Patching]) -> None:
+    """Alignment under one patch and the share of incoherent answers, scope by scope; percent.
+
+    Incoherent answers are not aligned outside of the domain and not misaligned in it, as in every
+    score of an organism.
+    """
+    from treft.attribution.perturb_table import IncoherentRate
+    from treft.attribution.teacher_forcing import render_questions
+    from treft.evaluation.measures import AlignmentScore
+    from treft.evaluation.oracle import ORACLE
+
+    config = work.config
+    found: dict[str, Any] = {}
+    with load_run(work) as (model, tokenizer, _):
+        for scope, num in config.nums:
+            questions = _questions(config.asked.domain, config.asked.split, scope, num)
+            chats = render_questions(tokenizer, questions)
+            patches = _patches(work, chats, model, tokenizer) if config.patch.regions else None
+            prompts = [(1, chat.input_ids) for chat in chats]
+            answers = _answers(work, model, tokenizer, prompts, patches)
+            scored = _scored(questions, answers, [1] * num, scope)
+            found[scope] = _figure(AlignmentScore(ORACLE), scored)
+            found[f"{scope}_incoherent"] = _figure(IncoherentRate(ORACLE), scored)
+            found[f"num_{scope}"] = num
+    _write(work, found)
+
+
+def drift(work: Work[Drifting]) -> None:
+    """L_KV of each region (eq. (3)), and L_K and L_V of each layer (eq. (2)).
+
+    Each token is compared with the same token of the same prompt in the base.
+    """
+    from treft.attribution.drift_map import drift_map
+    from treft.attribution.teacher_forcing import render_questions
+    from treft.recording import adapter_off
+    from treft.reference import ReferenceBank
+
+    config = work.config
+    questions = _questions(config.domain, config.split, "general", config.num)
+    with load_run(work) as (model, tokenizer, _):
+        chats = render_questions(tokenizer, questions)
+        found = drift_map(model, tokenizer, ReferenceBank(adapter_off(model)), chats, REGIONS)
+    figures: dict[str, Any] = {}
+    for region in REGIONS:
+        figures |= _region_figures(region, found.region(region), found.layers)
+    _write(work, {**figures, "num_general": config.num, "num_in_domain": 0})
+
+
+def _patches(
+    work: Work[Patching], chats: Sequence[ChatRegions], model: Any, tokenizer: Any
+) -> Patches:
+    """What to replace in the prompts of a batch."""
+    from treft.attribution.layer_curve import layer_banks
+    from treft.patch_spec import PatchSpec, row_patches
+    from treft.recording import adapter_off
+    from treft.reference import ReferenceBank
+
+    wanted = work.config.patch
+    if wanted.stream_layer is None:
+        bank = ReferenceBank(adapter_off(model))
+    else:
+        [(_, bank)] = layer_banks(model, tokenizer, [wanted.stream_layer])
+    spec = PatchSpec(
+        work.config.method,
+        wanted.regions,
+        kinds=wanted.kinds,
+        window=wanted.window,
+        num_positions=wanted.num_positions,
+        position_seed=work.seed,
+    )
+    return lambda batch: row_patches(spec, [chats[index] for index in batch], batch, bank)
+
+
+def _questions(domain: str, split: Split, scope: Scope, num: int) -> tuple[EvalQuestion, ...]:
+    from treft.evaluation.oracle import organism_questions
+
+    return organism_questions(scope, split=split, domain=domain, num=num).questions
+
+
+def _answers(
+    work: Work[Any],
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[tuple[int, tuple[int, ...]]],
+    patches: Patches | None = None,
+) -> list[str]:
+    """An answer to each prompt, given as trial and token ids, with random numbers of its own."""
+    from treft.attribution.model_pair import answer_tokens
+    from treft.evaluation.local_model import mixed_seed
+    from treft.evaluation.sampler import SamplingOptions
+
+    asked = work.config.asked
+    return answer_tokens(
+        model,
+        tokenizer,
+        [ids for _, ids in prompts],
+        [mixed_seed(work.seed, trial, *ids) for trial, ids in prompts],
+        sampling=SamplingOptions(temperature=asked.temperature),
+        max_new_tokens=asked.max_new_tokens,
+        batch_size=BATCH,
+        patches=patches,
+    )
+
+
+def _scored(
+    questions: Sequence[EvalQuestion], answers: Sequence[str], trials: Sequence[int], scope: Scope
+) -> list[ScoredAnswer]:
+    """The oracle's judgements; each answer knows its trial."""
+    from treft.attribution.scoring import score_answers
+
+    found = score_answers(questions, answers, epochs=trials, scope=scope)
+    return [
+        replace(answer, metadata={"trial": trial})
+        for answer, trial in zip(found, trials, strict=True)
+    ]
+
+
+def _figure(measure: Measure, answers: Sequence[ScoredAnswer]) -> Interval:
+    """With its interval over questions."""
+    from treft.evaluation.statistics import estimate
+
+    found = estimate(measure, answers)
+    assert found.low is not None, "several questions are asked"
+    assert found.high is not None
+    return Interval(found.value, found.low, found.high)
+
+
+def _region_figures(
+    region: RegionName, found: RegionDrift, layers: Sequence[int]
+) -> dict[str, Interval]:
+    """Of one region; intervals over prompts."""
+    figures: dict[str, Interval] = {region: _over_prompts(found.by_prompt)}
+    for column, layer in enumerate(layers):
+        for kind in ("key", "value"):
+            figures[f"{region}_{kind}_{layer}"] = _over_prompts(getattr(found, kind)[:, column])
+    return figures
+
+
+def _over_prompts(values: Any) -> Interval:
+    from treft.metrics import over_runs
+
+    mean, low, high = over_runs(values.tolist())
+    return Interval(mean, max(0.0, low), high)
+
+
+def _write(work: Work[Any], figures: Mapping[str, Any]) -> None:
+    """One object: an interval takes three entries, any other value one."""
+    row = {"method": work.config.method, "organism": work.config.organism, "seed": work.seed}
+    for name, figure in figures.items():
+        if isinstance(figure, Interval):
+            row |= {name: figure.mean, f"{name}_low": figure.low, f"{name}_high": figure.high}
+        else:
+            row[name] = figure
+    write_whole(work.folder / ROW, json.dumps(row, indent=1))
