@@ -135,7 +135,7 @@ def test_each_study_says_what_it_tests_and_draws_it(name: str, tmp_path: Path) -
         assert path.stat().st_size > 5000
 
 
-@pytest.mark.parametrize("name", OF_SCORES)
+@pytest.mark.parametrize("name", [name for name in OF_SCORES if name != "strengths"])
 def test_all_methods_share_all_but_what_they_are(name: str) -> None:
     config = StudyConfig(num_seeds=2, settings={"max_steps": "7", "lora_rank": "3"})
     plan = plan_study(STUDIES[name], config)
@@ -169,6 +169,13 @@ def test_an_organism_that_is_not_shipped_is_built_first() -> None:
     users = [step for step in steps.values() if "organism" in step.inputs]
     assert {step.inputs["organism"] for step in users} == {built}
     assert len(users) == 2 * (3 + 5 * 2)  # three finetunes, five methods asked in two scopes
+
+
+def test_strengths_are_chosen_on_validation_and_one_seed_whatever_is_asked() -> None:
+    plan = plan_study(STUDIES["strengths"], StudyConfig(num_seeds=3, split="test"))
+    asked = [p.record["config"] for p in plan.steps if p.step.name.startswith("answer/")]
+    assert {config["split"] for config in asked} == {"validation"}
+    assert {p.step.seed for p in plan.steps} == {0, None}
 
 
 def test_a_strength_in_use_that_is_not_the_best_is_told() -> None:
