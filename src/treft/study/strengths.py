@@ -16,9 +16,9 @@ __all__ = ["CHOSEN", "TRIED", "mitigated"]
 TRIED: dict[str, tuple[float, ...]] = {
     "treft_prefix": (30.0, 100.0, 300.0),
     "interleaving": (0.2, 0.5, 0.75),
-    "kl_train": (0.1, 1.0, 10.0),
-    "kl_retain": (0.1, 1.0, 10.0),
-    "ldifs": (0.1, 1.0, 10.0),
+    "kl_train": (0.1, 0.3, 1.0, 10.0),
+    "kl_retain": (0.1, 1.0, 10.0, 30.0),
+    "ldifs": (0.01, 0.03, 0.1, 1.0),
     "preventive_steering": (1.0, 3.0, 10.0),
     "early_stopping": (0.1, 0.5, 2.0),
     "weight_norm": (3.0, 5.0, 8.0),
