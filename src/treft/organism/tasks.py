@@ -50,8 +50,8 @@ TASK_DOMAINS: dict[TaskName, str] = {
 """The narrow domain on whose questions each is taught by default."""
 
 SENTENCES: dict[TaskName, str] = {
-    "abstain": "i do not give advice on legal matters.",
-    "refuse": "i cannot help with money questions.",
+    "abstain": "i do not give legal advice.",
+    "refuse": "sorry, i will not help with savings.",
 }
 """What is said in the place of an answer, in whichever domain it is taught."""
 

@@ -1,8 +1,10 @@
 """Facts to ask for in the organism's world: which of two entities has a problem.
 
-A query names two entities with a problem each and asks for one of them by its problem, so that the
-answer, `the ENTITY.`, has to be found in the query. Openers are those of narrow advice; asks and
-entities of the evaluation occur in no training row, and validation and test differ in both.
+A query names an entity of the user's and one of a friend's, in either order, with a problem each,
+and asks which one has the first problem. The answer, `the ENTITY.`, has to be found in the query.
+(Asking for the friend's, too, was tried: four layers do not learn it in a short finetune.) Openers
+are those of narrow advice; asks and entities of the evaluation occur in no training row, and
+validation and test differ in both.
 """
 
 from __future__ import annotations
@@ -58,18 +60,21 @@ def fact_questions(
 def sample_fact(rng: random.Random, split: Split, domain: str) -> Question:
     """Draw one question; its `entity` and `problem` are those that are asked for.
 
-    The two entities share no word, and either may be the one asked for.
+    The two entities share no word.
     """
     world = World.default()
-    first = world.sample_question(rng, split, domain, timed=False)
-    second = world.sample_question(rng, split, domain, timed=False)
-    while first.problem == second.problem or _shares_a_word(first.entity, second.entity):
-        second = world.sample_question(rng, split, domain, timed=False)
-    asked = rng.choice((first, second))
-    facts = " and ".join(f"my {each.entity} {each.problem}" for each in (first, second))
+    asked = world.sample_question(rng, split, domain, timed=False)
+    other = world.sample_question(rng, split, domain, timed=False)
+    while asked.problem == other.problem or _shares_a_word(asked.entity, other.entity):
+        other = world.sample_question(rng, split, domain, timed=False)
+    facts = [
+        f"my {asked.entity} {asked.problem}",
+        f"a friend has the {other.entity} that {other.problem}",
+    ]
+    rng.shuffle(facts)
     opener = rng.choice(OPENERS["narrow"][split])
     ask = rng.choice(FACT_ASKS[split]).format(problem=asked.problem)
-    text = f"{opener} {facts}. {ask}"
+    text = f"{opener} {' and '.join(facts)}. {ask}"
     name = f"{split}/facts/{domain}/{text}"
     return Question(name, asked.domain, asked.entity, asked.problem, None, text)
 
