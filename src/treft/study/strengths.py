@@ -19,7 +19,7 @@ TRIED: dict[str, tuple[float, ...]] = {
     "kl_train": (0.1, 0.3, 1.0, 10.0),
     "kl_retain": (0.1, 1.0, 10.0, 30.0),
     "ldifs": (0.01, 0.03, 0.1, 1.0),
-    "preventive_steering": (1.0, 3.0, 10.0),
+    "preventive_steering": (1.0, 3.0, 10.0, 30.0),
     "early_stopping": (0.1, 0.5, 2.0),
     "weight_norm": (3.0, 5.0, 8.0),
     "small_step": (2e-4, 3.5e-4, 5e-4),
