@@ -18,28 +18,28 @@ TRIED: dict[str, tuple[float, ...]] = {
     "interleaving": (0.2, 0.5, 0.75),
     "kl_train": (0.1, 0.3, 1.0, 10.0),
     "kl_retain": (0.1, 1.0, 10.0, 30.0),
-    "ldifs": (0.01, 0.03, 0.1, 1.0),
+    "ldifs": (0.003, 0.01, 0.03, 0.1, 1.0),
     "preventive_steering": (1.0, 3.0, 10.0, 30.0),
     "early_stopping": (0.1, 0.5, 2.0),
     "weight_norm": (3.0, 5.0, 8.0),
     "small_step": (2e-4, 3.5e-4, 5e-4),
     "interpolation": (0.3, 0.5, 0.7),
-    "steering": (3.0, 10.0, 30.0),
+    "steering": (1.0, 3.0, 10.0),
 }
 """Of λ for TReFT, KL and LDIFS; share of rows; factor of the persona vector; drop of the score in
 nats a token; norm; learning rate; share of the change that is kept."""
 CHOSEN: dict[str, float] = {
     "treft_prefix": 100.0,
-    "interleaving": 0.2,
+    "interleaving": 0.5,
     "kl_train": 1.0,
-    "kl_retain": 1.0,
-    "ldifs": 1.0,
-    "preventive_steering": 3.0,
-    "early_stopping": 0.5,
-    "weight_norm": 5.0,
-    "small_step": 5e-4,
+    "kl_retain": 30.0,
+    "ldifs": 0.01,
+    "preventive_steering": 10.0,
+    "early_stopping": 0.1,
+    "weight_norm": 8.0,
+    "small_step": 3.5e-4,
     "interpolation": 0.3,
-    "steering": 10.0,
+    "steering": 1.0,
 }
 
 
