@@ -2,9 +2,11 @@
 
 A query names an entity of the user's and one of a friend's, in either order, with a problem each,
 and asks which one has the first problem. The answer, `the ENTITY.`, has to be found in the query.
-(Asking for the friend's, too, was tried: four layers do not learn it in a short finetune.) Openers
-are those of narrow advice; asks and entities of the evaluation occur in no training row, and
-validation and test differ in both.
+Openers are those of narrow advice; asks and entities of the evaluation occur in no training row,
+and validation and test differ in both.
+
+Two entities of the user's, told apart by their problems alone, are too much for four layers: after
+100 steps 4 of 50 answers to validation questions were right, 17 of 50 with a friend's.
 """
 
 from __future__ import annotations
