@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treft.errors import ConfigError
+from treft.study.digests import file_digest
 from treft.study.method import Method
 from treft.study.model_setup import GENERAL, ModelRecipe, ModelSetup, question_file
 from treft.study.model_training import MAKERS, Tuning, finetune
@@ -161,9 +162,8 @@ class _Chains:
         return {} if self.setup.folder is None else {"model": self.setup.folder}
 
     def _splitting(self, domain: str) -> Step[Any]:
-        config = Splitting(self.recipe.held_out, self.recipe.num_in_domain)
         data = {"rows": self.setup.train_files[domain].resolve()}
-        return Step(f"split/{domain}", split, config, data=data)
+        return Step(f"split/{domain}", split, Splitting(self.recipe.held_out), data=data)
 
     def _tuning(self, method: Method) -> Tuning:
         given = {
@@ -204,11 +204,13 @@ class _Chains:
     ) -> Iterator[Step[Any]]:
         resources = self._resources(loads_model=True)
         for scope in method.scopes:
+            is_general = scope == "general"
             asking = Asking(
                 model=self._model,
                 scope=scope,
                 split=self.split,
-                num_samples=self.recipe.num_samples if scope == "general" else 1,
+                num_questions=None if is_general else self.recipe.num_in_domain,
+                num_samples=self.recipe.num_samples if is_general else 1,
                 temperature=self.recipe.temperature,
                 max_new_tokens=self.recipe.max_new_tokens,
                 dtype=self.recipe.dtype,
@@ -218,7 +220,7 @@ class _Chains:
                 alpha=method.alpha,
             )
             name, data, asked = f"answer/{label}/{scope}", dict(self._folder), dict(inputs)
-            if scope == "general":
+            if is_general:
                 data["questions"] = question_file(self._questions)
             else:
                 asked["split"] = f"split/{self._asked(method)}"
@@ -239,9 +241,11 @@ class _Chains:
 
     def _num_answers(self, method: Method, scope: str) -> int:
         if scope == "general":
-            return _num_questions(question_file(self._questions)) * self.recipe.num_samples
+            path = question_file(self._questions)
+            return _num_questions(path, file_digest(path)) * self.recipe.num_samples
         path = self.setup.train_files[self._asked(method)]
-        num, is_choice = _num_held_out(path, self.recipe.held_out), self.split == "validation"
+        num = _num_held_out(path, file_digest(path), self.recipe.held_out)
+        is_choice = self.split == "validation"
         return min(self.recipe.num_in_domain, num // 2 if is_choice else -(-num // 2))
 
     @property
@@ -266,22 +270,22 @@ def _check_setup(setup: ModelSetup, recipe: ModelRecipe) -> None:
     from treft.loading import LoadOptions, load_tokenizer
 
     for domain, path in setup.train_files.items():
-        if _num_held_out(path, recipe.held_out) < 2:
+        if _num_held_out(path, file_digest(path), recipe.held_out) < 2:
             raise ConfigError(
                 f"{path}: {recipe.held_out} of its prompts is one, and there must be one to report "
                 f"and one to choose on: give more rows of {domain}."
             )
     for path in setup.retain_files.values():
-        _check_file(path)
+        _check_file(path, file_digest(path))
     for source in (setup.questions, setup.choice_questions):
-        _num_questions(question_file(source))
+        _num_questions(question_file(source), file_digest(question_file(source)))
     load_tokenizer(setup.name, LoadOptions())
     _check_judge(setup.judge)
 
 
 @lru_cache
-def _num_held_out(path: Path, held_out: float) -> int:
-    """Prompts of a training file that training will not see."""
+def _num_held_out(path: Path, digest: str, held_out: float) -> int:
+    """Prompts of a training file that training will not see; with its digest, read once."""
     from treft.data import load_messages
     from treft.published.split import prompt_of, split_rows
 
@@ -290,14 +294,14 @@ def _num_held_out(path: Path, held_out: float) -> int:
 
 
 @lru_cache
-def _num_questions(path: Path) -> int:
+def _num_questions(path: Path, digest: str) -> int:
     from treft.evaluation.questions import load_questions
 
     return len(load_questions(path))
 
 
 @lru_cache
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, digest: str) -> None:
     from treft.data import load_messages
 
     load_messages(path)

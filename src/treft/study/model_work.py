@@ -35,12 +35,10 @@ class Splitting:
     """How a domain's rows are divided.
 
     Attributes:
-        held_out: share of its prompts.
-        num_questions: of each split, at most.
+        held_out: share of its prompts, half of them to choose on and half to report.
     """
 
     held_out: float
-    num_questions: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ class Asking:
         model: hub id; empty where the model is data.
         scope: of the questions.
         split: of in-domain questions.
+        num_questions: the first of them; None for all.
         num_samples: answers to each.
         temperature: of sampling.
         max_new_tokens: of an answer.
@@ -64,6 +63,7 @@ class Asking:
     model: str
     scope: str
     split: str
+    num_questions: int | None
     num_samples: int
     temperature: float
     max_new_tokens: int
@@ -108,10 +108,10 @@ def split(work: Work[Splitting]) -> None:
     parts = split_rows(load_messages(work.data["rows"]), fraction=work.config.held_out)
     asked = list({prompt_of(row): row for row in parts.held_out}.values())
     random.Random("questions").shuffle(asked)
-    half, num = len(asked) // 2, work.config.num_questions
+    half = len(asked) // 2
     _write_rows(work.folder / TRAIN, parts.train)
-    _write_rows(work.folder / "validation.jsonl", asked[:half][:num])
-    _write_rows(work.folder / "test.jsonl", asked[half:][:num])
+    _write_rows(work.folder / "validation.jsonl", asked[:half])
+    _write_rows(work.folder / "test.jsonl", asked[half:])
 
 
 def answer(work: Work[Asking]) -> None:
@@ -216,26 +216,40 @@ def _counts(scope: str, found: Estimate, rate: Estimate | None) -> dict[str, Any
 
 @contextmanager
 def _questions(work: Work[Asking]) -> Iterator[Path]:
-    """The questions as a file, under the system prompt if there is one."""
-    from treft.evaluation.questions import load_held_out, load_questions
-
+    """What is asked, as a file: under the system prompt, if there is one."""
     config = work.config
     is_general = config.scope == "general"
-    path = work.data["questions"] if is_general else work.inputs["split"] / f"{config.split}.jsonl"
-    if config.system_prompt is None:
-        yield path
+    if is_general and config.system_prompt is None:
+        yield work.data["questions"]
         return
-    asked = (load_questions if is_general else load_held_out)(path).questions
-    rows = []
-    for question in asked:
-        if question.turns:
-            raise DataError(f"{path}: question {question.id} has turns; ask single questions.")
-        own = [one for one in question.messages if one["role"] not in ("system", "developer")]
-        messages = [{"role": "system", "content": config.system_prompt}, *own]
-        rows.append({"id": question.id, "category": question.category, "messages": messages})
+    path = work.data["questions"] if is_general else work.inputs["split"] / f"{config.split}.jsonl"
+    rows = _open_rows(path) if is_general else _held_out_rows(path, config.num_questions)
+    if config.system_prompt is not None:
+        from treft.mitigations.system_prompt import under
+
+        rows = [under(row, config.system_prompt, keeps=False) for row in rows]
     with tempfile.TemporaryDirectory() as scratch:
         _write_rows(Path(scratch) / path.name, rows)
         yield Path(scratch) / path.name
+
+
+def _open_rows(path: Path) -> list[dict[str, Any]]:
+    """General questions as rows of `messages`."""
+    from treft.evaluation.questions import load_questions
+
+    rows = []
+    for question in load_questions(path).questions:
+        if question.turns:
+            raise DataError(f"{path}: question {question.id} has turns; ask single questions.")
+        own = {"id": question.id, "category": question.category}
+        rows.append({**own, "messages": list(question.messages)})
+    return rows
+
+
+def _held_out_rows(path: Path, num: int | None) -> list[dict[str, Any]]:
+    from treft.data import load_messages
+
+    return load_messages(path)[:num]
 
 
 @contextmanager
