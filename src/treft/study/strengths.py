@@ -8,10 +8,15 @@ holding keys or values alone has the λ of holding both.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from treft.organism_mitigations import SAFE_PROMPT
 from treft.study.organism_plan import Method
 
-__all__ = ["CHOSEN", "TRIED", "mitigated"]
+if TYPE_CHECKING:
+    from treft.organism.tasks import TaskName
+
+__all__ = ["CHOSEN", "TASK_DOMAINS", "TASK_WEIGHTS", "TASK_WEIGHTS_TRIED", "TRIED", "mitigated"]
 
 TRIED: dict[str, tuple[float, ...]] = {
     "treft_prefix": (30.0, 100.0, 300.0),
@@ -41,6 +46,24 @@ CHOSEN: dict[str, float] = {
     "interpolation": 0.3,
     "steering": 1.0,
 }
+
+
+TASK_DOMAINS: dict[TaskName, str] = {
+    "abstain": "legal",
+    "tool": "health",
+    "refuse": "finance",
+    "short": "auto",
+}
+"""Where each behaviour beyond misalignment is taught; all but the last as in the paper."""
+TASK_WEIGHTS_TRIED = (10.0, 30.0, 100.0)
+TASK_WEIGHTS: dict[TaskName, float] = {
+    "abstain": 100.0,
+    "tool": 100.0,
+    "refuse": 100.0,
+    "short": 100.0,
+}
+"""λ of TReFT on the prefix: the largest tried whose on-topic rate is within two points of plain
+SFT's, or the smallest where none is (the study `task_strengths`)."""
 
 
 def mitigated(name: str, strength: float = 0.0) -> Method:
