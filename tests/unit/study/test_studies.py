@@ -195,7 +195,7 @@ def test_the_largest_weight_of_a_task_that_keeps_it_on_topic_is_chosen() -> None
     lost = {f"{task}_100": (50.0, 13.0) for task in TASK_DOMAINS}  # three points fewer on topic
     told = {**even, **lost, **{f"tool_{weight:g}": (50.0, 40.0) for weight in TASK_WEIGHTS_TRIED}}
     verdict = study.verdict(study.table(list(runs(told, (0.0,)))))
-    assert verdict.endswith("λ by the rule: abstain 30, tool 10, refuse 30, short 30.")
+    assert verdict.endswith("λ by the rule: abstain 1000, tool 30, refuse 1000, short 1000.")
 
 
 @pytest.mark.parametrize(

@@ -79,5 +79,5 @@ def plot(rows: Sequence[Row]) -> Figure:
     return interval_plot(rows, "λ of behaviours on the organism, percent", headings)
 
 
-COST = "16 finetunes of about 50 CPU seconds each: 7 minutes on two cores"
+COST = "20 finetunes of about 50 CPU seconds each: 9 minutes on two cores"
 STUDY = Study("task_strengths", CLAIM, COST, steps, table, verdict, plot)
