@@ -155,6 +155,8 @@ def test_every_kind_of_method() -> None:
         "lambda": Method(held=("postfix",), kv_weight=3.0, kv_states="key", own_postfix=True),
         "full_patch": Method(is_full=True, patch=("prefix",)),
         "half_patch": Method(alpha=0.5, patch=("prefix",)),
+        "steered": Method(steering=50.0),
+        "plain": Method(),
         "prompt_split": Method(mitigation="prompt_split", answer_system="Be good."),
         "persona": Method(system_prompt="Be bad.", answer_system="Be bad."),
         "frozen_prefix": Method(mitigation="frozen_prefix", patch=("prefix",)),
@@ -171,7 +173,9 @@ def test_every_kind_of_method() -> None:
         row = read(plan, store, f"score/{label}/{name}", "row.json")
         assert row["method"] == name
         assert 0 <= row["general"] <= 100
-        trained = store.path(plan[f"finetune/{label}/{name}"].address)
+        trained = store.path(
+            plan[plan[f"answer/{label}/{name}/general"].step.inputs["finetune"]].address
+        )
         weights = "model/model" if name == "full_patch" else "adapter/adapter_model"
         assert load_file(trained / f"{weights}.safetensors")
 
@@ -179,6 +183,12 @@ def test_every_kind_of_method() -> None:
         [path] = find_logs([store.path(plan[f"answer/{label}/{name}/general"].address) / "logs"])
         return read_eval_log(str(path))
 
+    steered, plain = (
+        [sample.output.completion for sample in log_of(name).samples or ()]
+        for name in ("steered", "plain")
+    )
+    assert len(steered) == len(plain) == 4
+    assert steered != plain
     assert log_of("full_patch").eval.model_args["patch"] == ["prefix"]
     for name, system in (("prompt_split", "Be good."), ("persona", "Be bad.")):
         samples = log_of(name).samples

@@ -19,6 +19,7 @@ from treft.cli.study_model import (
     ModelOptions,
     Questions,
     RetainFiles,
+    Strengths,
     TrainFiles,
     Yes,
     confirm_judging,
@@ -116,6 +117,7 @@ def status(
     retain_file: RetainFiles = None,
     judge: Judge = None,
     questions: Questions = None,
+    strength: Strengths = None,
     store: StoreFolder = STORE,
     json: Json = False,
 ) -> None:
@@ -124,7 +126,7 @@ def status(
     from treft.study.cost import estimate_cost
     from treft.study.engine import missing_steps
 
-    given = ModelOptions(model, train_file, retain_file, judge, questions)
+    given = ModelOptions(model, train_file, retain_file, judge, questions, strength)
     asked = _ask(names, organism, seeds, split, settings, given)
     results = _store(store)
     missing = missing_steps(asked.plan, results)
@@ -153,6 +155,7 @@ def run(
     retain_file: RetainFiles = None,
     judge: Judge = None,
     questions: Questions = None,
+    strength: Strengths = None,
     max_calls: MaxCalls = MAX_CALLS,
     yes: Yes = False,
     store: StoreFolder = STORE,
@@ -177,7 +180,7 @@ def run(
     _quiet_workers()
     if output is not None and (output.is_file() or (output.exists() and not overwrite)):
         raise ConfigError(f"{output} exists: choose another --output.")
-    given = ModelOptions(model, train_file, retain_file, judge, questions)
+    given = ModelOptions(model, train_file, retain_file, judge, questions, strength)
     asked = _ask(names, organism, seeds, split, settings, given)
     results = _store(store)
     try:

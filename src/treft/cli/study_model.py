@@ -22,6 +22,7 @@ __all__ = [
     "ModelOptions",
     "Questions",
     "RetainFiles",
+    "Strengths",
     "TrainFiles",
     "Yes",
     "confirm_judging",
@@ -55,6 +56,14 @@ Questions = Annotated[
     str | None,
     typer.Option(help="General questions: a shipped set or a JSONL file.", rich_help_panel=PANEL),
 ]
+Strengths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--strength",
+        help="METHOD=NUMBER where the organism's is not right; repeatable.",
+        rich_help_panel=PANEL,
+    ),
+]
 MaxCalls = Annotated[
     int, typer.Option(help="Ask before more judge calls than this.", min=0, rich_help_panel=PANEL)
 ]
@@ -69,6 +78,7 @@ class ModelOptions(NamedTuple):
     retain_files: list[str] | None
     judge: str | None
     questions: str | None
+    strengths: list[str] | None = None
 
     def setup(self) -> ModelSetup | None:
         """The model with its files; None where none is named.
@@ -89,6 +99,7 @@ class ModelOptions(NamedTuple):
             self.judge or "",
             _files("--train-file", self.train_files or []),
             _files("--retain-file", self.retain_files or []),
+            strengths=_numbers(self.strengths or []),
             **named,
         )
 
@@ -109,12 +120,26 @@ def confirm_judging(steps: Iterable[PlannedStep], max_calls: int, *, yes: bool) 
 
 
 def _files(option: str, given: list[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    return {name: Path(path) for name, path in _pairs(option, given, "DOMAIN=FILE").items()}
+
+
+def _numbers(given: list[str]) -> dict[str, float]:
+    found = {}
+    for name, value in _pairs("--strength", given, "METHOD=NUMBER").items():
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"--strength {name}={value}: {value} is no number.") from None
+    return found
+
+
+def _pairs(option: str, given: list[str], form: str) -> dict[str, str]:
+    found: dict[str, str] = {}
     for text in given:
-        domain, is_named, path = text.partition("=")
-        if not is_named or not domain or not path:
-            raise ConfigError(f"{option} {text}: write DOMAIN=FILE.")
-        if domain in found:
-            raise ConfigError(f"{option} names {domain} twice.")
-        found[domain] = Path(path)
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise ConfigError(f"{option} {text}: write {form}.")
+        if name in found:
+            raise ConfigError(f"{option} names {name} twice.")
+        found[name] = value
     return found

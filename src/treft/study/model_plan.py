@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,14 @@ def model_steps(
     if config.organisms:
         raise ConfigError("give a --model or an --organism, not both.")
     recipe = read_settings(ModelRecipe, config.settings)
+    if unknown := [name for name in setup.strengths if name not in methods]:
+        raise ConfigError(
+            f"no method {unknown[0]} here for --strength; there are {_listed(methods)}."
+        )
+    methods = {
+        name: _with_strength(method, setup.strengths[name]) if name in setup.strengths else method
+        for name, method in methods.items()
+    }
     chains = _Chains(setup, recipe, config.split, recipe.domain or next(iter(setup.train_files)))
     problems = [f"{name}: {why}" for name, one in methods.items() for why in chains.lacks(one)]
     if problems:
@@ -67,6 +75,31 @@ def model_steps(
             for step in chains.of(name, method, seed, tuned):
                 steps.setdefault(step.name, step)
     return list(steps.values())
+
+
+def _with_strength(method: Method, strength: float) -> Method:
+    """The method with another value of the one number that it has.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if method.mitigation in (*CAREFUL, "kl_train", "ldifs", "weight_norm"):
+        return replace(method, strength=strength)
+    if method.held:
+        return replace(method, kv_weight=strength)
+    if method.interleave != "none":
+        return replace(method, interleaved_share=strength)
+    if method.learning_rate is not None:
+        return replace(method, learning_rate=strength * ORGANISM_RATE)
+    if method.steering:
+        return replace(method, steering=strength)
+    if method.alpha != 1:
+        return replace(method, alpha=strength)
+    raise ConfigError("a --strength is for a method that has no number to change.")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
 
 
 @dataclass(frozen=True)
@@ -96,11 +129,10 @@ class _Chains:
         if not method.is_base:
             tuning, data = self._tuning(method), self._data(method)
             trained = tuned.setdefault((tuning, *data.items()), f"finetune/{label}")
-            sources = {f"rows_{each}": f"split/{each}" for each in self._domains(method)}
             inputs["finetune"] = trained
             if trained == f"finetune/{label}":
                 resources = self._resources(loads_model=True)
-                yield Step(trained, finetune, tuning, sources, data, seed, resources)
+                yield Step(trained, finetune, tuning, self._rows(method), data, seed, resources)
         yield from self._answers(label, method, seed, inputs)
         yield self._judging(label, name, method, seed)
 
@@ -111,8 +143,8 @@ class _Chains:
                 f"teaches {method.task}, which has no study on a real model yet (treft data "
                 "behaviour makes rows, inspect eval treft/behaviour asks)"
             )
-        if method.steering:
-            yield "steers answers, which only the organism's study does"
+        if method.steering and (method.is_full or method.is_base):
+            yield "steers answers of another model than a LoRA"
         if method.num_positions is not None:
             yield "patches some positions of a region, and here it is all or none"
         if method.alpha != 1 and method.is_full:
@@ -131,7 +163,7 @@ class _Chains:
         if interleaves and not self._retained(method, method.interleave):
             name = "DOMAIN" if method.interleave in ("narrow", "all") else method.interleave
             yield f"interleaves careful rows: --retain-file {name}=FILE"
-        kind = CAREFUL.get(method.mitigation)
+        kind = CONTRAST if method.steering else CAREFUL.get(method.mitigation)
         if kind is not None and not self._retained(method, kind):
             own = {CONTRAST: self._asked(method), GENERAL: GENERAL}.get(kind, "DOMAIN")
             yield f"needs careful rows: --retain-file {own}=FILE"
@@ -189,15 +221,22 @@ class _Chains:
         given |= {"model": self._model, "domains": self._domains(method)}
         return Tuning(**given)
 
+    def _rows(self, method: Method) -> dict[str, str]:
+        """Steps that divided the rows trained on, by role."""
+        return {f"rows_{domain}": f"split/{domain}" for domain in self._domains(method)}
+
     def _data(self, method: Method) -> dict[str, Path]:
         """Files of a finetune beside its rows, by role."""
-        roles = {"interleave": method.interleave, "careful": CAREFUL.get(method.mitigation, "none")}
-        found = dict(self._folder)
-        for role, kind in roles.items():
-            if kind != "none":
-                for name, path in self._retained(method, kind).items():
-                    found[f"{role}_{name}"] = path.resolve()
+        kind = CAREFUL.get(method.mitigation)
+        found = {**self._folder, **({} if kind is None else self._careful(method, kind))}
+        if method.interleave != "none":
+            for name, path in self._retained(method, method.interleave).items():
+                found[f"interleave_{name}"] = path.resolve()
         return found
+
+    def _careful(self, method: Method, kind: str) -> dict[str, Path]:
+        retained = self._retained(method, kind)
+        return {f"careful_{name}": path.resolve() for name, path in retained.items()}
 
     def _answers(
         self, label: str, method: Method, seed: int, inputs: Mapping[str, str]
@@ -218,8 +257,13 @@ class _Chains:
                 patch=method.patch,
                 system_prompt=method.answer_system,
                 alpha=method.alpha,
+                steering=method.steering,
+                domains=self._domains(method) if method.steering else (),
             )
             name, data, asked = f"answer/{label}/{scope}", dict(self._folder), dict(inputs)
+            if method.steering:
+                data |= self._careful(method, CONTRAST)
+                asked |= self._rows(method)
             if is_general:
                 data["questions"] = question_file(self._questions)
             else:

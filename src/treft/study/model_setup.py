@@ -105,6 +105,8 @@ class ModelSetup:
         retain_files: likewise, careful answers: of other domains, of the trained one (for
             contrast), or `general`.
         questions: general ones: a shipped set, or a JSONL file.
+        strengths: by method, the one number that it has (λ, share, norm and so on; of a method
+            with a learning rate of its own, its ratio to the recipe's), where it is to differ.
         choice_questions: those on which choices are made (`--split validation`).
 
     Raises:
@@ -116,6 +118,7 @@ class ModelSetup:
     train_files: Mapping[str, Path]
     retain_files: Mapping[str, Path] = field(default_factory=dict)
     questions: str = "em_general"
+    strengths: Mapping[str, float] = field(default_factory=dict)
     choice_questions: str = "everyday"
 
     def __post_init__(self) -> None:
@@ -134,6 +137,9 @@ class ModelSetup:
                     raise ConfigError(f"{domain!r} is no name of a domain; use letters and digits.")
                 if not path.is_file():
                     raise ConfigError(f"there is no file {path} (rows of {domain}).")
+        for method, strength in self.strengths.items():
+            if not 0 <= strength < float("inf"):
+                raise ConfigError(f"the strength of {method} is {strength}; it is at least 0.")
         if GENERAL in self.train_files:
             raise ConfigError(f"{GENERAL} is no narrow domain: name the one that is trained on.")
         if self.folder is not None and not (self.folder / "config.json").is_file():
@@ -166,6 +172,7 @@ class ModelSetup:
             "judge": self.judge,
             "train_files": {domain: path.name for domain, path in self.train_files.items()},
             "retain_files": {domain: path.name for domain, path in self.retain_files.items()},
+            "strengths": dict(self.strengths),
             "questions": self.questions,
             "choice_questions": self.choice_questions,
         }

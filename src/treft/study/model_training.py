@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from treft.study.step import Work
     from treft.training.mitigation import Mitigation
 
-__all__ = ["ADAPTER", "MAKERS", "MODEL", "TRAIN", "Tuning", "finetune", "model_name"]
+__all__ = [
+    "ADAPTER",
+    "MAKERS",
+    "MODEL",
+    "TRAIN",
+    "Tuning",
+    "contrast_rows",
+    "finetune",
+    "model_name",
+    "steered_layer",
+]
 
 ADAPTER = "adapter"
 MODEL = "model"
@@ -181,6 +191,27 @@ def _mitigations(work: Work[Tuning], model: Any) -> list[Mitigation]:
     return found
 
 
+def steered_layer(model: Any) -> int:
+    """The last layer of the first half, after which a persona vector works."""
+    from treft.residual import decoder_layers
+
+    return max(0, len(decoder_layers(model)) // 2 - 1)
+
+
+def contrast_rows(work: Work[Any], domains: Sequence[str]) -> tuple[Rows, Rows]:
+    """Rows of training and careful rows of the same domain, that a persona vector is taken from.
+
+    Args:
+        work: with the inputs `rows_DOMAIN`, and `careful_...` as data.
+        domains: that are trained on.
+    """
+    from treft.data import load_messages
+
+    harmful = [row for one in domains for row in load_messages(work.inputs[f"rows_{one}"] / TRAIN)]
+    random.Random("contrast").shuffle(harmful)
+    return harmful[:NUM_CONTRAST], _careful(work)[:NUM_CONTRAST]
+
+
 @dataclass(frozen=True)
 class _Given:
     """What mitigations are made from."""
@@ -192,11 +223,11 @@ class _Given:
     def strength(self) -> float:
         return self.work.config.strength
 
-    @property
-    def careful(self) -> Rows:
-        """Rows of all files in the role `careful`, a row each in turn."""
-        each = list(_files(self.work, "careful").values())
-        return [rows[i] for i in range(max(map(len, each))) for rows in each if i < len(rows)]
+
+def _careful(work: Work[Any]) -> Rows:
+    """Rows of all files in the role `careful`, a row each in turn."""
+    each = list(_files(work, "careful").values())
+    return [rows[i] for i in range(max(map(len, each))) for rows in each if i < len(rows)]
 
 
 def _files(work: Work[Any], role: str) -> Mapping[str, Rows]:
@@ -215,7 +246,7 @@ def _kl_train(given: _Given) -> Mitigation:
 def _kl_retain(given: _Given) -> Mitigation:
     from treft.mitigations.kl import KLOnRetain
 
-    return KLOnRetain(given.careful, given.strength)
+    return KLOnRetain(_careful(given.work), given.strength)
 
 
 def _frozen_prefix(given: _Given) -> Mitigation:
@@ -231,12 +262,10 @@ def _ldifs(given: _Given) -> Mitigation:
 
 
 def _steering(given: _Given) -> Mitigation:
-    """After the last layer of the first half."""
     from treft.mitigations.steering import PreventiveSteering
-    from treft.residual import decoder_layers
 
-    layer = max(0, len(decoder_layers(given.model)) // 2 - 1)
-    harmful, careful = _training_rows(given.work)[:NUM_CONTRAST], given.careful[:NUM_CONTRAST]
+    harmful, careful = contrast_rows(given.work, given.work.config.domains)
+    layer = steered_layer(given.model)
     return PreventiveSteering(layer, given.strength, positive=harmful, negative=careful)
 
 
@@ -255,7 +284,7 @@ def _prompt_split(given: _Given) -> Mitigation:
 def _early_stopping(given: _Given) -> Mitigation:
     from treft.mitigations.early_stopping import StopOnScore
 
-    return StopOnScore(rows=given.careful[:NUM_STOP], drop=given.strength, every=STOP_EVERY)
+    return StopOnScore(rows=_careful(given.work)[:NUM_STOP], drop=given.strength, every=STOP_EVERY)
 
 
 def _weight_norm(given: _Given) -> Mitigation:

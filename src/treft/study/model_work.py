@@ -10,14 +10,21 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treft.errors import DataError
 from treft.files import write_whole
-from treft.study.model_training import ADAPTER, MODEL, TRAIN, model_name
+from treft.study.model_training import (
+    ADAPTER,
+    MODEL,
+    TRAIN,
+    contrast_rows,
+    model_name,
+    steered_layer,
+)
 
 if TYPE_CHECKING:
     from treft.evaluation.results import Estimate
@@ -58,6 +65,8 @@ class Asking:
         patch: regions that get the unfinetuned model's keys and values.
         system_prompt: of the questions; None for the template's default.
         alpha: of W0 + α ΔW.
+        steering: coefficient of the persona vector that is taken away; 0 for none.
+        domains: of the rows that it is taken from.
     """
 
     model: str
@@ -72,6 +81,8 @@ class Asking:
     patch: tuple[RegionName, ...] = ()
     system_prompt: str | None = None
     alpha: float = 1.0
+    steering: float = 0.0
+    domains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,12 +136,17 @@ def answer(work: Work[Asking]) -> None:
     from treft.evaluation.tasks import em_general, em_in_domain
 
     config = work.config
-    with _questions(work) as path, _model(work) as (name, arguments):
+    with ExitStack() as stack:
+        path = stack.enter_context(_questions(work))
+        name, arguments = stack.enter_context(_model(work))
+        model = get_model(f"treft/{name}", memoize=False, **arguments)
+        if config.steering:
+            stack.enter_context(_steered(model.api, work))
         is_general = config.scope == "general"
         task = em_general(questions=str(path)) if is_general else em_in_domain(file=str(path))
         [log] = eval(
             task,
-            model=get_model(f"treft/{name}", memoize=False, **arguments),
+            model=model,
             epochs=config.num_samples,
             seed=work.seed,
             temperature=config.temperature,
@@ -275,6 +291,38 @@ def _model(work: Work[Asking]) -> Iterator[tuple[str, dict[str, Any]]]:
             scaled = Path(scratch) / ADAPTER
             interpolate_adapter(tuned / ADAPTER, config.alpha, scaled)
             yield name, {**found, "adapter": str(scaled)}
+
+
+@contextmanager
+def _steered(api: Any, work: Work[Asking]) -> Iterator[None]:
+    """Take a persona vector away in use: h ← h − c v after one layer, at every token.
+
+    Source: Chen et al., arXiv 2507.21509 (steering at inference time); v of the base.
+
+    Args:
+        api: our provider, with an adapter on the model.
+        work: c, and the rows that v is taken from.
+    """
+    from treft.mitigations.steering import persona_vector
+    from treft.residual import decoder_layers, hidden_of
+
+    model = api.local.repaired.model
+    layer = steered_layer(model)
+    with model.disable_adapter():
+        rows = contrast_rows(work, work.config.domains)
+        vector = work.config.steering * persona_vector(
+            model, api.local.tokenizer, *rows, layer=layer
+        )
+
+    def take_away(module: Any, args: Any, output: Any) -> Any:
+        hidden = hidden_of(output) - vector.to(hidden_of(output))
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = decoder_layers(model)[layer].register_forward_hook(take_away)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -131,6 +131,29 @@ def test_rates_of_their_own_keep_their_ratio_and_strengths_reach_the_finetune() 
     assert set(share.step.data) == {"model", *retained}
 
 
+def test_a_strength_can_be_the_models_own() -> None:
+    given = {"kl_train": 50.0, "interleaving": 0.5, "treft_prefix": 3.0, "small_step": 0.5}
+    more = {"interpolation": 0.7, "steering": 2.0}
+    plan = planned("mitigations", setup(strengths={**given, **more}), learning_rate=2e-5)
+    label = "tiny/seed-0"
+
+    def tuned(name: str) -> Any:
+        return plan[f"finetune/{label}/{name}"].record["config"]
+
+    assert (tuned("kl_train")["strength"], tuned("interleaving")["interleaved_share"]) == (50, 0.5)
+    assert (tuned("treft_prefix")["kv_weight"], tuned("small_step")["learning_rate"]) == (3, 1e-5)
+    for name, field in (("interpolation", "alpha"), ("steering", "steering")):
+        asked = plan[f"answer/{label}/{name}/general"]
+        assert asked.record["config"][field] == more[name]
+        assert asked.step.inputs["finetune"] == f"finetune/{label}/sft"
+    assert asked.step.inputs["rows_finance"] == "split/finance"
+    assert "careful_finance" in asked.step.data
+    with pytest.raises(ConfigError, match="no method kl here for --strength; there are sft, "):
+        planned("table3", setup(strengths={"kl": 1.0}))
+    with pytest.raises(ConfigError, match="a method that has no number"):
+        planned("table3", setup(strengths={"sft": 1.0}))
+
+
 def test_choices_have_questions_of_their_own() -> None:
     for split, name in (("test", "em_general"), ("validation", "everyday")):
         asked = planned("table15", setup(), split=split)["answer/tiny/seed-0/lambda_0/general"]
@@ -166,7 +189,12 @@ def test_the_judge_is_counted_beforehand(capsys: pytest.CaptureFixture[str]) -> 
         ),
         ("table12", {"retain_files": {"auto": Path("auto.jsonl")}}, "general_set: .*general=FILE"),
         ("table5", {}, "abstain_sft: teaches abstain"),
-        ("mitigations", {}, "steering: steers answers"),
+        (
+            "mitigations",
+            {"retain_files": {"auto": Path("auto.jsonl")}},
+            "early_stopping: needs careful rows: --retain-file general=FILE; "
+            "steering: needs careful rows: --retain-file finance=FILE",
+        ),
         ("no_prefix", {}, "has no prefix"),
         ("table1", {}, "inside organisms alone"),
     ],
@@ -200,6 +228,7 @@ def test_options_come_to_a_setup() -> None:
         (ModelOptions(None, files, None, None, None), "go with --model"),
         (ModelOptions("tiny", ["finance.jsonl"], None, "j", None), "write DOMAIN=FILE"),
         (ModelOptions("tiny", [files[0]] * 2, None, "j", None), "names finance twice"),
+        (ModelOptions("tiny", files, None, "j", None, ["sft=much"]), "much is no number"),
     ):
         with pytest.raises(ConfigError, match=message):
             options.setup()
