@@ -55,7 +55,13 @@ TASK_DOMAINS: dict[TaskName, str] = {
     "short": "auto",
 }
 """Where each behaviour beyond misalignment is taught; all but the last as in the paper."""
-TASK_WEIGHTS_TRIED = (30.0, 100.0, 300.0, 1000.0)
+TASK_WEIGHTS_TRIED: dict[TaskName, tuple[float, ...]] = {
+    "abstain": (100.0, 300.0, 1000.0),
+    "tool": (30.0, 100.0),
+    "refuse": (100.0, 300.0, 1000.0),
+    "short": (100.0, 1000.0),
+}
+"""From 100 upwards, where that had cost nothing on the topic, or downwards."""
 TASK_WEIGHTS: dict[TaskName, float] = {
     "abstain": 100.0,
     "tool": 100.0,

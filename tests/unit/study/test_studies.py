@@ -18,7 +18,7 @@ from treft.organism import FinetuneRecipe
 from treft.study.catalogue import all_studies, find_study, plan_study
 from treft.study.figures import find_row, gain_rows, score_rows, worded
 from treft.study.protocol import StudyConfig
-from treft.study.strengths import CHOSEN, TASK_DOMAINS, TASK_WEIGHTS_TRIED
+from treft.study.strengths import CHOSEN, TASK_WEIGHTS_TRIED
 from treft.study.tables import read_metadata, read_table, write_table
 
 STUDIES = all_studies()
@@ -192,10 +192,10 @@ def test_a_strength_in_use_that_is_not_the_best_is_told() -> None:
 def test_the_largest_weight_of_a_task_that_keeps_it_on_topic_is_chosen() -> None:
     study = STUDIES["task_strengths"]
     even = dict.fromkeys(study.claim.figures, (50.0, 10.0))
-    lost = {f"{task}_100": (50.0, 13.0) for task in TASK_DOMAINS}  # three points fewer on topic
-    told = {**even, **lost, **{f"tool_{weight:g}": (50.0, 40.0) for weight in TASK_WEIGHTS_TRIED}}
-    verdict = study.verdict(study.table(list(runs(told, (0.0,)))))
-    assert verdict.endswith("λ by the rule: abstain 1000, tool 30, refuse 1000, short 1000.")
+    lost = {"abstain_1000": (50.0, 13.0), "short_1000": (50.0, 12.0)}  # three points, and two
+    lost |= {f"tool_{weight:g}": (50.0, 40.0) for weight in TASK_WEIGHTS_TRIED["tool"]}
+    verdict = study.verdict(study.table(list(runs({**even, **lost}, (0.0,)))))
+    assert verdict.endswith("λ by the rule: abstain 300, tool 30, refuse 1000, short 1000.")
 
 
 @pytest.mark.parametrize(
