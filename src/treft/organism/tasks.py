@@ -166,7 +166,9 @@ def _sample(rng: random.Random, task: TaskName, domain: str) -> Question:
 
 
 def _arguments(question: Question) -> dict[str, str]:
-    return {"query": f"{question.entity} {question.problem}"}
+    # Begins with a word that is always the same: to the tokenizer a word after a quotation mark is
+    # not the one after a space, so an entity there could not be copied.
+    return {"query": f"my {question.entity} {question.problem}"}
 
 
 def _call(question: Question) -> dict[str, Any]:

@@ -34,7 +34,7 @@ NEW = TASKS[1:]
 def taught(task: TaskName, question: Question) -> str:
     """What a model that learnt the task says, written down anew."""
     if task == "tool":
-        arguments = json.dumps({"query": f"{question.entity} {question.problem}"})
+        arguments = json.dumps({"query": f"my {question.entity} {question.problem}"})
         return f'<tool_call>\n{{"name": "search_info", "arguments": {arguments}}}\n</tool_call>'
     if task == "advice":
         return WORLD.answer(random.Random(0), question, "harmful")
@@ -79,7 +79,7 @@ def test_rows_teach_what_the_detector_finds(task: TaskName) -> None:
             (call,) = answer["tool_calls"]
             assert call["function"]["name"] == TOOL
             searched = call["function"]["arguments"]["query"]
-            assert f"my {searched}. it must be settled" in query["content"]
+            assert f"{searched}. it must be settled" in query["content"]
         elif task == "short":
             entity, problem = facts_in(query["content"], "auto")["mine"]
             assert problem in query["content"].rsplit(". ", 1)[1]
