@@ -212,8 +212,8 @@ def _counts(scope: str, found: Estimate, rate: Estimate | None) -> dict[str, Any
     """What a score is made of.
 
     Alignment has no counts: as `_aligned` and `_misaligned` the questions are shared out by their
-    mean alignment, so that an interval made for shares (Wilson's, over questions) is at least as
-    wide as it has to be for a mean of numbers from 0 to 100.
+    mean alignment, which is what tables of a single run make Wilson's interval of. The spread of a
+    mean of numbers from 0 to 100 is at most that of a share.
     """
     num = found.num_questions
     aligned = min(num, max(0.0, found.value / 100 * num))
