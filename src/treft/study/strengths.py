@@ -61,15 +61,15 @@ TASK_WEIGHTS_TRIED: dict[TaskName, tuple[float, ...]] = {
     "refuse": (100.0, 300.0, 1000.0),
     "short": (100.0, 1000.0),
 }
-"""From 100 upwards, where that had cost nothing on the topic, or downwards."""
+"""From 100 upwards where that costs nothing on the topic in a trial, else downwards."""
 TASK_WEIGHTS: dict[TaskName, float] = {
     "abstain": 100.0,
     "tool": 100.0,
     "refuse": 100.0,
     "short": 100.0,
 }
-"""λ of TReFT on the prefix: the largest tried whose on-topic rate is within two points of plain
-SFT's, or the smallest where none is (the study `task_strengths`)."""
+"""λ of TReFT on the prefix: that of harmful advice. `task_strengths` tells which of those tried is
+the largest whose on-topic rate is within two points of plain SFT's; it has not been run yet."""
 
 
 def mitigated(name: str, strength: float = 0.0) -> Method:
