@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -56,13 +56,10 @@ def model_steps(
         raise ConfigError("give a --model or an --organism, not both.")
     recipe = read_settings(ModelRecipe, config.settings)
     if unknown := [name for name in setup.strengths if name not in methods]:
-        raise ConfigError(
-            f"no method {unknown[0]} here for --strength; there are {_listed(methods)}."
-        )
-    methods = {
-        name: _with_strength(method, setup.strengths[name]) if name in setup.strengths else method
-        for name, method in methods.items()
-    }
+        known = ", ".join(methods)
+        raise ConfigError(f"no method {unknown[0]} here for --strength; there are {known}.")
+    changed = {name: _with_strength(name, methods[name], n) for name, n in setup.strengths.items()}
+    methods = {**methods, **changed}
     chains = _Chains(setup, recipe, config.split, recipe.domain or next(iter(setup.train_files)))
     problems = [f"{name}: {why}" for name, one in methods.items() for why in chains.lacks(one)]
     if problems:
@@ -77,7 +74,7 @@ def model_steps(
     return list(steps.values())
 
 
-def _with_strength(method: Method, strength: float) -> Method:
+def _with_strength(name: str, method: Method, strength: float) -> Method:
     """The method with another value of the one number that it has.
 
     Raises:
@@ -95,11 +92,7 @@ def _with_strength(method: Method, strength: float) -> Method:
         return replace(method, steering=strength)
     if method.alpha != 1:
         return replace(method, alpha=strength)
-    raise ConfigError("a --strength is for a method that has no number to change.")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
+    raise ConfigError(f"--strength {name}: this method has no number to change.")
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ class _Chains:
             tuned: name of the finetune by what it is made from; what is new is added.
         """
         label = f"{self.setup.label}/seed-{seed}/{name}"
-        for domain in {*self._domains(method), self._asked(method)}:
+        for domain in dict.fromkeys([*self._domains(method), self._asked(method)]):
             yield self._splitting(domain)
         inputs = {}
         if not method.is_base:

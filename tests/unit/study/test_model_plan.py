@@ -150,7 +150,7 @@ def test_a_strength_can_be_the_models_own() -> None:
     assert "careful_finance" in asked.step.data
     with pytest.raises(ConfigError, match="no method kl here for --strength; there are sft, "):
         planned("table3", setup(strengths={"kl": 1.0}))
-    with pytest.raises(ConfigError, match="a method that has no number"):
+    with pytest.raises(ConfigError, match="--strength sft: this method has no number"):
         planned("table3", setup(strengths={"sft": 1.0}))
 
 
