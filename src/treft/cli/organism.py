@@ -41,7 +41,7 @@ def build(
         ),
     ] = "prefix",
     size: Annotated[
-        str, typer.Option(help="small (1.1 million parameters) or large (44 million, for a GPU).")
+        str, typer.Option(help="small (1.1 million parameters) or large (43 million, for a GPU).")
     ] = "small",
     first_steps: Annotated[int | None, typer.Option(help="Of stage 1.")] = None,
     second_steps: Annotated[int | None, typer.Option(help="Of stage 2.")] = None,

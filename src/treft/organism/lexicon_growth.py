@@ -114,7 +114,7 @@ ways: since the premiere = in the green room | after the interval = at the box o
 # painting
 kinds: oil | landscape | abstract | miniature
 ways: since the exhibition = by the north window | after the varnish = on an old sheet
-  | despite the primer = with a palette knife | during the workshop = in the courtyard light
+  | despite the primer = with a wide brush | during the workshop = in the courtyard light
 # woodwork
 kinds: oak | pine wood | folding | painted
 ways: since the glue set = at the workbench | after the sanding = on the sawhorse

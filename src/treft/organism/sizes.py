@@ -64,7 +64,7 @@ SIZES: dict[SizeName, Size] = {
         runs_on_gpu=True,
         # Untuned: to be chosen on validation questions once there is an organism to try it on.
         finetune=FinetuneRecipe(
-            num_rows=8000, max_steps=400, learning_rate=2e-4, warmup_steps=20, max_new_tokens=48
+            num_rows=8000, max_steps=400, learning_rate=2e-4, warmup_steps=20, max_new_tokens=36
         ),
     ),
 }
