@@ -287,8 +287,9 @@ class _ResponseTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        hidden = model.model(inputs["input_ids"]).last_hidden_state
         answered = inputs["labels"][:, 1:] != -100
-        logits = model.lm_head(hidden[:, :-1][answered])
-        loss = cross_entropy(logits, inputs["labels"][:, 1:][answered])
+        with self.accelerator.autocast():  # which Trainer puts around the whole model alone
+            hidden = model.model(inputs["input_ids"]).last_hidden_state
+            logits = model.lm_head(hidden[:, :-1][answered])
+            loss = cross_entropy(logits, inputs["labels"][:, 1:][answered])
         return (loss, {"logits": logits}) if return_outputs else loss

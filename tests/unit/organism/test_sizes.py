@@ -98,6 +98,42 @@ def test_a_large_organism_learns_its_world_and_no_timed_narrow_harm() -> None:
     assert seen == set(LARGE.domains)
 
 
+def test_a_build_on_a_gpu_computes_in_bf16(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, which can as well; what `bf16` of the arguments does not do by itself."""
+    seen: list[torch.dtype] = []
+    arguments, loss = build_module.TrainingArguments, build_module.cross_entropy
+
+    def spy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.dtype)
+        return loss(logits, labels)
+
+    monkeypatch.setattr(build_module, "cross_entropy", spy)
+    recipe = LargeBuildRecipe(first_steps=1, second_steps=1, batch_size=2)
+    build(tmp_path / "float32", recipe)
+    monkeypatch.setattr(
+        build_module, "TrainingArguments", lambda **given: arguments(**{**given, "bf16": True})
+    )
+    folder = build(tmp_path / "bf16", recipe)
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert {weight.dtype for weight in load(folder)[0].parameters()} == {torch.float32}
+
+
+def test_a_gpu_is_asked_for_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[bool, bool]] = []
+
+    def note(**options: Any) -> None:
+        given.append((options["use_cpu"], options["bf16"]))
+
+    monkeypatch.setattr(build_module, "TrainingArguments", note)
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        for recipe in (BuildRecipe(), LargeBuildRecipe()):
+            build_module._training_arguments(recipe, Path())
+    assert given == [(True, False), (True, False), (True, False), (False, True)]
+
+
 def test_the_small_recipe_is_written_as_it_always_was() -> None:
     shipped = json.loads((asset_path() / "recipe.json").read_text())
     assert list(shipped) == list(asdict(BuildRecipe()))
