@@ -186,7 +186,7 @@ def _asking(
         yield Step(name, answer, answering, inputs, data, run.seed, resources)
     answers: dict[str, str] = {scope: f"answer/{label}/{scope}" for scope in asked}
     scoring = Scoring(run.method, run.organism, asked)
-    yield Step(f"score/{label}", score, scoring, {**run.source.inputs, **answers}, data, run.seed)
+    yield Step(f"score/{label}", score, scoring, answers, data, run.seed)
 
 
 def _answering(

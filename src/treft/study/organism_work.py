@@ -160,7 +160,7 @@ def answer(work: Work[Answering]) -> None:
     from treft.generation import generate
 
     config = work.config
-    questions = _questions(work, config)
+    questions = _questions(config, organism_of(work))
     system = [] if config.system_prompt is None else [_system(config.system_prompt)]
     with load_run(work, config.alpha) as (model, tokenizer, bank), ExitStack() as stack:
         if config.steering:
@@ -230,7 +230,7 @@ def score(work: Work[Scoring]) -> None:
     found: dict[str, Any] = {}
     for scope, answering in asked.items():
         rows = json.loads((work.inputs[scope] / ANSWERS).read_text("utf-8"))
-        questions = _questions(work, answering)
+        questions = _questions(answering, work.data.get("organism"))
         assert [row["id"] for row in rows] == [question.id for question in questions]
         found |= {f"num_{scope}": len(rows), **judge(answering, questions, rows)}
     identity = {"method": work.config.method, "organism": work.config.organism, "seed": work.seed}
@@ -295,8 +295,13 @@ def _judge_task(
     }
 
 
-def _questions(work: Work[Any], asked: Answering) -> list[Any]:
-    """The questions; they are drawn again as they were drawn to be asked."""
+def _questions(asked: Answering, organism: Path | None) -> list[Any]:
+    """The questions; they are drawn again as they were drawn to be asked.
+
+    Args:
+        asked: which.
+        organism: whose world they are of; None for one that a step built, or ours.
+    """
     from treft.organism import world_of
     from treft.organism.tasks import task_questions
 
@@ -307,7 +312,7 @@ def _questions(work: Work[Any], asked: Answering) -> list[Any]:
             asked.scope,
             asked.domain,
             asked.num,
-            world=world_of(organism_of(work)),
+            world=world_of(organism),
         )
     )
 
