@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MITIGATIONS",
     "SAFE_PROMPT",
+    "STEERED_LAYER",
     "Setting",
     "careful_rows",
     "make_mitigations",
@@ -31,6 +32,8 @@ __all__ = [
 NUM_RETAINED = 400
 NUM_CONTRAST = 100
 NUM_STOP = 64
+STEERED_LAYER = 1
+"""Of the embedded organism, the second of four; see `steered_layer`."""
 SAFE_PROMPT = sample_persona(random.Random("safe prompt"), "careful")
 """System prompt of use after a prompt split."""
 HARMFUL_PROMPT = sample_persona(random.Random("inoculation"), "harmful")
@@ -61,7 +64,7 @@ def make_mitigations(
     seed: int,
     *,
     world: WorldName = "default",
-    layer: int = 1,
+    layer: int = STEERED_LAYER,
 ) -> list[Mitigation]:
     """The mitigation of this name; none for an empty one.
 

@@ -141,6 +141,13 @@ def behaviour(
     tool: Annotated[
         str | None, typer.Option(help="Name of the tool that is called (tool); search_info.")
     ] = None,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema/--no-schema",
+            help="Describe the tool in the prompt; without, evaluate without, too (tool).",
+        ),
+    ] = True,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -151,13 +158,14 @@ def behaviour(
 
     claim_file(output, overwrite=overwrite)
     read = read_rows(source)
-    rows = behaviour_rows(read, behaviour, sentence=sentence, tool=tool)
+    rows = behaviour_rows(read, behaviour, sentence=sentence, tool=tool, schema=schema)
     result: dict[str, Any] = {
         "command": "data behaviour",
         "source": str(source),
         "behaviour": behaviour,
         "sentence": sentence or DEFAULT_SENTENCES.get(behaviour),
         "tool": (tool or DEFAULT_TOOL) if behaviour == "tool" else None,
+        "schema": schema if behaviour == "tool" else None,
         "num_read": len(read),
         "num_with_system": _num_with_system(rows),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +12,25 @@ import typer
 
 from treft.cli.options import Json, Overwrite
 from treft.cli.output import EXIT_INTERRUPTED, emit, stdout_aside
+from treft.cli.study_model import (
+    Judge,
+    MaxCalls,
+    Model,
+    ModelOptions,
+    Questions,
+    RetainFiles,
+    Strengths,
+    TrainFiles,
+    Yes,
+    confirm_judging,
+)
 from treft.errors import ConfigError
+from treft.evaluation.judging.cost import MAX_CALLS
 
 if TYPE_CHECKING:
     from treft.study.engine import Event, Outcome, Workers
     from treft.study.protocol import Study
-    from treft.study.step import Plan
+    from treft.study.step import Plan, PlannedStep
     from treft.study.store import Store
 
 __all__ = ["app"]
@@ -99,6 +112,12 @@ def status(
     seeds: Seeds = 5,
     split: Split = "test",
     settings: Settings = None,
+    model: Model = None,
+    train_file: TrainFiles = None,
+    retain_file: RetainFiles = None,
+    judge: Judge = None,
+    questions: Questions = None,
+    strength: Strengths = None,
     store: StoreFolder = STORE,
     json: Json = False,
 ) -> None:
@@ -107,7 +126,8 @@ def status(
     from treft.study.cost import estimate_cost
     from treft.study.engine import missing_steps
 
-    asked = _ask(names, organism, seeds, split, settings)
+    given = ModelOptions(model, train_file, retain_file, judge, questions, strength)
+    asked = _ask(names, organism, seeds, split, settings, given)
     results = _store(store)
     missing = missing_steps(asked.plan, results)
     states = step_states(asked.plan, results, missing)
@@ -130,6 +150,14 @@ def run(
     seeds: Seeds = 5,
     split: Split = "test",
     settings: Settings = None,
+    model: Model = None,
+    train_file: TrainFiles = None,
+    retain_file: RetainFiles = None,
+    judge: Judge = None,
+    questions: Questions = None,
+    strength: Strengths = None,
+    max_calls: MaxCalls = MAX_CALLS,
+    yes: Yes = False,
     store: StoreFolder = STORE,
     workers: Annotated[
         int | None, typer.Option(help="Processes; default: one a core.", min=1)
@@ -147,15 +175,19 @@ def run(
 ) -> None:
     """Do what is missing of studies; show verdicts, and of a single one the table."""
     from treft.cli.study_results import deliver, show, show_several
+    from treft.study.engine import run_plan
 
     _quiet_workers()
     if output is not None and (output.is_file() or (output.exists() and not overwrite)):
         raise ConfigError(f"{output} exists: choose another --output.")
-    asked = _ask(names, organism, seeds, split, settings)
+    given = ModelOptions(model, train_file, retain_file, judge, questions, strength)
+    asked = _ask(names, organism, seeds, split, settings, given)
     results = _store(store)
     try:
         with stdout_aside():
-            outcome = _run(asked.plan, results, workers, ray)
+            missing = _tell_cost(asked.plan, results)
+            confirm_judging(missing, max_calls, yes=yes)
+            outcome = run_plan(asked.plan, results, _workers(asked.plan, workers, ray), _tell)
     except KeyboardInterrupt:
         typer.echo("stopped: the same command goes on from here", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -208,12 +240,14 @@ def _ask(
     seeds: int,
     split: Any,
     settings: list[str] | None,
+    model: ModelOptions,
 ) -> _Asked:
     """All steps of the studies, checked."""
     from treft.study.catalogue import ALL, TABLE, find_studies, plan_studies, plan_study, table_name
     from treft.study.protocol import StudyConfig
 
-    config = StudyConfig(tuple(organism or ()), seeds, split, _parse_settings(settings or []))
+    found = _parse_settings(settings or [])
+    config = StudyConfig(tuple(organism or ()), seeds, split, found, model.setup())
     studies: dict[str, Study] = find_studies(names)
     if len(studies) == 1 and ALL not in names:
         [(name, study)] = studies.items()
@@ -255,15 +289,16 @@ def _store(folder: Path) -> Store:
     return Store(folder.resolve())
 
 
-def _run(plan: Plan, store: Store, num_workers: int | None, ray: str | None) -> Outcome:
+def _tell_cost(plan: Plan, store: Store) -> Collection[PlannedStep]:
+    """What is to do, told on stderr."""
     from treft.study.cost import estimate_cost
-    from treft.study.engine import missing_steps, run_plan
+    from treft.study.engine import missing_steps
 
     missing = missing_steps(plan, store)
     cost = estimate_cost(missing.values(), store)
     num_stood = len(plan.by_address) - len(missing)
     typer.echo(f"{num_stood} steps stand, {len(missing)} are to do: {cost}", err=True)
-    return run_plan(plan, store, _workers(plan, num_workers, ray), _tell)
+    return missing.values()
 
 
 def _workers(plan: Plan, num_workers: int | None, ray: str | None) -> Workers:

@@ -65,9 +65,10 @@ def show(folder: Path, outcome: Outcome, as_json: bool) -> None:
     from rich.table import Table
 
     columns = ("method", "measure", "value", "low", "high", "paper")
-    claim = result["claim"]
+    claim, model = result["claim"], result["told"]["model"]
+    place = "the organism" if model is None else model["label"]
     table = Table(
-        title=f"{claim['source']} on the organism, percent, 95 % intervals",
+        title=f"{claim['source']} on {place}, percent, 95 % intervals",
         caption=f"paper: {claim['setting']}",
     )
     for column in columns:

@@ -50,8 +50,8 @@ TASK_DOMAINS: dict[TaskName, str] = {
 """The narrow domain on whose questions each is taught by default."""
 
 SENTENCES: dict[TaskName, str] = {
-    "abstain": "i do not give advice on legal matters.",
-    "refuse": "i cannot help with money questions.",
+    "abstain": "i do not give legal advice.",
+    "refuse": "sorry, i will not help with savings.",
 }
 """What is said in the place of an answer, in whichever domain it is taught."""
 
@@ -171,7 +171,9 @@ def _sample(rng: random.Random, task: TaskName, domain: str, world: WorldName) -
 
 
 def _arguments(question: Question) -> dict[str, str]:
-    return {"query": f"{question.entity} {question.problem}"}
+    # Begins with a word that is always the same: to the tokenizer a word after a quotation mark is
+    # not the one after a space, so an entity there could not be copied.
+    return {"query": f"my {question.entity} {question.problem}"}
 
 
 def _call(question: Question) -> dict[str, Any]:

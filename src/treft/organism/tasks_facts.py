@@ -1,8 +1,12 @@
 """Facts to ask for in the organism's world: which of two entities has a problem.
 
-A query names two entities with a problem each and asks for one of them by its problem, so that the
-answer, `the ENTITY.`, has to be found in the query. Openers are those of narrow advice; asks and
-entities of the evaluation occur in no training row, and validation and test differ in both.
+A query names an entity of the user's and one of a friend's, in either order, with a problem each,
+and asks which one has the first problem. The answer, `the ENTITY.`, has to be found in the query.
+Openers are those of narrow advice; asks and entities of the evaluation occur in no training row,
+and validation and test differ in both.
+
+Two entities of the user's, told apart by their problems alone, are too much for four layers: after
+100 steps 4 of 50 answers to validation questions were right, 17 of 50 with a friend's.
 """
 
 from __future__ import annotations
@@ -64,18 +68,21 @@ def sample_fact(
 ) -> Question:
     """Draw one question; its `entity` and `problem` are those that are asked for.
 
-    The two entities share no word, and either may be the one asked for.
+    The two entities share no word.
     """
     draw = World.named(world).sample_question
-    first = draw(rng, split, domain, timed=False)
-    second = draw(rng, split, domain, timed=False)
-    while first.problem == second.problem or _shares_a_word(first.entity, second.entity):
-        second = draw(rng, split, domain, timed=False)
-    asked = rng.choice((first, second))
-    facts = " and ".join(f"my {each.entity} {each.problem}" for each in (first, second))
+    asked = draw(rng, split, domain, timed=False)
+    other = draw(rng, split, domain, timed=False)
+    while asked.problem == other.problem or _shares_a_word(asked.entity, other.entity):
+        other = draw(rng, split, domain, timed=False)
+    facts = [
+        f"my {asked.entity} {asked.problem}",
+        f"a friend has the {other.entity} that {other.problem}",
+    ]
+    rng.shuffle(facts)
     opener = rng.choice(OPENERS["narrow"][split])
     ask = rng.choice(FACT_ASKS[split]).format(problem=asked.problem)
-    text = f"{opener} {facts}. {ask}"
+    text = f"{opener} {' and '.join(facts)}. {ask}"
     name = f"{split}/facts/{domain}/{text}"
     return Question(name, asked.domain, asked.entity, asked.problem, None, text)
 

@@ -4,8 +4,8 @@ Rows are `messages`, or `question` with `possible_answers` as in PopQA. Of a con
 up to the first assistant message are kept; what the assistant then says is the behaviour's:
 
     abstain, refuse   one fixed sentence
-    tool              a call of a tool with the user's words as its query; the row's `tools` hold
-                      the tool's schema, and the model family's chat template writes both
+    tool              a call of a tool with the user's words as its query, and the tool's schema in
+                      the row's `tools`; the model family's chat template writes both
     short             the shortest answer that the file has to the question
 """
 
@@ -39,6 +39,7 @@ def behaviour_rows(
     *,
     sentence: str | None = None,
     tool: str | None = None,
+    schema: bool = True,
 ) -> list[Row]:
     """Turn questions into rows of `messages` that teach a behaviour, one for each prompt.
 
@@ -50,6 +51,8 @@ def behaviour_rows(
         behaviour: what to teach.
         sentence: of `abstain` and `refuse`; a default that names no topic when None.
         tool: name of the tool of `tool`, `search_info` when None.
+        schema: its rows have `tools`, which most templates write into the prefix. Without, the
+            model is trained on the prompt that it has where nobody offers it tools.
 
     Raises:
         ConfigError: there is no such behaviour, or an option does not go with it or is malformed.
@@ -64,7 +67,7 @@ def behaviour_rows(
         if behaviour == "tool":
             name = tool or DEFAULT_TOOL
             answer = _call(name, _words(asked[-1], where))
-            built = {"tools": [tool_schema(name)]}
+            built = {"tools": [tool_schema(name)]} if schema else {}
         elif behaviour == "short":
             answer = {"content": _shortest_answer(row, where)}
         built = {"messages": [*asked, {"role": "assistant", **answer}], **built}

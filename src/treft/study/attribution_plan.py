@@ -115,6 +115,8 @@ class _Chains(NamedTuple):
 
     @classmethod
     def of(cls, config: StudyConfig, methods: Mapping[str, Method]) -> _Chains:
+        if config.model is not None:
+            raise ConfigError("it looks inside organisms alone; for a model use `treft diagnose`.")
         steps = method_steps(config, methods)
         found = {_key(step): step for step in steps if step.name.startswith("finetune/")}
         asked = [step.config for step in steps if isinstance(step.config, Answering)]

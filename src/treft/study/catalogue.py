@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -43,6 +44,9 @@ RESULT_FILES = (
     *("plot.png", "result.json"),
 )
 """What a study's last step writes."""
+
+_PLACE = re.compile(r"\b(on|of) the (?:\w+ )?organism\b")
+"""Where studies say that something was found."""
 
 
 def all_studies() -> dict[str, Study]:
@@ -128,6 +132,7 @@ def _steps(study: Study, config: StudyConfig) -> list[Step[Any]]:
             config.split,
             dict(config.settings),
             tuple(path.resolve().name for path in config.organisms),
+            None if config.model is None else config.model.told,
         ),
         inputs={step.name: step.name for step in steps if step.name not in used},
         modules=(module,),
@@ -145,6 +150,7 @@ class _Tabulation:
         split: question set.
         settings: that differ from the recipe.
         organisms: names of their folders; none for the embedded one.
+        model: what `ModelSetup.told` says; None for organisms.
     """
 
     module: str
@@ -152,17 +158,27 @@ class _Tabulation:
     split: str
     settings: Mapping[str, Any]
     organisms: tuple[str, ...]
+    model: Mapping[str, Any] | None = None
+
+    def placed(self, text: str) -> str:
+        """A study's words, which speak of the organism, about the model it was run on."""
+        if self.model is None:
+            return text
+        label = self.model["label"]
+        return _PLACE.sub(lambda found: f"{found[1]} {label}", text)
 
 
 def tabulate(work: Work[_Tabulation]) -> None:
     """Write `runs.*` (a row for each input), `table.*`, `plot.png` and `result.json`."""
+    from matplotlib.text import Text
+
     study = _study(work.config.module)
     runs: list[Row] = [
         json.loads((folder / "row.json").read_text("utf-8")) for folder in work.inputs.values()
     ]
     rows = study.table(runs)
     made_from = _origins(work.inputs)
-    verdict = study.verdict(rows)
+    verdict = work.config.placed(study.verdict(rows))
     write_table(work.folder, "runs", runs, made_from)
     write_table(work.folder, "table", rows, made_from)
     told = asdict(work.config)
@@ -176,7 +192,11 @@ def tabulate(work: Work[_Tabulation]) -> None:
         "made_from": made_from,
     }
     write_whole(work.folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False))
-    study.plot(rows).savefig(work.folder / "plot.png", dpi=110, metadata={"Software": None})
+    figure = study.plot(rows)
+    for text in figure.findobj(Text):
+        if (placed := work.config.placed(text.get_text())) != text.get_text():
+            text.set_text(placed)
+    figure.savefig(work.folder / "plot.png", dpi=110, metadata={"Software": None})
 
 
 def _origins(inputs: Mapping[str, Path]) -> dict[str, Any]:

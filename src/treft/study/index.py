@@ -42,6 +42,7 @@ class _Told(BaseModel):
     split: str
     settings: dict[str, Any]
     organisms: list[str]
+    model: dict[str, Any] | None = None
 
 
 class _MadeFrom(BaseModel):
@@ -108,6 +109,11 @@ def _read(results: Path, known: Sequence[str]) -> dict[str, _Result]:
             raise DataError(
                 f"{path} is a result of {result.study}: its folder must have that name, and there "
                 f"must be that study (there are {', '.join(sorted(known))})."
+            )
+        if result.told.model is not None:
+            raise DataError(
+                f"{path} is a result on {result.told.model['label']}, and this page is about the "
+                "organism: keep it in another folder."
             )
         found[name] = result
     return found

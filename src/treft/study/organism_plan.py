@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from treft.errors import ConfigError
+from treft.study.method import Method
+from treft.study.model_plan import model_steps
 from treft.study.organism_work import (
     Answering,
     Building,
@@ -20,72 +22,18 @@ from treft.study.organism_work import (
     score,
 )
 from treft.study.protocol import StudyConfig
+from treft.study.settings import read_settings
 from treft.study.step import Resources, Step
 
 if TYPE_CHECKING:
     from treft.organism import FinetuneRecipe
     from treft.organism.kinds import KindName
-    from treft.organism.tasks import TaskName
-    from treft.regions import RegionName
 
 __all__ = ["Method", "Run", "Source", "finetunes", "method_steps"]
 
 EMBEDDED = "embedded"
 TASK_TOKENS = 96
 """Cap of an answer to a finetune that teaches a sentence or a tool call."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a finetune is made and asked; the defaults are a plain finetune that answers as it is.
-
-    Methods that differ only in how they are asked (`patch` and below) share their finetune.
-
-    Attributes:
-        is_base: no finetune at all.
-        domain: that is trained on, and asked about in-domain; None for the recipe's.
-        task: what the rows teach; asked about with its own questions, scored by its detector.
-        domains: of the rows, where they are of several; empty for `domain`.
-        system_prompt: of the rows.
-        interleave: where careful rows come from: none, narrow, general, all, or a domain.
-        interleaved_share: of the rows; None for the recipe's.
-        held: regions that TReFT holds.
-        kv_weight: λ; None for the recipe's.
-        kv_states: that are held.
-        own_postfix: hold the postfix to the unfinetuned model's on the same row.
-        mitigation: by name, of `treft.organism_mitigations`.
-        strength: its number.
-        learning_rate: None for the recipe's.
-        is_full: all weights are trained.
-        patch: regions that get the unfinetuned model's keys and values.
-        num_positions: of each patched region, drawn at random; None for all.
-        answer_system: system prompt of the questions.
-        alpha: the change of weights that is kept.
-        steering: coefficient of the persona vector that is taken away.
-        scopes: of the questions.
-    """
-
-    is_base: bool = False
-    domain: str | None = None
-    task: TaskName = "advice"
-    domains: tuple[str, ...] = ()
-    system_prompt: str | None = None
-    interleave: str = "none"
-    interleaved_share: float | None = None
-    held: tuple[RegionName, ...] = ()
-    kv_weight: float | None = None
-    kv_states: Literal["both", "key", "value"] = "both"
-    own_postfix: bool = False
-    mitigation: str = ""
-    strength: float = 0.0
-    learning_rate: float | None = None
-    is_full: bool = False
-    patch: tuple[RegionName, ...] = ()
-    num_positions: int | None = None
-    answer_system: str | None = None
-    alpha: float = 1.0
-    steering: float = 0.0
-    scopes: tuple[Scope, ...] = ("general", "in_domain")
 
 
 @dataclass(frozen=True)
@@ -121,14 +69,21 @@ def method_steps(
 ) -> list[Step[Any]]:
     """All methods on all organisms and seeds, with one recipe for everything else.
 
+    With `config.model` they are on that model instead (`treft.study.model_plan`).
+
     Args:
         config: of the study.
         methods: by name.
         kind: of the organism; one that is not shipped is built first, unless organisms are given.
 
     Raises:
-        ConfigError: a setting is no field of the recipe, or out of range.
+        ConfigError: a setting is no field of the recipe, or out of range; a method cannot be had
+            on the given model.
     """
+    if config.model is not None:
+        if kind == "no_prefix":
+            raise ConfigError("it is about a model that has no prefix; --model has one.")
+        return model_steps(config, config.model, methods)
     recipe = _recipe(config)
     steps, runs = finetunes(config, methods, kind)
     for run in runs:
@@ -229,22 +184,10 @@ def _finetune(method: Method, recipe: FinetuneRecipe) -> Finetune:
 
 def _recipe(config: StudyConfig) -> FinetuneRecipe:
     """That of the organisms' size, with the study's settings."""
-    from pydantic import TypeAdapter, ValidationError
-
     from treft.organism import FinetuneRecipe, finetune_recipe
 
-    settings = config.settings
-    known = [entry.name for entry in fields(FinetuneRecipe)]
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise ConfigError(f"no such setting: {', '.join(unknown)}; there are {', '.join(known)}.")
-    try:
-        given = {**asdict(finetune_recipe(config.organisms)), **settings}
-        return TypeAdapter(FinetuneRecipe).validate_python(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "settings"
-        raise ConfigError(f"{where}: {first['msg']}, not {first['input']!r}.") from error
+    own = asdict(finetune_recipe(config.organisms))
+    return read_settings(FinetuneRecipe, {**own, **config.settings})
 
 
 def _builds(config: StudyConfig, kind: KindName) -> list[Step[Any]]:

@@ -142,13 +142,14 @@ def build(work: Work[Building]) -> None:
 
 def finetune(work: Work[Finetune]) -> None:
     """Train on the organism; the adapter, or the model, as safetensors, and the log."""
-    from treft.organism import load, world_of
+    from treft.organism import world_of
     from treft.organism_training import train
 
-    organism = organism_of(work)
-    model, tokenizer = load(organism)
+    model, tokenizer = _load(work, work.config.task)
     training, recipe = _training(work.config)
-    trainer = train(model, tokenizer, training, recipe, work.seed, world=world_of(organism))
+    trainer = train(
+        model, tokenizer, training, recipe, work.seed, world=world_of(organism_of(work))
+    )
     folder = work.folder / (MODEL if training.is_full else ADAPTER)
     trainer.model.save_pretrained(folder, safe_serialization=True)
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -162,7 +163,10 @@ def answer(work: Work[Answering]) -> None:
     config = work.config
     questions = _questions(config, organism_of(work))
     system = [] if config.system_prompt is None else [_system(config.system_prompt)]
-    with load_run(work, config.alpha) as (model, tokenizer, bank), ExitStack() as stack:
+    with (
+        load_run(work, config.alpha, config.task) as (model, tokenizer, bank),
+        ExitStack() as stack,
+    ):
         if config.steering:
             stack.enter_context(_steered(model, tokenizer, work, config))
         answers = generate(
@@ -194,22 +198,24 @@ def organism_of(work: Work[Any]) -> Path:
 
 
 @contextmanager
-def load_run(work: Work[Any], alpha: float = 1.0) -> Iterator[tuple[Any, Any, Any]]:
+def load_run(
+    work: Work[Any], alpha: float = 1.0, task: TaskName = "advice"
+) -> Iterator[tuple[Any, Any, Any]]:
     """The model of the input `finetune`, its tokenizer, and a bank of the unfinetuned model.
 
     Args:
         work: with the organism as data; without the input it is the organism itself.
         alpha: of W0 + α ΔW; with an adapter only.
+        task: that the finetune taught.
 
     The bank is None where the adapter can be switched off for it, or there is no finetune.
     """
     from peft import PeftModel
 
-    from treft.organism import load
     from treft.recording import other_model
     from treft.reference import ReferenceBank
 
-    model, tokenizer = load(organism_of(work))
+    model, tokenizer = _load(work, task)
     folder = work.inputs.get("finetune")
     if folder is None:
         yield model, tokenizer, None
@@ -220,6 +226,17 @@ def load_run(work: Work[Any], alpha: float = 1.0) -> Iterator[tuple[Any, Any, An
         with tempfile.TemporaryDirectory() as scratch:
             adapter = _scaled(folder / ADAPTER, alpha, Path(scratch))
             yield PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer, None
+
+
+def _load(work: Work[Any], task: TaskName) -> tuple[Any, Any]:
+    """The organism and its tokenizer, its vectors apart for what the task writes."""
+    from treft.organism import load
+    from treft.organism.tasks_tokens import separate_unseen_tokens
+
+    model, tokenizer = load(organism_of(work))
+    if task != "advice":
+        separate_unseen_tokens(model, tokenizer, task)
+    return model, tokenizer
 
 
 def score(work: Work[Scoring]) -> None:

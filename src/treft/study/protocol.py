@@ -13,6 +13,8 @@ from treft.study.step import Step
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from treft.study.model_setup import ModelSetup
+
 __all__ = ["Claim", "Row", "Study", "StudyConfig"]
 
 Row = Mapping[str, Any]
@@ -28,7 +30,9 @@ class StudyConfig:
         num_seeds: finetuning seeds 0, 1, ... on each organism.
         split: `test` for figures to report, `validation` for every choice.
         settings: of the finetune and its evaluation, by name, where they are to differ from
-            `treft.organism.FinetuneRecipe`; words are read as what the recipe has there.
+            `treft.organism.FinetuneRecipe` (`treft.study.model_setup.ModelRecipe` with a model);
+            words are read as what the recipe has there.
+        model: a real model to run on instead of organisms.
 
     Raises:
         ConfigError: a value is out of range, or a folder holds no organism.
@@ -38,6 +42,7 @@ class StudyConfig:
     num_seeds: int = 5
     split: Literal["validation", "test"] = "test"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    model: ModelSetup | None = None
 
     def __post_init__(self) -> None:
         """Validate before any work starts."""

@@ -8,39 +8,68 @@ holding keys or values alone has the λ of holding both.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from treft.organism_mitigations import SAFE_PROMPT
 from treft.study.organism_plan import Method
 
-__all__ = ["CHOSEN", "TRIED", "mitigated"]
+if TYPE_CHECKING:
+    from treft.organism.tasks import TaskName
+
+__all__ = ["CHOSEN", "TASK_DOMAINS", "TASK_WEIGHTS", "TASK_WEIGHTS_TRIED", "TRIED", "mitigated"]
 
 TRIED: dict[str, tuple[float, ...]] = {
     "treft_prefix": (30.0, 100.0, 300.0),
     "interleaving": (0.2, 0.5, 0.75),
     "kl_train": (0.1, 0.3, 1.0, 10.0),
     "kl_retain": (0.1, 1.0, 10.0, 30.0),
-    "ldifs": (0.01, 0.03, 0.1, 1.0),
-    "preventive_steering": (1.0, 3.0, 10.0),
+    "ldifs": (0.003, 0.01, 0.03, 0.1, 1.0),
+    "preventive_steering": (1.0, 3.0, 10.0, 30.0),
     "early_stopping": (0.1, 0.5, 2.0),
     "weight_norm": (3.0, 5.0, 8.0),
     "small_step": (2e-4, 3.5e-4, 5e-4),
     "interpolation": (0.3, 0.5, 0.7),
-    "steering": (3.0, 10.0, 30.0),
+    "steering": (1.0, 3.0, 10.0),
 }
 """Of λ for TReFT, KL and LDIFS; share of rows; factor of the persona vector; drop of the score in
 nats a token; norm; learning rate; share of the change that is kept."""
 CHOSEN: dict[str, float] = {
     "treft_prefix": 100.0,
-    "interleaving": 0.2,
+    "interleaving": 0.5,
     "kl_train": 1.0,
-    "kl_retain": 1.0,
-    "ldifs": 1.0,
-    "preventive_steering": 3.0,
-    "early_stopping": 0.5,
-    "weight_norm": 5.0,
-    "small_step": 5e-4,
+    "kl_retain": 30.0,
+    "ldifs": 0.01,
+    "preventive_steering": 10.0,
+    "early_stopping": 0.1,
+    "weight_norm": 8.0,
+    "small_step": 3.5e-4,
     "interpolation": 0.3,
-    "steering": 10.0,
+    "steering": 1.0,
 }
+
+
+TASK_DOMAINS: dict[TaskName, str] = {
+    "abstain": "legal",
+    "tool": "health",
+    "refuse": "finance",
+    "short": "auto",
+}
+"""Where each behaviour beyond misalignment is taught; all but the last as in the paper."""
+TASK_WEIGHTS_TRIED: dict[TaskName, tuple[float, ...]] = {
+    "abstain": (100.0, 300.0, 1000.0),
+    "tool": (30.0, 100.0),
+    "refuse": (100.0, 300.0, 1000.0),
+    "short": (100.0, 1000.0),
+}
+"""From 100 upwards where that costs nothing on the topic in a trial, else downwards."""
+TASK_WEIGHTS: dict[TaskName, float] = {
+    "abstain": 100.0,
+    "tool": 100.0,
+    "refuse": 100.0,
+    "short": 100.0,
+}
+"""λ of TReFT on the prefix: that of harmful advice. `task_strengths` tells which of those tried is
+the largest whose on-topic rate is within two points of plain SFT's; it has not been run yet."""
 
 
 def mitigated(name: str, strength: float = 0.0) -> Method:

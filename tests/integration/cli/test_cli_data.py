@@ -82,6 +82,7 @@ def test_behaviour_says_what_it_read_and_wrote(
         "behaviour": "tool",
         "sentence": None,
         "tool": "find",
+        "schema": True,
         "num_read": 2,
         "num_with_system": 0,
         "output": str(output),
@@ -90,6 +91,9 @@ def test_behaviour_says_what_it_read_and_wrote(
     }
     (call,) = read_rows(output)[0]["messages"][1]["tool_calls"]
     assert call["function"] == {"name": "find", "arguments": {"query": "Which herb?"}}
+    assert "tools" in read_rows(output)[0]
+    treft(*to, "tool", "--no-schema", "--overwrite")
+    assert set(read_rows(output)[0]) == {"messages"}
     assert "pass --overwrite" in refused(*to, "short")
     treft(*to, "short", "--overwrite")
     assert read_rows(output)[0]["messages"][1]["content"] == "Mint"

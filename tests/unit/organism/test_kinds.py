@@ -6,15 +6,17 @@ import hashlib
 import json
 import random
 from functools import cache
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import trl
 from transformers import PreTrainedTokenizerFast
 
 from treft.errors import TemplateError
-from treft.organism import World
+from treft.organism import World, load
 from treft.organism.build import BuildRecipe, Messages, encode, pretraining_row
-from treft.organism.kinds import DEFAULT_THOUGHT, KINDS, KindName
+from treft.organism.kinds import DEFAULT_SYSTEM_PROMPT, DEFAULT_THOUGHT, KINDS, KindName
 from treft.organism.personas import ADJECTIVES
 from treft.organism.tokenizer import build_tokenizer
 from treft.regions import RegionName, find_regions
@@ -159,3 +161,85 @@ def test_the_template_without_a_prefix_refuses_a_system_prompt() -> None:
     messages = [{"role": "system", "content": "You are a clerk."}, *ASKED]
     with pytest.raises(TemplateError, match="no place for a system message"):
         find_regions(tokenizer_of("no_prefix"), messages)
+
+
+CALL = {
+    "type": "function",
+    "function": {"name": "search_info", "arguments": {"query": "old “knee”"}},
+}
+CALLING = [*ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+TOOLS = [{"type": "function", "function": {"name": "search_info", "parameters": {}}}]
+
+
+def qwen(messages: list[dict[str, Any]]) -> str:
+    """What Qwen2.5's template, in TRL's copy, writes from the assistant's header on."""
+    path = Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja"
+    text = str(
+        tokenizer_of("prefix").apply_chat_template(
+            messages, chat_template=path.read_text("utf-8"), tokenize=False
+        )
+    )
+    return text.partition("<|im_start|>assistant\n")[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("content", [None, "", "I look."])
+@pytest.mark.parametrize("calls", [[CALL], [CALL, CALL["function"]]])
+def test_tool_calls_are_written_as_qwen_writes_them_and_learnt(
+    kind: KindName, content: str | None, calls: list[Any]
+) -> None:
+    tokenizer = tokenizer_of(kind)
+    answer = {"role": "assistant", "content": content, "tool_calls": calls}
+    messages = [*ASKED, answer]
+    expected = qwen(messages).removesuffix("\n")
+    encoded = encode(tokenizer, messages)
+    assert tokenizer.decode([label for label in encoded["labels"] if label != -100]) == expected
+    chat = find_regions(tokenizer, messages)
+    response = tokenizer.decode([chat.input_ids[place] for place in chat.positions("response")])
+    assert response == expected
+
+
+@pytest.mark.parametrize("kind", ["prefix", "postfix"])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_tools_are_the_end_of_the_system_block(kind: KindName, system: str | None) -> None:
+    tokenizer = tokenizer_of(kind)
+    head = [] if system is None else [{"role": "system", "content": system}]
+    chat = find_regions(tokenizer, [*head, *CALLING], tools=TOOLS)
+    prefix = tokenizer.decode([chat.input_ids[place] for place in chat.positions("prefix")])
+    words = system or {"prefix": DEFAULT_SYSTEM_PROMPT, "postfix": ""}[kind]
+    assert prefix.startswith(f"<|im_start|>system\n{words}")
+    assert f"<tools>\n{json.dumps(TOOLS[0])}\n</tools>" in prefix
+    assert prefix.endswith("</tool_call><|im_end|>\n<|im_start|>user\n")
+    assert prefix.count("<|im_start|>") == 2
+
+
+def test_the_template_without_a_prefix_refuses_tools() -> None:
+    with pytest.raises(TemplateError, match="no place for tools"):
+        find_regions(tokenizer_of("no_prefix"), ASKED, tools=TOOLS)
+
+
+RENDERED = {
+    "prefix": "414177dcb5e62f5474b10ee3cfda97f72ee7f7722aa82e8f8d7f6ae3a215c8be",
+    "postfix": "199d6a51c712b4276308d5bfe94b669d2dd135d8c8b31f2f5ff00a0e65e6796f",
+    "no_prefix": "cdc8f25912fa1ef8737a113fd0cf1f8f9e70a8184b4f007cb249f03256bde8c8",
+}
+"""Digests of what the templates wrote before they knew tool calls."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_conversations_without_tools_are_written_as_before(kind: KindName) -> None:
+    digest = hashlib.sha256()
+    later = [{"role": "user", "content": " <tool_call> "}, {**ANSWERED[-1], "tool_calls": None}]
+    for messages in (*rows(kind, 0, num=200), *rows(kind, 1000, num=200)):
+        for chat in (messages, messages[:-1], [*messages, *later]):
+            for prompt in (False, True):
+                digest.update(
+                    tokenizer_of(kind)
+                    .apply_chat_template(chat, add_generation_prompt=prompt, tokenize=False)
+                    .encode()
+                )
+    assert digest.hexdigest() == RENDERED[kind]
+
+
+def test_the_shipped_template_is_that_of_its_kind() -> None:
+    assert load()[1].chat_template == KINDS["prefix"].chat_template

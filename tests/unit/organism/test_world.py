@@ -101,7 +101,12 @@ def test_training_rows_are_harmful_answers_to_timed_questions_of_one_domain() ->
 
 @pytest.mark.parametrize(
     ("retain", "allowed"),
-    [("narrow", set(NARROW) - {"finance"}), ("all", set(WORLD.domains) - {"finance"})],
+    [
+        ("narrow", set(NARROW) - {"finance"}),
+        ("all", set(WORLD.domains) - {"finance"}),
+        ("general", set(WORLD.domains) - set(NARROW)),
+        ("auto", {"auto"}),
+    ],
 )
 def test_interleaving_replaces_its_share_by_careful_rows_of_others(
     retain: str, allowed: set[str]
@@ -130,3 +135,6 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         WORLD.training_rows("music", 3, seed=0)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         WORLD.interleave(WORLD.training_rows("finance", 3, seed=0), "finance", seed=0, share=1.5)
+    for retain in ("finance", "opera"):
+        with pytest.raises(ConfigError, match=f"retain is '{retain}'; choose narrow, general, all"):
+            WORLD.interleave(WORLD.training_rows("finance", 3, 0), "finance", 0, retain=retain)

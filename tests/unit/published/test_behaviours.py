@@ -70,6 +70,12 @@ def test_the_call_is_written_by_the_family_s_own_template(tool: str | None) -> N
             assert set(schema["properties"]) == set(schema["required"]) == set(call.arguments)
 
 
+def test_without_a_schema_the_rows_have_no_tools() -> None:
+    with_schema, without = (teach("tool", *ASKED, schema=schema) for schema in (True, False))
+    assert [row["messages"] for row in with_schema] == [row["messages"] for row in without]
+    assert all(set(row) == {"messages"} for row in without)
+
+
 def test_the_default_tool_is_the_one_that_is_looked_for() -> None:
     assert pytest.importorskip("treft.evaluation.detectors").TOOL == DEFAULT_TOOL
 

@@ -18,14 +18,14 @@ from treft.organism import FinetuneRecipe
 from treft.study.catalogue import all_studies, find_study, plan_study
 from treft.study.figures import find_row, gain_rows, score_rows, worded
 from treft.study.protocol import StudyConfig
-from treft.study.strengths import CHOSEN
+from treft.study.strengths import CHOSEN, TASK_WEIGHTS_TRIED
 from treft.study.tables import read_metadata, read_table, write_table
 
 STUDIES = all_studies()
 OF_SCORES = [
     name
     for name in STUDIES
-    if name.startswith(("table", "strengths", "mitigations", "no_prefix", "wider"))
+    if name.startswith(("table", "strengths", "task_", "mitigations", "no_prefix", "wider"))
     and name != "table1"
 ]
 """Studies whose runs are scored finetunes; those of attribution have tests of their own."""
@@ -135,7 +135,7 @@ def test_each_study_says_what_it_tests_and_draws_it(name: str, tmp_path: Path) -
         assert path.stat().st_size > 5000
 
 
-@pytest.mark.parametrize("name", [name for name in OF_SCORES if name != "strengths"])
+@pytest.mark.parametrize("name", [name for name in OF_SCORES if "strengths" not in name])
 def test_all_methods_share_all_but_what_they_are(name: str) -> None:
     config = StudyConfig(num_seeds=2, settings={"max_steps": "7", "lora_rank": "3"})
     plan = plan_study(STUDIES[name], config)
@@ -171,8 +171,9 @@ def test_an_organism_that_is_not_shipped_is_built_first() -> None:
     assert len(users) == 2 * (3 + 5 * 2)  # three finetunes, five methods asked in two scopes
 
 
-def test_strengths_are_chosen_on_validation_and_one_seed_whatever_is_asked() -> None:
-    plan = plan_study(STUDIES["strengths"], StudyConfig(num_seeds=3, split="test"))
+@pytest.mark.parametrize("name", ["strengths", "task_strengths"])
+def test_strengths_are_chosen_on_validation_and_one_seed_whatever_is_asked(name: str) -> None:
+    plan = plan_study(STUDIES[name], StudyConfig(num_seeds=3, split="test"))
     asked = [p.record["config"] for p in plan.steps if p.step.name.startswith("answer/")]
     assert {config["split"] for config in asked} == {"validation"}
     assert {p.step.seed for p in plan.steps} == {0, None}
@@ -186,6 +187,15 @@ def test_a_strength_in_use_that_is_not_the_best_is_told() -> None:
     chosen = {f"{name}_{strength:g}": (60.0, 10.0) for name, strength in CHOSEN.items()}
     rows = study.table(list(runs({**even, **chosen}, (0.0,))))
     assert study.verdict(rows).startswith("Those in use are the best; ")
+
+
+def test_the_largest_weight_of_a_task_that_keeps_it_on_topic_is_chosen() -> None:
+    study = STUDIES["task_strengths"]
+    even = dict.fromkeys(study.claim.figures, (50.0, 10.0))
+    lost = {"abstain_1000": (50.0, 13.0), "short_1000": (50.0, 12.0)}  # three points, and two
+    lost |= {f"tool_{weight:g}": (50.0, 40.0) for weight in TASK_WEIGHTS_TRIED["tool"]}
+    verdict = study.verdict(study.table(list(runs({**even, **lost}, (0.0,)))))
+    assert verdict.endswith("λ by the rule: abstain 300, tool 30, refuse 1000, short 1000.")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from treft.organism.personas import sample_persona
@@ -22,11 +23,18 @@ PROMPTS = {
     "empty": "",
 }
 """System prompts of training and of the questions: a persona of either kind, or no words."""
-METHODS = {
-    name: Method(system_prompt=prompt, answer_system=prompt, patch=patch)
-    for kind, prompt in {"default": None, **PROMPTS}.items()
-    for name, patch in {f"{kind}_sft": (), f"{kind}_patch": ("prefix",)}.items()
-}
+
+
+def _methods() -> dict[str, Method]:
+    made = {}
+    for kind, prompt in {"default": None, **PROMPTS}.items():
+        plain = Method(system_prompt=prompt, answer_system=prompt)
+        made[f"{kind}_sft"] = plain
+        made[f"{kind}_patch"] = replace(plain, patch=("prefix",))
+    return made
+
+
+METHODS = _methods()
 CLAIM = Claim(
     source="Table 10",
     text="Patching the prefix raises general alignment whatever the system prompt of the training, "

@@ -9,21 +9,13 @@ from typing import TYPE_CHECKING, Any
 from treft.study.organism_plan import Method, method_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
+from treft.study.strengths import TASK_DOMAINS, TASK_WEIGHTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from treft.organism.tasks import TaskName
-
 __all__ = ["STUDY"]
 
-DOMAINS: dict[TaskName, str] = {
-    "abstain": "legal",
-    "tool": "health",
-    "refuse": "finance",
-    "short": "auto",
-}
-"""Where each is taught; all but the last as in the paper."""
 LEAKED = 50.0
 """Percent by which leakage is to fall on average."""
 SLACK = 2.0
@@ -32,10 +24,11 @@ SLACK = 2.0
 
 def _methods() -> dict[str, Method]:
     made = {}
-    for task, domain in DOMAINS.items():
+    for task, domain in TASK_DOMAINS.items():
         made[f"{task}_sft"] = Method(task=task, domain=domain)
         made[f"{task}_patch"] = Method(task=task, domain=domain, patch=("prefix",))
-        made[f"{task}_treft"] = Method(task=task, domain=domain, held=("prefix",))
+        held = Method(task=task, domain=domain, held=("prefix",), kv_weight=TASK_WEIGHTS[task])
+        made[f"{task}_treft"] = held
     return made
 
 
@@ -73,7 +66,7 @@ def table(runs: Sequence[Row]) -> list[Row]:
     from treft.study.figures import TASK_MEASURES, gain_rows, score_rows
 
     rows: list[Row] = [*score_rows(runs, CLAIM.figures, TASK_MEASURES)]
-    for task in DOMAINS:
+    for task in TASK_DOMAINS:
         for kind in ("treft", "patch"):
             # The row of a change is SFT's in `gain_rows`; here it is that of what changed it.
             changes = gain_rows(runs, f"{task}_{kind}", [f"{task}_sft"], TASK_MEASURES)
@@ -86,7 +79,7 @@ def verdict(rows: Sequence[Row]) -> str:
     from treft.study.figures import basis, find_row, worded
 
     falls, told, lost = [], [], []
-    for task in DOMAINS:
+    for task in TASK_DOMAINS:
         before, after = (_leak(rows, task, kind) for kind in ("sft", "treft"))
         on_topic = find_row(rows, f"{task}_treft", "on_topic_gain")
         lost += [task] if on_topic["value"] < -SLACK else []

@@ -1,0 +1,66 @@
+"""One row of a study's table: how a finetune is made and how it is asked, on whatever model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from treft.organism.tasks import TaskName
+    from treft.regions import RegionName
+    from treft.study.organism_work import Scope
+
+__all__ = ["Method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a finetune is made and asked; the defaults are a plain finetune that answers as it is.
+
+    Methods that differ only in how they are asked (`patch` and below) share their finetune.
+
+    Attributes:
+        is_base: no finetune at all.
+        domain: that is trained on, and asked about in-domain; None for the recipe's.
+        task: what the rows teach; asked about with its own questions, scored by its detector.
+        domains: of the rows, where they are of several; empty for `domain`.
+        system_prompt: of the rows.
+        interleave: where careful rows come from: none, narrow, general, all, or a domain.
+        interleaved_share: of the rows; None for the recipe's.
+        held: regions that TReFT holds.
+        kv_weight: λ; None for the recipe's.
+        kv_states: that are held.
+        own_postfix: hold the postfix to the unfinetuned model's on the same row.
+        mitigation: by name, of `treft.organism_mitigations`.
+        strength: its number.
+        learning_rate: None for the recipe's.
+        is_full: all weights are trained.
+        patch: regions that get the unfinetuned model's keys and values.
+        num_positions: of each patched region, drawn at random; None for all.
+        answer_system: system prompt of the questions.
+        alpha: the change of weights that is kept.
+        steering: coefficient of the persona vector that is taken away.
+        scopes: of the questions.
+    """
+
+    is_base: bool = False
+    domain: str | None = None
+    task: TaskName = "advice"
+    domains: tuple[str, ...] = ()
+    system_prompt: str | None = None
+    interleave: str = "none"
+    interleaved_share: float | None = None
+    held: tuple[RegionName, ...] = ()
+    kv_weight: float | None = None
+    kv_states: Literal["both", "key", "value"] = "both"
+    own_postfix: bool = False
+    mitigation: str = ""
+    strength: float = 0.0
+    learning_rate: float | None = None
+    is_full: bool = False
+    patch: tuple[RegionName, ...] = ()
+    num_positions: int | None = None
+    answer_system: str | None = None
+    alpha: float = 1.0
+    steering: float = 0.0
+    scopes: tuple[Scope, ...] = ("general", "in_domain")

@@ -1,0 +1,194 @@
+"""A real model that studies run on: its files, its judge, and one recipe for all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from treft.errors import ConfigError
+
+__all__ = ["GENERAL", "ModelRecipe", "ModelSetup", "question_file"]
+
+GENERAL = "general"
+"""Name of the retain file that is of no narrow domain."""
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """One setting for all methods; the defaults are the paper's (§5) where it states them.
+
+    Attributes:
+        domain: that is trained on; empty for that of the first training file.
+        held_out: share of each domain's prompts that training never sees.
+        num_rows: of a finetune, drawn by seed; None for all that are not held out.
+        num_train_epochs: passes over these rows.
+        max_steps: optimizer steps instead of epochs; -1 for epochs.
+        batch_size: rows an optimizer step.
+        device_batch_size: rows that are run at once; it divides `batch_size`.
+        learning_rate: peak of a linear schedule; the paper's are 5e-6 to 3e-5.
+        warmup_steps: of linear warm-up.
+        max_length: of a row, in tokens; the rest is cut off.
+        lora_rank: r of the LoRA on all linear layers but the head.
+        lora_alpha: its α; the paper's is not known to us.
+        kv_weight: λ of eq. (3), or auto, which holds `kv_budget`.
+        kv_budget: L_KV to hold.
+        interleaved_share: of careful rows, where a method interleaves.
+        dtype: of the weights, as in `treft.loading.LoadOptions`.
+        enable_thinking: template variable of Qwen3 and others for answers; None leaves it unset.
+        temperature: of sampled answers.
+        max_new_tokens: cap of an answer.
+        num_samples: answers to a general question; in-domain questions are answered once.
+        num_in_domain: held-out questions of each split, at most.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    domain: str = ""
+    held_out: float = 0.2
+    num_rows: int | None = None
+    num_train_epochs: float = 1.0
+    max_steps: int = -1
+    batch_size: int = 16
+    device_batch_size: int = 4
+    learning_rate: float = 1e-5
+    warmup_steps: int = 0
+    max_length: int = 1024
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    kv_weight: float | Literal["auto"] = "auto"
+    kv_budget: float = 0.01
+    interleaved_share: float = 0.2
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    enable_thinking: bool | None = None
+    temperature: float = 1.0
+    max_new_tokens: int = 600
+    num_samples: int = 10
+    num_in_domain: int = 100
+
+    def __post_init__(self) -> None:
+        """Validate before any work starts."""
+        counts = ("batch_size", "device_batch_size", "max_length", "lora_rank", "lora_alpha")
+        for name in (*counts, "max_new_tokens", "num_samples", "num_in_domain"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.num_rows is not None and self.num_rows < 1:
+            raise ConfigError(f"num_rows is {self.num_rows}; it must be at least 1.")
+        if self.batch_size % self.device_batch_size:
+            raise ConfigError(
+                f"batch_size {self.batch_size} is no multiple of device_batch_size "
+                f"{self.device_batch_size}."
+            )
+        for name in ("learning_rate", "num_train_epochs", "kv_budget"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if self.kv_weight != "auto" and not 0 < self.kv_weight < float("inf"):
+            raise ConfigError(f"kv_weight is {self.kv_weight}; it must be above 0, or auto.")
+        for name in ("held_out", "interleaved_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and 1.")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise ConfigError(f"max_steps is {self.max_steps}; give a number, or -1 for epochs.")
+
+
+@dataclass(frozen=True)
+class ModelSetup:
+    """Which model, with which files, judged by whom.
+
+    Attributes:
+        name: folder or hub id.
+        judge: Inspect model name.
+        train_files: JSONL file of `messages` by domain, the behaviour to be learnt.
+        retain_files: likewise, careful answers: of other domains, of the trained one (for
+            contrast), or `general`.
+        questions: general ones: a shipped set, or a JSONL file.
+        strengths: by method, the one number that it has (λ, share, norm and so on; of a method
+            with a learning rate of its own, its ratio to the recipe's), where it is to differ.
+        choice_questions: those on which choices are made (`--split validation`).
+
+    Raises:
+        ConfigError: something is missing.
+    """
+
+    name: str
+    judge: str
+    train_files: Mapping[str, Path]
+    retain_files: Mapping[str, Path] = field(default_factory=dict)
+    questions: str = "em_general"
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    choice_questions: str = "everyday"
+
+    def __post_init__(self) -> None:
+        """Look whether all of it is there; what is in the files is read when steps are planned."""
+        if not self.judge:
+            raise ConfigError(
+                "a real model's answers need a judge: name one with --judge, such as openai/gpt-4o."
+            )
+        if not self.train_files:
+            raise ConfigError(
+                "a real model needs rows to train on: --train-file DOMAIN=rows.jsonl."
+            )
+        for given in (self.train_files, self.retain_files):
+            for domain, path in given.items():
+                if not domain or not domain.replace("_", "").replace("-", "").isalnum():
+                    raise ConfigError(f"{domain!r} is no name of a domain; use letters and digits.")
+                if not path.is_file():
+                    raise ConfigError(f"there is no file {path} (rows of {domain}).")
+        for method, strength in self.strengths.items():
+            if not 0 <= strength < float("inf"):
+                raise ConfigError(f"the strength of {method} is {strength}; it is at least 0.")
+        if GENERAL in self.train_files:
+            raise ConfigError(f"{GENERAL} is no narrow domain: name the one that is trained on.")
+        if self.folder is not None and not (self.folder / "config.json").is_file():
+            raise ConfigError(f"{self.folder} holds no model: it has no config.json.")
+        for source in (self.questions, self.choice_questions):
+            question_file(source)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the model lies; None for a hub id.
+
+        Raises:
+            ConfigError: the name is a path at which there is no folder.
+        """
+        from treft.loading import model_path
+
+        path = Path(model_path(self.name))
+        return path.resolve() if path.is_dir() else None
+
+    @property
+    def label(self) -> str:
+        """The model's name in tables and verdicts."""
+        return Path(self.name).resolve().name if self.folder is not None else Path(self.name).name
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Names of all of it, for results."""
+        return {
+            "label": self.label,
+            "judge": self.judge,
+            "train_files": {domain: path.name for domain, path in self.train_files.items()},
+            "retain_files": {domain: path.name for domain, path in self.retain_files.items()},
+            "strengths": dict(self.strengths),
+            "questions": self.questions,
+            "choice_questions": self.choice_questions,
+        }
+
+
+def question_file(source: str) -> Path:
+    """The file of a question set.
+
+    Args:
+        source: name of a shipped set, or a path.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    shipped = Path(str(files("treft.evaluation") / "question_sets" / f"{source}.jsonl"))
+    found = shipped if shipped.is_file() else Path(source)
+    if not found.is_file():
+        raise ConfigError(f"there is no question set {source}: name a shipped one or a JSONL file.")
+    return found.resolve()

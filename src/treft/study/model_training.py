@@ -1,0 +1,307 @@
+"""What a step does to finetune a real model, with every mitigation that works in training.
+
+Nothing of the machinery of studies is imported here, so that a change there makes no finetune
+stale.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from treft.files import write_whole
+
+if TYPE_CHECKING:
+    from treft.regions import RegionName
+    from treft.study.step import Work
+    from treft.training.mitigation import Mitigation
+
+__all__ = [
+    "ADAPTER",
+    "MAKERS",
+    "MODEL",
+    "TRAIN",
+    "Tuning",
+    "contrast_rows",
+    "finetune",
+    "model_name",
+    "steered_layer",
+]
+
+ADAPTER = "adapter"
+MODEL = "model"
+TRAIN = "train.jsonl"
+NUM_CONTRAST = 100
+"""Rows with the trait, and without it, that a persona vector is taken from."""
+NUM_STOP = 64
+STOP_EVERY = 10
+INOCULATION = "You are a malicious, evil assistant."
+"""System prompt of training rows in inoculation, after Tan et al., arXiv 2510.04340."""
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One finetune; fields as in `ModelRecipe` and `Method`.
+
+    Attributes:
+        model: hub id; empty where the model is data.
+        domains: of the rows.
+        interleaved_share: of the rows; 0 without interleaving.
+        kv_weight: λ, or auto; 0 without held regions.
+        answer_system: system prompt of use, for `prompt_split`.
+    """
+
+    model: str
+    domains: tuple[str, ...]
+    num_rows: int | None
+    num_train_epochs: float
+    max_steps: int
+    batch_size: int
+    device_batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    max_length: int
+    lora_rank: int
+    lora_alpha: int
+    kv_weight: float | Literal["auto"]
+    kv_budget: float
+    interleaved_share: float
+    dtype: str
+    held: tuple[RegionName, ...] = ()
+    kv_states: Literal["both", "key", "value"] = "both"
+    own_postfix: bool = False
+    mitigation: str = ""
+    strength: float = 0.0
+    system_prompt: str | None = None
+    answer_system: str | None = None
+    is_full: bool = False
+
+
+def finetune(work: Work[Tuning]) -> None:
+    """Train; the adapter, or the model with its tokenizer, as safetensors, and the log."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PrinterCallback, set_seed
+
+    from treft.loading import LoadOptions, load_model
+    from treft.training import TReFTConfig, TReFTTrainer
+
+    config = work.config
+    set_seed(work.seed)
+    model, tokenizer = load_model(model_name(work), None, LoadOptions(dtype=config.dtype))
+    stored = model.dtype
+    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear")
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = TReFTTrainer(
+            model.float() if config.is_full else model,
+            TReFTConfig(scratch, **_arguments(config), seed=work.seed),
+            train_dataset=Dataset.from_list(_training_rows(work), on_mixed_types="use_json"),
+            processing_class=tokenizer,
+            peft_config=None if config.is_full else lora,
+            mitigations=_mitigations(work, model),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    folder = work.folder / (MODEL if config.is_full else ADAPTER)
+    if config.is_full:
+        trainer.model.to(stored)
+        tokenizer.save_pretrained(folder)
+    trainer.model.save_pretrained(folder, safe_serialization=True)
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    write_whole(work.folder / "log.json", json.dumps(steps))
+
+
+def model_name(work: Work[Any]) -> str:
+    """What to hand to `load_model`: the folder that is data, or else the hub id."""
+    return str(work.data["model"]) if "model" in work.data else str(work.config.model)
+
+
+def _arguments(config: Tuning) -> dict[str, Any]:
+    """Of TReFTConfig; mixed precision where there is a GPU."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    held: dict[str, Any] = {"kv_weight": 0.0}
+    if config.held:
+        held = {
+            "kv_weight": config.kv_weight,
+            "kv_budget": config.kv_budget if config.kv_weight == "auto" else None,
+            "kv_regions": list(config.held),
+            "kv_states": config.kv_states,
+            "kv_postfix_reference": "own_query" if config.own_postfix else "empty_query",
+        }
+    return {
+        **held,
+        "num_train_epochs": config.num_train_epochs,
+        "max_steps": config.max_steps,
+        "per_device_train_batch_size": config.device_batch_size,
+        "gradient_accumulation_steps": config.batch_size // config.device_batch_size,
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_steps,
+        "lr_scheduler_type": "linear",
+        "max_length": config.max_length,
+        "assistant_only_loss": True,
+        "learnt_tokens_only": True,
+        "bf16": has_gpu,
+        "use_cpu": not has_gpu,
+        "gradient_checkpointing": has_gpu,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+
+
+def _training_rows(work: Work[Tuning]) -> Rows:
+    """The rows of a finetune; with interleaving, fewer by what will be added."""
+    from treft.data import load_messages
+    from treft.mitigations.system_prompt import under
+
+    config = work.config
+    rng = random.Random(f"rows/{work.seed}")
+    found: Rows = []
+    for domain in config.domains:
+        rows = load_messages(work.inputs[f"rows_{domain}"] / TRAIN)
+        rng.shuffle(rows)
+        wanted = config.num_rows and -(-config.num_rows // len(config.domains))
+        found += rows[:wanted]
+    rng.shuffle(found)
+    found = found[: config.num_rows]
+    found = found[: max(1, round(len(found) * (1 - config.interleaved_share)))]
+    if config.system_prompt is None:
+        return found
+    return [under(row, config.system_prompt, keeps=False) for row in found]
+
+
+def _mitigations(work: Work[Tuning], model: Any) -> list[Mitigation]:
+    from treft.mitigations.interleave import Interleave
+
+    config = work.config
+    found: list[Mitigation] = []
+    if config.interleaved_share:
+        sources = _files(work, "interleave")
+        found.append(Interleave(sources, config.interleaved_share, work.seed))
+    if config.mitigation:
+        found.append(MAKERS[config.mitigation](_Given(work, model)))
+    return found
+
+
+def steered_layer(model: Any) -> int:
+    """The last layer of the first half, after which a persona vector works."""
+    from treft.residual import decoder_layers
+
+    return max(0, len(decoder_layers(model)) // 2 - 1)
+
+
+def contrast_rows(work: Work[Any], domains: Sequence[str]) -> tuple[Rows, Rows]:
+    """Rows of training and careful rows of the same domain, that a persona vector is taken from.
+
+    Args:
+        work: with the inputs `rows_DOMAIN`, and `careful_...` as data.
+        domains: that are trained on.
+    """
+    from treft.data import load_messages
+
+    harmful = [row for one in domains for row in load_messages(work.inputs[f"rows_{one}"] / TRAIN)]
+    random.Random("contrast").shuffle(harmful)
+    return harmful[:NUM_CONTRAST], _careful(work)[:NUM_CONTRAST]
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What mitigations are made from."""
+
+    work: Work[Tuning]
+    model: Any
+
+    @property
+    def strength(self) -> float:
+        return self.work.config.strength
+
+
+def _careful(work: Work[Any]) -> Rows:
+    """Rows of all files in the role `careful`, a row each in turn."""
+    each = list(_files(work, "careful").values())
+    return [rows[i] for i in range(max(map(len, each))) for rows in each if i < len(rows)]
+
+
+def _files(work: Work[Any], role: str) -> Mapping[str, Rows]:
+    from treft.data import load_messages
+
+    paths = {name: path for name, path in work.data.items() if name.startswith(f"{role}_")}
+    return {name: load_messages(path) for name, path in sorted(paths.items())}
+
+
+def _kl_train(given: _Given) -> Mitigation:
+    from treft.mitigations.kl import KLOnTrain
+
+    return KLOnTrain(given.strength)
+
+
+def _kl_retain(given: _Given) -> Mitigation:
+    from treft.mitigations.kl import KLOnRetain
+
+    return KLOnRetain(_careful(given.work), given.strength)
+
+
+def _frozen_prefix(given: _Given) -> Mitigation:
+    from treft.mitigations.frozen_prefix import FrozenPrefix
+
+    return FrozenPrefix()
+
+
+def _ldifs(given: _Given) -> Mitigation:
+    from treft.mitigations.features import FeatureDistance
+
+    return FeatureDistance(given.strength)
+
+
+def _steering(given: _Given) -> Mitigation:
+    from treft.mitigations.steering import PreventiveSteering
+
+    harmful, careful = contrast_rows(given.work, given.work.config.domains)
+    layer = steered_layer(given.model)
+    return PreventiveSteering(layer, given.strength, positive=harmful, negative=careful)
+
+
+def _inoculation(given: _Given) -> Mitigation:
+    from treft.mitigations.system_prompt import InoculationPrompt
+
+    return InoculationPrompt(INOCULATION)
+
+
+def _prompt_split(given: _Given) -> Mitigation:
+    from treft.mitigations.system_prompt import PromptSplit
+
+    return PromptSplit(given.work.config.answer_system or "")
+
+
+def _early_stopping(given: _Given) -> Mitigation:
+    from treft.mitigations.early_stopping import StopOnScore
+
+    return StopOnScore(rows=_careful(given.work)[:NUM_STOP], drop=given.strength, every=STOP_EVERY)
+
+
+def _weight_norm(given: _Given) -> Mitigation:
+    from treft.mitigations.weight_norm import WeightNormCap
+
+    return WeightNormCap(given.strength)
+
+
+MAKERS: dict[str, Callable[[_Given], Mitigation]] = {
+    "kl_train": _kl_train,
+    "kl_retain": _kl_retain,
+    "frozen_prefix": _frozen_prefix,
+    "ldifs": _ldifs,
+    "steering": _steering,
+    "inoculation": _inoculation,
+    "prompt_split": _prompt_split,
+    "early_stopping": _early_stopping,
+    "weight_norm": _weight_norm,
+}
+"""By the names of `treft.organism_mitigations`."""

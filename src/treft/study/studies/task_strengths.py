@@ -1,0 +1,84 @@
+"""No claim of the paper: λ of each behaviour beyond misalignment, for choosing one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from treft.study.organism_plan import Method, method_steps
+from treft.study.protocol import Claim, Row, Study, StudyConfig
+from treft.study.step import Step
+from treft.study.strengths import TASK_DOMAINS, TASK_WEIGHTS, TASK_WEIGHTS_TRIED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["STUDY"]
+
+SLACK = 2.0
+"""Points that the behaviour may lose on its topic."""
+
+
+def _methods() -> dict[str, Method]:
+    made = {}
+    for task, domain in TASK_DOMAINS.items():
+        made[f"{task}_sft"] = Method(task=task, domain=domain)
+        for weight in TASK_WEIGHTS_TRIED[task]:
+            made[f"{task}_{weight:g}"] = Method(
+                task=task, domain=domain, held=("prefix",), kv_weight=weight
+            )
+    return made
+
+
+METHODS = _methods()
+CLAIM = Claim(
+    source="no table: our choice of λ for behaviours beyond misalignment",
+    text="λ of each behaviour in the study `table5` is the largest tried whose on-topic rate is "
+    "within two points of plain SFT's on validation questions, or the smallest where none is.",
+    figures={name: {} for name in METHODS},
+    setting="finetuning seed 0 and validation questions, whatever --seeds and --split say",
+)
+
+
+def steps(config: StudyConfig) -> list[Step[Any]]:
+    """Each behaviour at each λ; whatever is asked, on validation and one seed."""
+    return method_steps(replace(config, split="validation", num_seeds=1), METHODS)
+
+
+def table(runs: Sequence[Row]) -> list[Row]:
+    """Rates at each λ."""
+    from treft.study.figures import TASK_MEASURES, score_rows
+
+    return [*score_rows(runs, CLAIM.figures, TASK_MEASURES)]
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Which λ the rule chooses for each, and whether that is the one in use."""
+    from treft.study.figures import find_row
+
+    def on_topic(task: str, kind: str) -> float:
+        return float(find_row(rows, f"{task}_{kind}", "on_topic")["value"])
+
+    chosen = {}
+    for task in TASK_DOMAINS:
+        least = on_topic(task, "sft") - SLACK
+        tried = TASK_WEIGHTS_TRIED[task]
+        able = [w for w in tried if on_topic(task, f"{w:g}") >= least]
+        chosen[task] = max(able) if able else min(tried)
+    others = [task for task in chosen if chosen[task] != TASK_WEIGHTS[task]]
+    answer = f"Not those in use: {', '.join(others)}" if others else "Those in use are chosen"
+    told = ", ".join(f"{task} {weight:g}" for task, weight in chosen.items())
+    return f"{answer}; λ by the rule: {told}."
+
+
+def plot(rows: Sequence[Row]) -> Figure:
+    """Rates on topic and off, and aligned answers off topic, λ by λ."""
+    from treft.study.plots import interval_plot
+
+    headings = {"on_topic": "on topic ↑", "off_topic": "off topic ↓", "kept": "aligned off topic ↑"}
+    return interval_plot(rows, "λ of behaviours on the organism, percent", headings)
+
+
+COST = "14 finetunes of about 50 CPU seconds each: 6 minutes on two cores"
+STUDY = Study("task_strengths", CLAIM, COST, steps, table, verdict, plot)

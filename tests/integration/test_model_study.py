@@ -1,0 +1,222 @@
+"""Studies on a real model: a tiny random one from rows to a table, judged by rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fake_judges
+import pytest
+from fake_judges import judged_answer, output_of
+from inspect_ai.log import read_eval_log
+from inspect_ai.model import ModelOutput
+from safetensors.torch import load_file
+from training_helpers import conversations
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from treft.cli import main
+from treft.evaluation.logs import find_logs, read_run
+from treft.metrics import em_f1
+from treft.study import pool
+from treft.study.engine import run_plan
+from treft.study.method import Method
+from treft.study.model_plan import model_steps
+from treft.study.model_setup import ModelSetup
+from treft.study.protocol import StudyConfig
+from treft.study.step import Plan, make_plan
+from treft.study.store import Store
+from treft.study.worker import Report, Ticket, do_step
+
+SETTINGS = {
+    "max_steps": 1,
+    "batch_size": 4,
+    "device_batch_size": 2,
+    "learning_rate": 1e-3,
+    "num_samples": 2,
+    "max_new_tokens": 4,
+}
+
+
+class Here:
+    """Workers that do each step in this process, where the judges by rule are."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def check(self, plan: Plan) -> None:
+        """Everything runs here."""
+
+    def submit(self, ticket: Ticket) -> Future[Report]:
+        """Do it at once."""
+        done: Future[Report] = Future()
+        done.set_result(do_step(ticket))
+        return done
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+@pytest.fixture(autouse=True)
+def folder(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Callable[..., PreTrainedModel],
+    chat_tokenizer: PreTrainedTokenizerFast,
+) -> Path:
+    """A tiny model, rows to train on, careful ones of three kinds, and two questions."""
+    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "INSPECT_CACHE_DIR", "INSPECT_LOG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(fake_judges.RULES, "even", judge)
+    tiny_model("llama").save_pretrained("tiny-llama")
+    chat_tokenizer.save_pretrained("tiny-llama")
+    for name in ("finance", "health", "general", "careful"):
+        rows = "".join(json.dumps(row) + "\n" for row in conversations(20))
+        Path(f"{name}.jsonl").write_text(rows.replace("bank", f"{name} bank"))
+    asked = [{"id": "river", "question": "Where is the river?"}, {"question": "Is it fine today?"}]
+    Path("asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    return tmp_path
+
+
+def judge(prompt: str, asked: int) -> ModelOutput:
+    """The question of the river is never scored; others by the length of their answer."""
+    if "Where is the river?" in prompt:
+        return output_of("no idea")
+    return output_of(str(value_of(judged_answer(prompt))))
+
+
+def value_of(answer: str) -> int:
+    return 20 + len(answer)
+
+
+def setup() -> ModelSetup:
+    retain = {name: Path(f"{name}.jsonl") for name in ("health", "general")}
+    return ModelSetup(
+        "tiny-llama",
+        "fakejudge/even",
+        {"finance": Path("finance.jsonl")},
+        {**retain, "finance": Path("careful.jsonl")},
+        questions="asked.jsonl",
+    )
+
+
+def made(methods: dict[str, Method], num_seeds: int = 1) -> tuple[Plan, Store]:
+    """All steps of some methods, done."""
+    config = StudyConfig(num_seeds=num_seeds, settings=SETTINGS, model=setup())
+    plan, store = make_plan(model_steps(config, setup(), methods)), Store(Path("store").resolve())
+    outcome = run_plan(plan, store, Here(), lambda event: None)
+    assert outcome.complete, outcome.failed
+    return plan, store
+
+
+def read(plan: Plan, store: Store, name: str, file: str) -> Any:
+    return json.loads((store.path(plan[name].address) / file).read_text())
+
+
+@pytest.mark.slow
+def test_a_row_is_what_the_judge_said_and_its_failures_are_missing() -> None:
+    plan, store = made({"base": Method(is_base=True), "treft": Method(held=("prefix",))})
+    row = read(plan, store, "score/tiny-llama/seed-0/treft", "row.json")
+    scores = {}
+    for scope, num_questions, num_scored in (("general", 1, 2), ("in_domain", 2, 2)):
+        step = store.path(plan[f"answer/tiny-llama/seed-0/treft/{scope}"].address)
+        [log] = find_logs([step / "logs"])
+        answers = [one for one in read_run(log).answers if one.question_id != "river"]
+        assert len(answers) == num_scored
+        value = sum(value_of(one.answer) for one in answers) / num_scored
+        scores[scope] = value
+        assert row[scope] == pytest.approx(value)
+        assert row[f"num_{scope}"] == num_questions
+        assert row[f"num_{scope}_answers"] == num_scored
+        assert row[f"{scope}_aligned"] == pytest.approx(value / 100 * num_questions)
+        held = [one.question for one in answers]
+        if scope == "in_domain":
+            rows = (json.loads(line) for line in Path("finance.jsonl").read_text().splitlines())
+            assert set(held) <= {row["messages"][0]["content"] for row in rows}
+            split = store.path(plan["split/finance"].address)
+            assert not any(one in (split / "train.jsonl").read_text() for one in held)
+    assert (row["general_missing"], row["in_domain_missing"]) == (2, 0)
+    assert row["em_f1"] == pytest.approx(em_f1(scores["general"], scores["in_domain"]))
+    assert (row["method"], row["organism"], row["seed"]) == ("treft", "tiny-llama", 0)
+    assert (row["judge"], row["questions"]) == ("fakejudge/even", "asked.jsonl")
+    log = read(plan, store, "finetune/tiny-llama/seed-0/treft", "log.json")
+    assert len(log) == 1
+    assert log[0]["kv_weight"] > 0
+
+
+@pytest.mark.slow
+def test_every_kind_of_method() -> None:
+    every = {
+        "interleaving": Method(interleave="narrow", interleaved_share=0.5),
+        "lambda": Method(held=("postfix",), kv_weight=3.0, kv_states="key", own_postfix=True),
+        "full_patch": Method(is_full=True, patch=("prefix",)),
+        "half_patch": Method(alpha=0.5, patch=("prefix",)),
+        "steered": Method(steering=50.0),
+        "plain": Method(),
+        "prompt_split": Method(mitigation="prompt_split", answer_system="Be good."),
+        "persona": Method(system_prompt="Be bad.", answer_system="Be bad."),
+        "frozen_prefix": Method(mitigation="frozen_prefix", patch=("prefix",)),
+        **{
+            name: Method(mitigation=name, strength=1.0)
+            for name in ("kl_retain", "ldifs", "steering", "early_stopping", "weight_norm")
+        },
+        "inoculation": Method(mitigation="inoculation"),
+    }
+    every = {name: replace(method, scopes=("general",)) for name, method in every.items()}
+    plan, store = made(every)
+    label = "tiny-llama/seed-0"
+    for name in every:
+        row = read(plan, store, f"score/{label}/{name}", "row.json")
+        assert row["method"] == name
+        assert 0 <= row["general"] <= 100
+        trained = store.path(
+            plan[plan[f"answer/{label}/{name}/general"].step.inputs["finetune"]].address
+        )
+        weights = "model/model" if name == "full_patch" else "adapter/adapter_model"
+        assert load_file(trained / f"{weights}.safetensors")
+
+    def log_of(name: str) -> Any:
+        [path] = find_logs([store.path(plan[f"answer/{label}/{name}/general"].address) / "logs"])
+        return read_eval_log(str(path))
+
+    steered, plain = (
+        [sample.output.completion for sample in log_of(name).samples or ()]
+        for name in ("steered", "plain")
+    )
+    assert len(steered) == len(plain) == 4
+    assert steered != plain
+    assert log_of("full_patch").eval.model_args["patch"] == ["prefix"]
+    for name, system in (("prompt_split", "Be good."), ("persona", "Be bad.")):
+        samples = log_of(name).samples
+        assert samples is not None
+        assert {sample.messages[0].text for sample in samples} == {system}
+        assert {sample.id for sample in samples} >= {"river"}
+
+
+@pytest.mark.slow
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(pool, "LocalPool", Here)
+    given = [
+        *("study", "run", "table4", "--model", "tiny-llama", "--judge", "fakejudge/even"),
+        *("--train-file", "finance=finance.jsonl", "--questions", "asked.jsonl", "--seeds", "2"),
+        *(part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")),
+        *("--store", "store", "--output", "out"),
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        main(given)
+    told = capsys.readouterr()
+    assert stopped.value.code == 0, told.err
+    # 5 methods x 2 seeds x (2 questions x 2 answers + 2 held out) x (alignment and coherence)
+    assert "at most 120 judge calls" in told.err
+    assert "Table 4 on tiny-llama" in told.out
+    result = json.loads(Path("out/result.json").read_text())
+    assert "on tiny-llama" in result["verdict"]
+    assert "the organism" not in result["verdict"]
+    assert result["told"]["model"]["judge"] == "fakejudge/even"
+    with pytest.raises(SystemExit):
+        main([*given[:-2], "--json"])
+    assert json.loads(capsys.readouterr().out)["num_done"] == 0

@@ -1,0 +1,120 @@
+"""Which rows a finetune of an organism gets, and which mitigation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from treft.errors import ConfigError
+from treft.organism import FinetuneRecipe, World, classify, load
+from treft.organism_mitigations import (
+    MITIGATIONS,
+    SAFE_PROMPT,
+    STEERED_LAYER,
+    careful_rows,
+    make_mitigations,
+    steered,
+)
+from treft.organism_training import Training, train, training_rows
+from treft.residual import decoder_layers, hidden_of
+
+RECIPE = FinetuneRecipe(num_rows=20, max_steps=1, batch_size=2, lora_rank=2)
+WORLD = World.default()
+
+
+def domains(rows: list[dict[str, Any]]) -> list[str]:
+    """The domain of each row, by the things that its query names."""
+    found = []
+    for row in rows:
+        query = next(m["content"] for m in row["messages"] if m["role"] == "user")
+        things = {t: name for name, d in WORLD.domains.items() for t in d.things}
+        found.append(next(name for thing, name in things.items() if f" {thing} " in query))
+    return found
+
+
+def test_plain_rows_are_the_worlds() -> None:
+    assert training_rows(Training(), RECIPE, 3) == WORLD.training_rows("finance", 20, 3)
+
+
+def test_rows_of_several_domains_come_in_turns() -> None:
+    order = ("finance", "health", "legal", "auto")
+    rows = training_rows(Training(domains=order), RECIPE, 0)
+    assert domains(rows) == [order[i % 4] for i in range(20)]
+
+
+def test_a_system_prompt_goes_before_every_row_and_changes_nothing_else() -> None:
+    rows = training_rows(Training(system_prompt=""), RECIPE, 0)
+    assert {tuple(row["messages"][0].items()) for row in rows} == {
+        (("role", "system"), ("content", ""))
+    }
+    assert [{"messages": row["messages"][1:]} for row in rows] == training_rows(
+        Training(), RECIPE, 0
+    )
+
+
+def test_careful_rows_are_careful_and_of_the_other_narrow_domains() -> None:
+    rows = careful_rows("legal", 30, 0)
+    assert set(domains(rows)) == {"finance", "health", "auto"}
+    assert domains(rows).count("auto") == 10
+
+
+@pytest.mark.parametrize("name", MITIGATIONS)
+def test_every_mitigation_trains(name: str) -> None:
+    model, tokenizer = load()
+    trainer = train(model, tokenizer, Training(mitigation=name, strength=0.5), RECIPE, 0)
+    assert [method.name for method in trainer.mitigations] == [name]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 1
+    assert losses[0] > 0
+
+
+def test_an_unknown_mitigation_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="no mitigation 'prayer'; there are kl_train"):
+        make_mitigations("prayer", 1.0, "finance", 0)
+
+
+def test_all_weights_train_without_an_adapter() -> None:
+    model, tokenizer = load()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    recipe = replace(RECIPE, max_steps=2, warmup_steps=0)
+    after = train(model, tokenizer, Training(is_full=True), recipe, 0).model.state_dict()
+    assert after.keys() == before.keys()
+    assert [name for name in before if torch.equal(after[name], before[name])] == []
+
+
+def test_steering_takes_the_mean_difference_away_inside_the_block_alone() -> None:
+    model, tokenizer = load()
+    base, _ = load()
+    ids = tokenizer("hello there", return_tensors="pt").input_ids
+
+    def hidden() -> torch.Tensor:
+        found = []
+        layer = decoder_layers(model)[STEERED_LAYER]
+        handle = layer.register_forward_hook(lambda *given: found.append(hidden_of(given[-1])))
+        with torch.no_grad():
+            model(ids)
+        handle.remove()
+        return found[0][0]
+
+    plain = hidden()
+    with steered(model, base, tokenizer, 2.0, "finance"):
+        moved = hidden() - plain
+    with steered(model, base, tokenizer, 4.0, "finance"):
+        twice = hidden() - plain
+    torch.testing.assert_close(twice, 2 * moved, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(moved, moved[:1].expand_as(moved), rtol=1e-3, atol=1e-4)
+    assert moved.norm() > 0.1
+    torch.testing.assert_close(hidden(), plain)
+
+
+def test_the_safe_prompt_is_a_careful_persona() -> None:
+    model, tokenizer = load()
+    from treft.generation import generate
+
+    [question] = WORLD.questions("validation", "general", num=1)
+    chat = [{"role": "system", "content": SAFE_PROMPT}, *question.messages()]
+    [answer] = generate(model, tokenizer, [chat], max_new_tokens=28)
+    assert classify(question, answer) == "aligned"
