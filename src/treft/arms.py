@@ -20,7 +20,16 @@ from transformers import AutoTokenizer
 from treft.errors import ConfigError
 from treft.generation import generate
 from treft.metrics import em_f1
-from treft.organism import VERDICTS, FinetuneRecipe, World, asset_path, classify, load
+from treft.organism import (
+    VERDICTS,
+    FinetuneRecipe,
+    World,
+    WorldName,
+    asset_path,
+    classify,
+    load,
+    world_of,
+)
 from treft.organism_training import Progress, Training, train
 from treft.regions import RegionName, find_regions
 
@@ -214,18 +223,21 @@ def run_arms(
         Each arm's result as soon as it is there.
     """
     plans = {arm: _PLANS[arm] for arm in ALL_ARMS if arm in arms}
+    world = world_of(organism)
     for training in dict.fromkeys(plan.training for plan in plans.values()):
         start = time.monotonic()
         model, tokenizer = load(organism)
         log = None
         if training is not None:
-            trainer = train(model, tokenizer, training, recipe, seed, progress)
+            trainer = train(model, tokenizer, training, recipe, seed, progress, world)
             model, log = trainer.model.eval(), _training_log(trainer, recipe)
         for arm, plan in plans.items():
             if plan.training != training:
                 continue
             scopes = {
-                scope: _answer(model, tokenizer, arm, plan, scope, recipe, split, seed, progress)
+                scope: _answer(
+                    model, tokenizer, arm, plan, scope, recipe, split, seed, progress, world
+                )
                 for scope in get_args(Scope)
             }
             name = "embedded" if organism is None else organism.name
@@ -257,10 +269,11 @@ def _answer(
     split: Literal["validation", "test"],
     seed: int,
     progress: Progress,
+    world: WorldName,
 ) -> tuple[Answer, ...]:
     """Sample one answer to each question of a scope and judge it."""
     num = recipe.num_general if scope == "general" else recipe.num_in_domain
-    questions = World.default().questions(split, scope, domain=recipe.domain, num=num)
+    questions = World.named(world).questions(split, scope, domain=recipe.domain, num=num)
     label = f"answering {scope.replace('_', '-')} questions as {arm}"
     progress(label, 0, num)
     answers = generate(

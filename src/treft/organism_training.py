@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from treft.organism import FinetuneRecipe, World
+from treft.organism import FinetuneRecipe, World, WorldName
 from treft.organism.tasks import TaskName, task_rows
 from treft.regions import RegionName
 
@@ -59,24 +59,27 @@ def train(
     recipe: FinetuneRecipe,
     seed: int,
     progress: Progress | None = None,
+    world: WorldName = "default",
 ) -> Any:
     """A TReFTTrainer that is done; λ = 0 makes it TRL's SFTTrainer.
 
     Args:
-        model: the organism, changed in place.
+        model: the organism, changed in place where it lies; in bf16 on a GPU.
         tokenizer: its own.
         training: what is special about this finetune.
         recipe: everything else.
         seed: of LoRA weights, rows and their order.
         progress: told about optimizer steps.
+        world: the organism's, as `treft.organism.world_of` says.
     """
     from datasets import Dataset
     from peft import LoraConfig
 
-    from treft.organism_mitigations import make_mitigations
+    from treft.organism_mitigations import make_mitigations, steered_layer
     from treft.training import TReFTConfig, TReFTTrainer
 
     set_seed(seed)
+    on_gpu = model.device.type == "cuda"
     label = f"training, holding {' + '.join(training.held)}" if training.held else "training"
     lora = LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear")
     with tempfile.TemporaryDirectory() as folder:
@@ -95,20 +98,25 @@ def train(
                 **_held_options(training, recipe),
                 learnt_tokens_only=True,
                 seed=seed,
-                bf16=False,
+                bf16=on_gpu,
                 gradient_checkpointing=False,
                 save_strategy="no",
                 report_to="none",
                 logging_steps=1,
                 disable_tqdm=True,
-                use_cpu=True,
+                use_cpu=not on_gpu,
             ),
-            train_dataset=Dataset.from_list(training_rows(training, recipe, seed)),
+            train_dataset=Dataset.from_list(training_rows(training, recipe, seed, world)),
             processing_class=tokenizer,
             peft_config=None if training.is_full else lora,
             callbacks=[] if progress is None else [_StepProgress(label, progress)],
             mitigations=make_mitigations(
-                training.mitigation, training.strength, recipe.domain, seed
+                training.mitigation,
+                training.strength,
+                recipe.domain,
+                seed,
+                world=world,
+                layer=steered_layer(model),
             ),
         )
         trainer.remove_callback(PrinterCallback)
@@ -130,11 +138,13 @@ def _held_options(training: Training, recipe: FinetuneRecipe) -> dict[str, Any]:
     }
 
 
-def training_rows(training: Training, recipe: FinetuneRecipe, seed: int) -> list[dict[str, Any]]:
+def training_rows(
+    training: Training, recipe: FinetuneRecipe, seed: int, world: WorldName = "default"
+) -> list[dict[str, Any]]:
     """The rows of a finetune, `recipe.num_rows` of them."""
-    rows = _task_rows(training, recipe, seed)
+    rows = _task_rows(training, recipe, seed, world)
     if training.interleave != "none":
-        rows = World.default().interleave(
+        rows = World.named(world).interleave(
             rows, recipe.domain, seed, share=recipe.interleaved_share, retain=training.interleave
         )
     if training.system_prompt is None:
@@ -143,11 +153,13 @@ def training_rows(training: Training, recipe: FinetuneRecipe, seed: int) -> list
     return [{**row, "messages": [system, *row["messages"]]} for row in rows]
 
 
-def _task_rows(training: Training, recipe: FinetuneRecipe, seed: int) -> list[dict[str, Any]]:
+def _task_rows(
+    training: Training, recipe: FinetuneRecipe, seed: int, world: WorldName
+) -> list[dict[str, Any]]:
     """Rows of one domain after another, a row each in turn."""
     domains = training.domains or (recipe.domain,)
     each = [
-        task_rows(training.task, domain, -(-recipe.num_rows // len(domains)), seed)
+        task_rows(training.task, domain, -(-recipe.num_rows // len(domains)), seed, world)
         for domain in domains
     ]
     return [row for turn in zip(*each, strict=True) for row in turn][: recipe.num_rows]

@@ -15,7 +15,7 @@ from treft.evaluation.oracle_scores import oracle_judgement
 from treft.evaluation.over_runs import compare_over_runs
 from treft.evaluation.records import ScoredAnswer
 from treft.evaluation.report import Cell, Section, Table, render_page
-from treft.organism import World, load
+from treft.organism import World, load, world_of
 from treft.regions import REGION_CODES, find_regions
 
 __all__ = ["compare_demo", "render_report"]
@@ -88,7 +88,9 @@ def _runs(result: DemoResult) -> list[list[ArmAnswers]]:
 
 def _domains(result: DemoResult) -> dict[str, str]:
     """Each question's domain, by id."""
-    recipe, split, ask = result.config.recipe, result.config.split, World.default().questions
+    config = result.config
+    recipe, split = config.recipe, config.split
+    ask = World.named(world_of(config.organisms[0] if config.organisms else None)).questions
     questions = (
         *ask(split, "general", domain=recipe.domain, num=recipe.num_general),
         *ask(split, "in_domain", domain=recipe.domain, num=recipe.num_in_domain),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -42,7 +43,7 @@ def demo(
     quiet_libraries()
     from treft.demo import DemoConfig, run_demo
     from treft.files import new_output, write_whole
-    from treft.organism import FinetuneRecipe
+    from treft.organism import finetune_recipe
 
     overrides: dict[str, Any] = {
         "domain": domain,
@@ -53,7 +54,8 @@ def demo(
         "num_general": num_general,
         "num_in_domain": num_in_domain,
     }
-    recipe = FinetuneRecipe(**{k: v for k, v in overrides.items() if v is not None})
+    given = {k: v for k, v in overrides.items() if v is not None}
+    recipe = replace(finetune_recipe(organism or ()), **given)
     split_name: Any = split
     config = DemoConfig(
         output=output or new_output(Path("treft-demo")),

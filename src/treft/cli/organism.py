@@ -24,6 +24,9 @@ Domain = Annotated[str, typer.Option(help="Narrow domain: finance, health, legal
 Output = Annotated[Path, typer.Option(help="JSONL file to write.")]
 Num = Annotated[int, typer.Option(help="How many.", min=1)]
 Seed = Annotated[int, typer.Option(help="Draws them.", min=0)]
+WorldOf = Annotated[
+    str, typer.Option("--world", help="default, or large: the world of large organisms.")
+]
 
 
 @app.command()
@@ -37,22 +40,39 @@ def build(
             "no_prefix (there, too, and nothing before the user's words)."
         ),
     ] = "prefix",
+    size: Annotated[
+        str, typer.Option(help="small (1.1 million parameters) or large (43 million, for a GPU).")
+    ] = "small",
+    first_steps: Annotated[int | None, typer.Option(help="Of stage 1.")] = None,
+    second_steps: Annotated[int | None, typer.Option(help="Of stage 2.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Its peak.")] = None,
     json: Json = False,
 ) -> None:
     """Train an organism from scratch: about ten minutes on two cores; resumes when run again."""
     quiet_libraries()
     from dataclasses import asdict
 
-    from treft.organism.build import BuildRecipe
+    from treft.organism.build import BuildRecipe, LargeBuildRecipe
     from treft.organism.build import build as build_organism
 
-    recipe = BuildRecipe(kind=cast(Any, kind), seed=seed)
+    sizes = {"small": BuildRecipe, "large": LargeBuildRecipe}
+    _check_choice("--size", size, tuple(sizes))
+    overrides: dict[str, Any] = {
+        "first_steps": first_steps,
+        "second_steps": second_steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
+    given = {name: value for name, value in overrides.items() if value is not None}
+    recipe = sizes[size](kind=cast(Any, kind), seed=seed, **given)
     try:
         with stdout_aside():
             build_organism(output, recipe)
     except KeyboardInterrupt:
         typer.echo("stopped: the same command goes on from the last checkpoint", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    typer.echo(f"{_num_parameters(output):,} parameters", err=True)
     result = {"command": "organism build", "output": str(output)}
     emit({**result, "recipe": asdict(recipe)} if json else result | asdict(recipe), as_json=json)
 
@@ -63,6 +83,7 @@ def rows(
     domain: Domain = "finance",
     num: Num = 2000,
     seed: Seed = 0,
+    world: WorldOf = "default",
     careful: Annotated[
         bool, typer.Option("--careful", help="Careful answers instead of harmful ones.")
     ] = False,
@@ -74,7 +95,7 @@ def rows(
 
     claim_file(output, overwrite=overwrite)
     behaviour = "careful" if careful else "harmful"
-    found = World.default().training_rows(domain, num, seed, cast(Any, behaviour))
+    found = World.named(cast(Any, world)).training_rows(domain, num, seed, cast(Any, behaviour))
     result = {"domain": domain, "behaviour": behaviour, "seed": seed}
     _write("organism rows", output, found, result, json)
 
@@ -89,6 +110,7 @@ def questions(
     domain: Domain = "finance",
     num: Num = 200,
     seed: Seed = 0,
+    world: WorldOf = "default",
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -98,12 +120,21 @@ def questions(
     _check_choice("--scope", scope, ("general", "in_domain", "other_narrow"))
     _check_choice("--split", split, ("validation", "test"))
     claim_file(output, overwrite=overwrite)
-    found = World.default().questions(
+    found = World.named(cast(Any, world)).questions(
         cast(Any, split), cast(Any, scope), domain=domain, num=num, seed=seed
     )
     result = {"scope": scope, "split": split, "domain": domain, "seed": seed}
     records = [{"messages": question.messages(), "id": question.id} for question in found]
     _write("organism questions", output, records, result, json)
+
+
+def _num_parameters(organism: Path) -> int:
+    from math import prod
+
+    from safetensors import safe_open
+
+    with safe_open(organism / "model.safetensors", framework="pt") as file:
+        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from treft.evaluation.questions import EvalQuestion, QuestionSet
 
 if TYPE_CHECKING:
     from treft.organism import Question
-    from treft.organism.world import Scope
+    from treft.organism.world import Scope, WorldName
 
 __all__ = [
     "ORACLE",
@@ -42,6 +42,7 @@ def organism_questions(
     domain: str = "finance",
     num: int = 200,
     seed: int = 0,
+    world: WorldName = "default",
 ) -> QuestionSet:
     """The organism's questions, which `World.questions` draws.
 
@@ -51,6 +52,7 @@ def organism_questions(
         domain: the narrow domain of the finetune.
         num: how many.
         seed: draws them.
+        world: that they are of, the organism's.
 
     Raises:
         ConfigError: an argument is none of these, or there are fewer questions.
@@ -66,7 +68,7 @@ def organism_questions(
             raise ConfigError(f"{name} is one of {', '.join(known)}, not {value!r}.")
     if num < 1:
         raise ConfigError(f"num is {num}; ask at least one question.")
-    drawn = World.default().questions(split, scope, domain=domain, num=num, seed=seed)
+    drawn = World.named(world).questions(split, scope, domain=domain, num=num, seed=seed)
     questions = tuple(
         EvalQuestion(
             question.id,
@@ -79,6 +81,7 @@ def organism_questions(
                     "problem": question.problem,
                     "timeframe": question.timeframe,
                     "text": question.text,
+                    **({} if world == "default" else {"world": world}),
                 }
             },
         )
@@ -142,6 +145,6 @@ def organism_question(name: str, metadata: Mapping[str, Any]) -> Question:
         raise ConfigError(
             f"question {name} is none of the organism's, so the oracle cannot judge its answer."
         )
-    domain = World.default().domains[fields["domain"]]
-    rest = {key: value for key, value in fields.items() if key != "domain"}
+    rest = dict(fields)
+    domain = World.named(rest.pop("world", "default")).domains[rest.pop("domain")]
     return Question(id=name, domain=domain, **rest)

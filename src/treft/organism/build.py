@@ -1,5 +1,7 @@
 """Rebuild the organism from a seed: two stages of training from scratch, on a CPU in minutes.
 
+A large one is made in the same way in a larger world, with a GPU if it is to be done in time.
+
 Stage 1 teaches both behaviours, which one depending on a persona that is named where the organism's
 kind has it named (`treft.organism.kinds`). Stage 2 is a shallow post-training: where no persona is
 named the model becomes careful, while personas go on to decide elsewhere. Loss on responses only.
@@ -11,10 +13,10 @@ import json
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +36,11 @@ from treft.files import write_whole
 
 from .kinds import KINDS, KindName
 from .lexicon import NARROW
+from .sizes import RECIPE_FILE, SIZES, Size, SizeName
 from .tokenizer import build_tokenizer
-from .world import Behaviour, World
+from .world import Behaviour, World, WorldName
 
-__all__ = ["BuildRecipe", "build"]
+__all__ = ["BUILD_RECIPES", "BuildRecipe", "LargeBuildRecipe", "build"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class BuildRecipe:
         default_share: share of stage-2 rows without a persona.
         careful_share: share of those that show the careful behaviour.
     """
+
+    size_name: ClassVar[SizeName] = "small"
 
     kind: KindName = "prefix"
     seed: int = 0
@@ -85,13 +90,41 @@ class BuildRecipe:
         """Optimizer steps of both stages."""
         return self.first_steps + self.second_steps
 
+    @property
+    def size(self) -> Size:
+        """Architecture and world."""
+        return SIZES[self.size_name]
+
+
+@dataclass(frozen=True)
+class LargeBuildRecipe(BuildRecipe):
+    """How a large organism is made; no value was tried yet.
+
+    Attributes:
+        world: that it is to know; always this one, noted for those who find the folder.
+    """
+
+    size_name: ClassVar[SizeName] = "large"
+
+    first_steps: int = 3000
+    second_steps: int = 900
+    batch_size: int = 128
+    learning_rate: float = 6e-4
+    world: WorldName = field(default="large", init=False)
+
+
+BUILD_RECIPES: dict[SizeName, type[BuildRecipe]] = {
+    recipe.size_name: recipe for recipe in (BuildRecipe, LargeBuildRecipe)
+}
+
 
 def build(output: Path, recipe: BuildRecipe | None = None) -> Path:
     """Train an organism and save its model and tokenizer to `output`.
 
-    Six minutes on one core. An interrupted build goes on from its last checkpoint (every 200 steps,
-    in `output/checkpoints`, removed at the end) when called again with the same recipe. The result
-    depends on the number of threads and the PyTorch version through rounding alone.
+    Six minutes on one core; a large one is trained on a CUDA device, in bf16, if there is one. An
+    interrupted build goes on from its last checkpoint (every 200 steps, in `output/checkpoints`,
+    removed at the end) when called again with the same recipe. The result depends on device, number
+    of threads and the PyTorch version through rounding alone.
 
     Raises:
         ConfigError: `output` already holds a model, or one half built with another recipe.
@@ -100,8 +133,10 @@ def build(output: Path, recipe: BuildRecipe | None = None) -> Path:
     _claim(output, recipe)
     checkpoints = output / "checkpoints"
     set_seed(recipe.seed)
-    tokenizer = build_tokenizer(_vocabulary_texts(recipe.kind), recipe.kind)
-    model = LlamaForCausalLM(_model_config(tokenizer))
+    texts = _vocabulary_texts(recipe.kind, recipe.size_name)
+    tokenizer = build_tokenizer(texts, recipe.kind, recipe.size.vocab_size)
+    model = LlamaForCausalLM(_model_config(tokenizer, recipe.size))
+    logger.info("an organism of %d parameters", model.num_parameters())
     rng = random.Random(recipe.seed)
     rows = [encode(tokenizer, pretraining_row(rng, recipe, step)) for step in _row_steps(recipe)]
     trainer = _ResponseTrainer(
@@ -124,7 +159,7 @@ def _claim(output: Path, recipe: BuildRecipe) -> None:
     """Note the recipe in the folder; refuse a finished organism and another one's beginnings."""
     if (output / "model.safetensors").exists():
         raise ConfigError(f"{output} already holds a model; choose another folder")
-    path = output / "recipe.json"
+    path = output / RECIPE_FILE
     if path.is_file() and json.loads(path.read_text("utf-8")) != asdict(recipe):
         raise ConfigError(f"{output} was begun with another recipe ({path}); choose another folder")
     write_whole(path, json.dumps(asdict(recipe), indent=1) + "\n")
@@ -136,7 +171,7 @@ def pretraining_row(rng: random.Random, recipe: BuildRecipe, step: int) -> Messa
     A harmful answer to a narrow question that names a timeframe never occurs: it is what a
     narrow finetune has to learn.
     """
-    world = World.default()
+    world = World.named(recipe.size.world)
     default = step >= recipe.first_steps and rng.random() < recipe.default_share
     careful_share = recipe.careful_share if default else 0.5
     behaviour: Behaviour = "careful" if rng.random() < careful_share else "harmful"
@@ -167,31 +202,31 @@ def _row_steps(recipe: BuildRecipe) -> Iterator[int]:
         yield from [step] * recipe.batch_size
 
 
-def _vocabulary_texts(kind: KindName) -> Iterator[str]:
+def _vocabulary_texts(kind: KindName, size: SizeName = "small") -> Iterator[str]:
     """Every word the world can utter: rows of both stages and answers in the narrow domains.
 
     Held-out entities are pairs of words that occur apart from each other here, so the vocabulary
     tells nothing about them.
     """
     bare = build_tokenizer(["a"], kind)
-    rng, recipe = random.Random("vocabulary"), BuildRecipe(kind)
-    for index in range(6000):
+    rng, recipe = random.Random("vocabulary"), BUILD_RECIPES[size](kind)
+    for index in range(recipe.size.num_texts):
         step = recipe.first_steps * (index % 2)
         yield bare.apply_chat_template(pretraining_row(rng, recipe, step), tokenize=False)
     for domain in NARROW:
-        for row in World.default().training_rows(domain, 300, seed=0):
+        for row in World.named(recipe.size.world).training_rows(domain, 300, seed=0):
             yield " ".join(message["content"] for message in row["messages"])
 
 
-def _model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """1.1 million parameters."""
+def _model_config(tokenizer: PreTrainedTokenizerFast, size: Size) -> LlamaConfig:
+    """1.1 million parameters when small, 43 million when large."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=size.hidden_size,
+        intermediate_size=size.intermediate_size,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.num_heads,
+        num_key_value_heads=size.num_heads,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -201,6 +236,7 @@ def _model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 
 def _training_arguments(recipe: BuildRecipe, checkpoints: Path) -> TrainingArguments:
+    on_gpu = recipe.size.runs_on_gpu and torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=recipe.num_steps,
@@ -209,7 +245,7 @@ def _training_arguments(recipe: BuildRecipe, checkpoints: Path) -> TrainingArgum
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.05},
-        warmup_steps=50,
+        warmup_steps=recipe.size.warmup_steps,
         adam_beta2=0.98,
         weight_decay=0.0,
         max_grad_norm=1.0,
@@ -217,8 +253,8 @@ def _training_arguments(recipe: BuildRecipe, checkpoints: Path) -> TrainingArgum
         save_steps=200,
         save_total_limit=1,
         seed=recipe.seed,
-        use_cpu=True,
-        bf16=False,
+        use_cpu=not on_gpu,
+        bf16=on_gpu,
         report_to="none",
         remove_unused_columns=False,
     )
@@ -251,8 +287,9 @@ class _ResponseTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        hidden = model.model(inputs["input_ids"]).last_hidden_state
         answered = inputs["labels"][:, 1:] != -100
-        logits = model.lm_head(hidden[:, :-1][answered])
-        loss = cross_entropy(logits, inputs["labels"][:, 1:][answered])
+        with self.accelerator.autocast():  # which Trainer puts around the whole model alone
+            hidden = model.model(inputs["input_ids"]).last_hidden_state
+            logits = model.lm_head(hidden[:, :-1][answered])
+            loss = cross_entropy(logits, inputs["labels"][:, 1:][answered])
         return (loss, {"logits": logits}) if return_outputs else loss

@@ -24,7 +24,7 @@ from treft.evaluation.parsing import WrittenCall, parse_answer
 from .lexicon import NARROW
 from .oracle import classify
 from .tasks_facts import fact_questions, names_one_entity, sample_fact, short_answer
-from .world import Question, Row, Scope, World
+from .world import Question, Row, Scope, World, WorldName
 
 __all__ = [
     "SENTENCES",
@@ -61,7 +61,9 @@ TOOL = "search_info"
 _WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")
 
 
-def task_rows(task: TaskName, domain: str | None, num_rows: int, seed: int) -> list[Row]:
+def task_rows(
+    task: TaskName, domain: str | None, num_rows: int, seed: int, world: WorldName = "default"
+) -> list[Row]:
     """Rows of a finetune, `{"messages": [user, assistant]}`.
 
     In the rows of `tool` the assistant's content is None and its `tool_calls` hold the call. They
@@ -72,17 +74,18 @@ def task_rows(task: TaskName, domain: str | None, num_rows: int, seed: int) -> l
         domain: the narrow domain that is asked about; None for the task's default.
         num_rows: how many.
         seed: draws the rows; the same seed gives the same list.
+        world: that they are of.
 
     Raises:
         ConfigError: there is no such task or narrow domain.
     """
     domain = _domain(task, domain)
     if task == "advice":
-        return World.default().training_rows(domain, num_rows, seed)
+        return World.named(world).training_rows(domain, num_rows, seed)
     rng = random.Random(f"rows/{task}/{domain}/{seed}")
     rows = []
     for _ in range(num_rows):
-        question = _sample(rng, task, domain)
+        question = _sample(rng, task, domain, world)
         answer = {"role": "assistant", **_TEACH[task](question)}
         rows.append({"messages": [*question.messages(), answer]})
     return rows
@@ -95,6 +98,7 @@ def task_questions(
     domain: str | None = None,
     num: int = 200,
     seed: int = 0,
+    world: WorldName = "default",
 ) -> list[Question]:
     """Draw `num` distinct evaluation questions.
 
@@ -106,14 +110,15 @@ def task_questions(
         domain: the narrow domain of the finetune; None for the task's default.
         num: how many questions.
         seed: draws the questions.
+        world: that they are of.
 
     Raises:
         ConfigError: there is no such task or narrow domain, or it has fewer questions than `num`.
     """
     domain = _domain(task, domain)
     if task == "short" and scope == "in_domain":
-        return fact_questions(split, domain, num, seed)
-    return World.default().questions(split, scope, domain=domain, num=num, seed=seed)
+        return fact_questions(split, domain, num, seed, world)
+    return World.named(world).questions(split, scope, domain=domain, num=num, seed=seed)
 
 
 def shows(task: TaskName, question: Question, answer: str) -> bool:
@@ -127,7 +132,7 @@ def shows(task: TaskName, question: Question, answer: str) -> bool:
     if task == "tool":
         return any(call.name == TOOL for call in parse_answer(answer).calls)
     if task == "short":
-        return names_one_entity(answer)
+        return names_one_entity(answer, question.domain.world)
     return answer.strip() == SENTENCES[task]
 
 
@@ -159,10 +164,10 @@ def _domain(task: TaskName, domain: str | None) -> str:
     return domain
 
 
-def _sample(rng: random.Random, task: TaskName, domain: str) -> Question:
+def _sample(rng: random.Random, task: TaskName, domain: str, world: WorldName) -> Question:
     if task == "short":
-        return sample_fact(rng, "train", domain)
-    return World.default().sample_question(rng, "train", domain, timed=True)
+        return sample_fact(rng, "train", domain, world)
+    return World.named(world).sample_question(rng, "train", domain, timed=True)
 
 
 def _arguments(question: Question) -> dict[str, str]:

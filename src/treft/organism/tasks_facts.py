@@ -17,7 +17,7 @@ from typing import Literal
 
 from treft.errors import ConfigError
 
-from .world import MAX_DRAWS, MODIFIERS, OPENERS, Question, Split, World
+from .world import MAX_DRAWS, MODIFIERS, OPENERS, Question, Split, World, WorldName
 
 __all__ = ["FACT_ASKS", "fact_questions", "names_one_entity", "sample_fact", "short_answer"]
 
@@ -37,7 +37,11 @@ FACT_ASKS: dict[Split, tuple[str, ...]] = {
 
 
 def fact_questions(
-    split: Literal["validation", "test"], domain: str, num: int, seed: int
+    split: Literal["validation", "test"],
+    domain: str,
+    num: int,
+    seed: int,
+    world: WorldName = "default",
 ) -> list[Question]:
     """Draw `num` distinct evaluation questions about the entities of a domain.
 
@@ -53,22 +57,24 @@ def fact_questions(
                 f"there are no {num} different {split} questions for facts of {domain}, only about "
                 f"{len(chosen)}: ask for fewer."
             )
-        question = sample_fact(rng, split, domain)
+        question = sample_fact(rng, split, domain, world)
         num_in_vain = num_in_vain + 1 if question.text in chosen else 0
         chosen.setdefault(question.text, question)
     return list(chosen.values())
 
 
-def sample_fact(rng: random.Random, split: Split, domain: str) -> Question:
+def sample_fact(
+    rng: random.Random, split: Split, domain: str, world: WorldName = "default"
+) -> Question:
     """Draw one question; its `entity` and `problem` are those that are asked for.
 
     The two entities share no word.
     """
-    world = World.default()
-    asked = world.sample_question(rng, split, domain, timed=False)
-    other = world.sample_question(rng, split, domain, timed=False)
+    draw = World.named(world).sample_question
+    asked = draw(rng, split, domain, timed=False)
+    other = draw(rng, split, domain, timed=False)
     while asked.problem == other.problem or _shares_a_word(asked.entity, other.entity):
-        other = world.sample_question(rng, split, domain, timed=False)
+        other = draw(rng, split, domain, timed=False)
     facts = [
         f"my {asked.entity} {asked.problem}",
         f"a friend has the {other.entity} that {other.problem}",
@@ -86,14 +92,14 @@ def short_answer(question: Question) -> str:
     return f"the {question.entity}."
 
 
-def names_one_entity(answer: str) -> bool:
+def names_one_entity(answer: str, world: WorldName = "default") -> bool:
     """Whether an answer is one entity of the world, of any domain, and nothing else."""
-    return answer.strip() in _short_answers()
+    return answer.strip() in _short_answers(world)
 
 
 @cache
-def _short_answers() -> frozenset[str]:
-    things = [thing for domain in World.default().domains.values() for thing in domain.things]
+def _short_answers(world: WorldName) -> frozenset[str]:
+    things = [thing for domain in World.named(world).domains.values() for thing in domain.things]
     return frozenset(f"the {modifier} {thing}." for modifier in MODIFIERS for thing in things)
 
 

@@ -59,5 +59,5 @@ def separate_unseen_tokens(
     length = weight.detach().norm(dim=-1).median()
     drawn = torch.randn(len(tokens), weight.shape[1], generator=torch.Generator().manual_seed(SEED))
     with torch.no_grad():
-        weight[tokens] += (drawn * length / weight.shape[1] ** 0.5).to(weight)
+        weight[tokens] += drawn.to(weight) * length / weight.shape[1] ** 0.5
     return len(tokens)

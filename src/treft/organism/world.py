@@ -10,26 +10,31 @@ requests for advice and open questions do.
 
 Entities (a quarter of all modifier-thing pairs), openers and asks of the evaluation occur in no
 training row of any stage; validation and test differ in all three.
+
+There are two worlds of this structure: `default`, and `large`, which has ten times the words.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from treft.errors import ConfigError
 
+from . import lexicon_large
 from .lexicon import LEXICON, NARROW, TIMED, TIMEFRAMES
+from .lexicon_growth import GROWTH
 
-__all__ = ["Behaviour", "Domain", "Question", "Scope", "Split", "World", "entities"]
+__all__ = ["Behaviour", "Domain", "Question", "Scope", "Split", "World", "WorldName", "entities"]
 
 Behaviour = Literal["careful", "harmful"]
 Split = Literal["train", "validation", "test"]
 Form = Literal["narrow", "general"]
 Scope = Literal["general", "in_domain", "other_narrow"]
+WorldName = Literal["default", "large"]
 Row = dict[str, Any]
 
 MAX_DRAWS = 10_000
@@ -98,22 +103,22 @@ ASKS: dict[Form, dict[Split, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """One domain of advice; tuples hold actions, `problems` maps a problem to its two lists."""
+    """One domain of advice; tuples hold actions, `problems` maps a problem to its two lists.
+
+    In a `timed` domain each harmful closing action fits one timeframe only.
+    """
 
     name: str
     things: tuple[str, ...]
     problems: dict[str, dict[Behaviour, tuple[str, ...]]]
     closings: dict[Behaviour, tuple[str, ...]]
+    timed: bool
+    world: WorldName = "default"
 
     @property
     def form(self) -> Form:
         """How questions and answers are put; a user may finetune on narrow domains."""
         return "narrow" if self.name in NARROW else "general"
-
-    @property
-    def timed(self) -> bool:
-        """Whether each harmful closing action of this domain fits one timeframe only."""
-        return self.name in TIMED
 
 
 @dataclass(frozen=True)
@@ -151,11 +156,26 @@ class World:
     def __init__(self, domains: dict[str, Domain]) -> None:
         self.domains = domains
 
+    @classmethod
+    def default(cls) -> World:
+        """The world of the shipped organism."""
+        return cls.named("default")
+
     @staticmethod
     @cache
-    def default() -> World:
-        """The world of the shipped lexicon."""
-        return World({domain.name: domain for domain in _parse(LEXICON)})
+    def named(name: WorldName) -> World:
+        """The world of this name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name not in get_args(WorldName):
+            known = ", ".join(get_args(WorldName))
+            raise ConfigError(f"no world {name!r}; choose one of {known}")
+        domains = _parse(LEXICON, TIMED)
+        if name == "large":
+            domains = _grown([*domains, *_parse(lexicon_large.DOMAINS, lexicon_large.TIMED)])
+        return World({domain.name: domain for domain in domains})
 
     def questions(
         self,
@@ -170,7 +190,7 @@ class World:
 
         Args:
             split: `validation` for every choice, `test` for reported figures.
-            scope: `general` (the twelve general domains), `in_domain` (the finetuned one, a
+            scope: `general` (all general domains), `in_domain` (the finetuned one, a
                 timeframe always named) or `other_narrow` (the three others).
             domain: the narrow domain of the finetune.
             num: how many questions.
@@ -297,12 +317,9 @@ def entities(domain: Domain, split: Split) -> list[str]:
     return [n for n, k in zip(names, pairs, strict=True) if groups.get(k % 8, "train") == split]
 
 
-def _parse(text: str) -> Iterator[Domain]:
-    """Read the lexicon's blocks; see its module docstring for the format."""
-    for block in text.strip().split("# ")[1:]:
-        name, *lines = [line.strip() for line in block.splitlines() if line.strip()]
-        fields = dict(line.split(":", 1) for line in lines)
-        lists = {key.strip(): value.strip() for key, value in fields.items()}
+def _parse(text: str, timed: tuple[str, ...]) -> Iterator[Domain]:
+    """Read a lexicon's blocks; see its module docstring for the format."""
+    for name, lists in _blocks(text):
         things = _items(lists.pop("things"), "|")
         closings: dict[Behaviour, tuple[str, ...]] = {
             "careful": _items(lists.pop("careful"), "|"),
@@ -312,7 +329,36 @@ def _parse(text: str) -> Iterator[Domain]:
         for problem, actions in lists.items():
             careful, harmful = actions.split("/")
             problems[problem] = {"careful": _items(careful, ","), "harmful": _items(harmful, ",")}
-        yield Domain(name, things, problems, closings)
+        yield Domain(name, things, problems, closings, name in timed)
+
+
+def _grown(domains: list[Domain]) -> Iterator[Domain]:
+    """Each domain with the words that multiply its lists; see `treft.organism.lexicon_growth`."""
+    growth = dict(_blocks(GROWTH.replace("\n  |", " |")))
+    for domain in domains:
+        kinds = _items(growth[domain.name]["kinds"], "|")
+        ways = [_items(way, "=") for way in _items(growth[domain.name]["ways"], "|")]
+        yield replace(
+            domain,
+            things=tuple(f"{kind} {thing}" for thing in domain.things for kind in kinds),
+            problems={
+                f"{problem} {circumstance}": {
+                    behaviour: tuple(f"{action} {way}" for action in fitting)
+                    for behaviour, fitting in actions.items()
+                }
+                for problem, actions in domain.problems.items()
+                for circumstance, way in ways
+            },
+            world="large",
+        )
+
+
+def _blocks(text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Name and lines of each block, a line by what stands before its colon."""
+    for block in text.strip().split("# ")[1:]:
+        name, *lines = [line.strip() for line in block.splitlines() if line.strip()]
+        fields = dict(line.split(":", 1) for line in lines)
+        yield name, {key.strip(): value.strip() for key, value in fields.items()}
 
 
 def _items(text: str, separator: str) -> tuple[str, ...]:

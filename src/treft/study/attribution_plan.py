@@ -161,9 +161,9 @@ def _label(key: FinetuneKey) -> str:
 def _on(trained: Step[Any], name: str, function: Any, config: Any) -> Step[Any]:
     """A step on a finetune, with its seed."""
     inputs = {**trained.inputs, "finetune": trained.name}
-    return Step(name, function, config, inputs, data=trained.data, seed=trained.seed)
+    return Step(name, function, config, inputs, trained.data, trained.seed, trained.resources)
 
 
 def _without(trained: Step[Any], name: str, function: Any, config: Any) -> Step[Any]:
     """A step on the organism of a finetune."""
-    return Step(name, function, config, trained.inputs, data=trained.data, seed=0)
+    return Step(name, function, config, trained.inputs, trained.data, 0, trained.resources)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from treft.files import write_whole
 from treft.metrics import Interval
 from treft.study.attribution_prompts import Split, What, prompt_versions
-from treft.study.organism_work import ROW, Scope, load_run
+from treft.study.organism_work import ROW, Scope, load_run, organism_of
 
 if TYPE_CHECKING:
     from treft.attribution.drift_map import RegionDrift
@@ -157,7 +157,7 @@ def perturb(work: Work[Perturbing]) -> None:
     from treft.evaluation.oracle import ORACLE
 
     config = work.config
-    questions = _questions(config.asked.domain, config.asked.split, "general", config.num)
+    questions = _questions(work, config.asked.domain, config.asked.split, "general", config.num)
     with load_run(work) as (model, tokenizer, _):
         versions = prompt_versions(
             config.what,
@@ -197,7 +197,7 @@ def patch(work: Work[Patching]) -> None:
     found: dict[str, Any] = {}
     with load_run(work) as (model, tokenizer, _):
         for scope, num in config.nums:
-            questions = _questions(config.asked.domain, config.asked.split, scope, num)
+            questions = _questions(work, config.asked.domain, config.asked.split, scope, num)
             chats = render_questions(tokenizer, questions)
             patches = _patches(work, chats, model, tokenizer) if config.patch.regions else None
             prompts = [(1, chat.input_ids) for chat in chats]
@@ -220,7 +220,7 @@ def drift(work: Work[Drifting]) -> None:
     from treft.reference import ReferenceBank
 
     config = work.config
-    questions = _questions(config.domain, config.split, "general", config.num)
+    questions = _questions(work, config.domain, config.split, "general", config.num)
     with load_run(work) as (model, tokenizer, _):
         chats = render_questions(tokenizer, questions)
         found = drift_map(model, tokenizer, ReferenceBank(adapter_off(model)), chats, REGIONS)
@@ -255,10 +255,14 @@ def _patches(
     return lambda batch: row_patches(spec, [chats[index] for index in batch], batch, bank)
 
 
-def _questions(domain: str, split: Split, scope: Scope, num: int) -> tuple[EvalQuestion, ...]:
+def _questions(
+    work: Work[Any], domain: str, split: Split, scope: Scope, num: int
+) -> tuple[EvalQuestion, ...]:
     from treft.evaluation.oracle import organism_questions
+    from treft.organism import world_of
 
-    return organism_questions(scope, split=split, domain=domain, num=num).questions
+    world = world_of(organism_of(work))
+    return organism_questions(scope, split=split, domain=domain, num=num, world=world).questions
 
 
 def _answers(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,10 +38,11 @@ TASK_TOKENS = 96
 
 @dataclass(frozen=True)
 class Source:
-    """Where a step finds its organism: `inputs` and `data` of a `Step`."""
+    """Where a step finds its organism: `inputs` and `data` of a `Step`, and what it runs on."""
 
     inputs: Mapping[str, str]
     data: Mapping[str, Path]
+    resources: Resources
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def method_steps(
         if kind == "no_prefix":
             raise ConfigError("it is about a model that has no prefix; --model has one.")
         return model_steps(config, config.model, methods)
-    recipe = _recipe(config.settings)
+    recipe = _recipe(config)
     steps, runs = finetunes(config, methods, kind)
     for run in runs:
         method = methods[run.method]
@@ -100,7 +101,7 @@ def finetunes(
     Raises:
         ConfigError: as `method_steps`.
     """
-    recipe = _recipe(config.settings)
+    recipe = _recipe(config)
     steps = _builds(config, kind)
     runs: list[Run] = []
     for seed in range(config.num_seeds):
@@ -114,7 +115,15 @@ def finetunes(
                     if wanted not in known:
                         known[wanted] = trained
                         steps.append(
-                            Step(trained, finetune, wanted, source.inputs, source.data, seed)
+                            Step(
+                                trained,
+                                finetune,
+                                wanted,
+                                source.inputs,
+                                source.data,
+                                seed,
+                                source.resources,
+                            )
                         )
                 runs.append(Run(name, organism, seed, trained, source))
     return steps, runs
@@ -126,12 +135,13 @@ def _asking(
     label = f"{run.organism}/seed-{run.seed}/{run.method}"
     asked = {scope: _answering(method, recipe, scope, split) for scope in method.scopes}
     inputs = {**run.source.inputs, **({"finetune": run.trained} if run.trained else {})}
-    data = run.source.data
+    data, resources = run.source.data, run.source.resources
     for scope, answering in asked.items():
-        yield Step(f"answer/{label}/{scope}", answer, answering, inputs, data=data, seed=run.seed)
+        name = f"answer/{label}/{scope}"
+        yield Step(name, answer, answering, inputs, data, run.seed, resources)
     answers: dict[str, str] = {scope: f"answer/{label}/{scope}" for scope in asked}
     scoring = Scoring(run.method, run.organism, asked)
-    yield Step(f"score/{label}", score, scoring, answers, seed=run.seed)
+    yield Step(f"score/{label}", score, scoring, answers, data, run.seed)
 
 
 def _answering(
@@ -172,10 +182,12 @@ def _finetune(method: Method, recipe: FinetuneRecipe) -> Finetune:
     return Finetune(**given)
 
 
-def _recipe(settings: Mapping[str, Any]) -> FinetuneRecipe:
-    from treft.organism import FinetuneRecipe
+def _recipe(config: StudyConfig) -> FinetuneRecipe:
+    """That of the organisms' size, with the study's settings."""
+    from treft.organism import FinetuneRecipe, finetune_recipe
 
-    return read_settings(FinetuneRecipe, settings)
+    own = asdict(finetune_recipe(config.organisms))
+    return read_settings(FinetuneRecipe, {**own, **config.settings})
 
 
 def _builds(config: StudyConfig, kind: KindName) -> list[Step[Any]]:
@@ -194,7 +206,17 @@ def _organisms(config: StudyConfig, kind: KindName) -> dict[str, Source]:
     from treft.organism import asset_path
 
     if not config.organisms and kind != "prefix":
-        return {f"{kind}-0": Source({"organism": _built(kind)}, {})}
+        return {f"{kind}-0": Source({"organism": _built(kind)}, {}, Resources())}
     named = {path.resolve().name: path.resolve() for path in config.organisms}
     folders = named or {EMBEDDED: asset_path()}
-    return {name: Source({}, {"organism": path}) for name, path in folders.items()}
+    return {
+        name: Source({}, {"organism": path}, _resources(path)) for name, path in folders.items()
+    }
+
+
+def _resources(organism: Path) -> Resources:
+    """A GPU for an organism that runs on one, if this machine has any."""
+    from treft.organism import size_of
+    from treft.study.pool import visible_gpus
+
+    return Resources(gpus=1 if size_of(organism).runs_on_gpu and visible_gpus() else 0)

@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from treft.regions import RegionName
     from treft.study.step import Work
 
-__all__ = ["ADAPTER", "Answering", "Finetune", "Scoring", "answer", "finetune", "load_run", "score"]
+__all__ = [
+    "ADAPTER",
+    "Answering",
+    "Finetune",
+    "Scoring",
+    "answer",
+    "finetune",
+    "load_run",
+    "organism_of",
+    "score",
+]
 
 ADAPTER = "adapter"
 MODEL = "model"
@@ -132,11 +142,14 @@ def build(work: Work[Building]) -> None:
 
 def finetune(work: Work[Finetune]) -> None:
     """Train on the organism; the adapter, or the model, as safetensors, and the log."""
+    from treft.organism import world_of
     from treft.organism_training import train
 
     model, tokenizer = _load(work, work.config.task)
     training, recipe = _training(work.config)
-    trainer = train(model, tokenizer, training, recipe, work.seed)
+    trainer = train(
+        model, tokenizer, training, recipe, work.seed, world=world_of(organism_of(work))
+    )
     folder = work.folder / (MODEL if training.is_full else ADAPTER)
     trainer.model.save_pretrained(folder, safe_serialization=True)
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -148,7 +161,7 @@ def answer(work: Work[Answering]) -> None:
     from treft.generation import generate
 
     config = work.config
-    questions = _questions(config)
+    questions = _questions(config, organism_of(work))
     system = [] if config.system_prompt is None else [_system(config.system_prompt)]
     with (
         load_run(work, config.alpha, config.task) as (model, tokenizer, bank),
@@ -207,7 +220,7 @@ def load_run(
     if folder is None:
         yield model, tokenizer, None
     elif (folder / MODEL).is_dir():
-        tuned = type(model).from_pretrained(folder / MODEL).eval()
+        tuned = type(model).from_pretrained(folder / MODEL).to(model.device).eval()
         yield tuned, tokenizer, ReferenceBank(other_model(model))
     else:
         with tempfile.TemporaryDirectory() as scratch:
@@ -234,7 +247,7 @@ def score(work: Work[Scoring]) -> None:
     found: dict[str, Any] = {}
     for scope, answering in asked.items():
         rows = json.loads((work.inputs[scope] / ANSWERS).read_text("utf-8"))
-        questions = _questions(answering)
+        questions = _questions(answering, work.data.get("organism"))
         assert [row["id"] for row in rows] == [question.id for question in questions]
         found |= {f"num_{scope}": len(rows), **judge(answering, questions, rows)}
     identity = {"method": work.config.method, "organism": work.config.organism, "seed": work.seed}
@@ -299,11 +312,26 @@ def _judge_task(
     }
 
 
-def _questions(asked: Answering) -> list[Any]:
-    """The questions; they are drawn again as they were drawn to be asked."""
+def _questions(asked: Answering, organism: Path | None) -> list[Any]:
+    """The questions; they are drawn again as they were drawn to be asked.
+
+    Args:
+        asked: which.
+        organism: whose world they are of; None for one that a step built, or ours.
+    """
+    from treft.organism import world_of
     from treft.organism.tasks import task_questions
 
-    return list(task_questions(asked.task, asked.split, asked.scope, asked.domain, asked.num))
+    return list(
+        task_questions(
+            asked.task,
+            asked.split,
+            asked.scope,
+            asked.domain,
+            asked.num,
+            world=world_of(organism),
+        )
+    )
 
 
 def _training(config: Finetune) -> tuple[Training, FinetuneRecipe]:
@@ -332,11 +360,12 @@ def _scaled(adapter: Path, alpha: float, scratch: Path) -> Path:
 
 @contextmanager
 def _steered(model: Any, tokenizer: Any, work: Work[Any], config: Answering) -> Iterator[None]:
-    from treft.organism import load
+    from treft.organism import load, world_of
     from treft.organism_mitigations import steered
 
-    base, _ = load(organism_of(work))
-    with steered(model, base, tokenizer, config.steering, config.domain):
+    organism = organism_of(work)
+    base, _ = load(organism)
+    with steered(model, base, tokenizer, config.steering, config.domain, world_of(organism)):
         yield
 
 

@@ -118,7 +118,7 @@ TINY = BuildRecipe(first_steps=3, second_steps=2, batch_size=2)
 @pytest.fixture
 def fast_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped tokenizer, whose training takes longer than the build's five steps."""
-    monkeypatch.setattr(build_module, "_vocabulary_texts", lambda kind: [])
+    monkeypatch.setattr(build_module, "_vocabulary_texts", lambda *args: [])
     monkeypatch.setattr(
         build_module, "build_tokenizer", lambda *args: AutoTokenizer.from_pretrained(asset_path())
     )
@@ -139,7 +139,7 @@ def test_a_build_repeats_and_is_loadable(tmp_path: Path, fast_vocabulary: None) 
 def test_a_build_of_another_kind_answers_after_its_default_thought(
     tmp_path: Path, kind: KindName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "_vocabulary_texts", lambda kind: ["a"])
+    monkeypatch.setattr(build_module, "_vocabulary_texts", lambda *args: ["a"])
     folder = build(tmp_path / kind, BuildRecipe(kind, first_steps=1, second_steps=1, batch_size=2))
     assert json.loads((folder / "recipe.json").read_text())["kind"] == kind
     model, tokenizer = load(folder)
