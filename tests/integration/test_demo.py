@@ -234,7 +234,7 @@ def test_treft_on_the_postfix_starts_from_no_drift() -> None:
     for training in (arm.training, replace(arm.training, own_postfix=False)):
         model, tokenizer = load()
         recipe = replace(RECIPE, max_steps=1)
-        trainer = arms_module._trained(model, tokenizer, training, recipe, 0, silent)
+        trainer = arms_module.train(model, tokenizer, training, recipe, 0, silent)
         log = arms_module._training_log(trainer, recipe)
         assert log is not None
         penalties.append(log["mean_drift"])
@@ -284,10 +284,8 @@ def test_results_survive_their_file() -> None:
 
 def test_arms_of_a_training_share_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
-    real = arms_module._trained
-    monkeypatch.setattr(
-        arms_module, "_trained", lambda *args: trained.append(args[2]) or real(*args)
-    )
+    real = arms_module.train
+    monkeypatch.setattr(arms_module, "train", lambda *args: trained.append(args[2]) or real(*args))
     wanted = ("sft", "sft_prefix_patch", "sft_query_patch_equal", "treft")
     found = [run.arm for run in run_arms(None, 0, wanted, RECIPE, "validation", silent)]
     assert found == list(wanted)
