@@ -134,7 +134,7 @@ def status(
     cost = estimate_cost(missing.values(), results)
     if json:
         whose = {"study": names[0]} if asked.alone else {"studies": list(asked.tables)}
-        todo = {"num_to_do": cost.num_steps, "cpu_seconds": cost.cpu_seconds}
+        todo = {"num_to_do": cost.num_steps, "core_seconds": cost.core_seconds}
         shown = {"command": "study status", **whose, "steps": states}
         emit({**shown, **todo, "num_estimated": cost.num_estimated}, as_json=True)
         return

@@ -21,26 +21,26 @@ class Cost:
     Attributes:
         num_steps: how many.
         num_estimated: of these, how many are like a step that was done before.
-        cpu_seconds: of those, together.
+        core_seconds: of those, by the clock times cores, together.
     """
 
     num_steps: int
     num_estimated: int
-    cpu_seconds: float
+    core_seconds: float
 
     def __str__(self) -> str:
-        """In words, such as `about 40 CPU minutes`."""
+        """In words, such as `about 40 core minutes`."""
         if not self.num_steps:
             return "nothing to compute"
         if not self.num_estimated:
-            return "CPU time unknown: no such step is kept yet"
-        shown = f"about {_duration(self.cpu_seconds)}"
+            return "time unknown: no such step is kept yet"
+        shown = f"about {_duration(self.core_seconds)}"
         unknown = self.num_steps - self.num_estimated
         return f"{shown}, and {unknown} of kinds not kept yet" if unknown else shown
 
 
 def estimate_cost(steps: Iterable[PlannedStep], store: Store) -> Cost:
-    """CPU seconds of steps, each the median of kept ones with its function and config.
+    """Core seconds of steps, each the median of kept ones with its function and config.
 
     Where none has the config (another method, another setting), those with the function count.
     """
@@ -74,7 +74,7 @@ def _kind(record: Mapping[str, Any]) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} CPU seconds"
+        return f"{seconds:.0f} core seconds"
     if seconds < 7200:
-        return f"{seconds / 60:.0f} CPU minutes"
-    return f"{seconds / 3600:.1f} CPU hours"
+        return f"{seconds / 60:.0f} core minutes"
+    return f"{seconds / 3600:.1f} core hours"

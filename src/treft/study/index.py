@@ -33,8 +33,8 @@ compared is the direction of an effect. Brackets hold 95 % intervals."""
 PROVENANCE = """## What the results come from
 
 `code` begins a hash of the code versions of all steps; `result.json` has them (`sources`), and
-libraries, digests of data and addresses of steps. CPU seconds include steps that other studies
-share."""
+libraries, digests of data and addresses of steps. Core seconds are by the clock, so a busy machine
+shows in them; they include steps that other studies share."""
 
 
 class _Told(BaseModel):
@@ -203,7 +203,7 @@ def _figure(row: Row, form: str) -> str:
     return f"{shown('value')}{interval}{paper}"
 
 
-_ORIGIN = ("study", "treft", "code", "seeds", "counts", "split", "machine", "CPU seconds")
+_ORIGIN = ("study", "treft", "code", "seeds", "counts", "split", "machine", "core seconds")
 
 
 def _origin(result: _Result) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ def test_several_studies_from_status_to_the_page_of_all(
         *("--output", kept, "--json"),
         code=1,
     )
-    assert "0 steps stand, 5 are to do: CPU time unknown" in broken.err
+    assert "0 steps stand, 5 are to do: time unknown" in broken.err
     assert "RuntimeError: broken on purpose" in broken.err
     assert broken.json["failed"] == ["right"]
     assert [result["study"] for result in broken.json["studies"]] == ["left"]

@@ -106,8 +106,8 @@ def test_cost_is_that_of_kept_steps_of_the_same_kind(store: Store) -> None:
     plan = several(CONFIG, "left")
     missing = missing_steps(plan, store)
     unknown = estimate_cost(missing.values(), store)
-    assert (unknown.num_steps, unknown.num_estimated, unknown.cpu_seconds) == (5, 0, 0.0)
-    assert "CPU time unknown" in str(unknown)
+    assert (unknown.num_steps, unknown.num_estimated, unknown.core_seconds) == (5, 0, 0.0)
+    assert "time unknown" in str(unknown)
     assert run(plan, store).complete
     assert str(estimate_cost([], store)) == "nothing to compute"
 
@@ -122,8 +122,8 @@ def test_cost_is_that_of_kept_steps_of_the_same_kind(store: Store) -> None:
     more = several(StudyConfig(num_seeds=3), "left", "right")  # one train, four scores, two tables
     cost = estimate_cost(missing_steps(more, store).values(), store)
     assert (cost.num_steps, cost.num_estimated) == (7, 7)
-    assert cost.cpu_seconds == 105.0 + 4 * 5.0 + 2 * 1.0
-    assert str(cost) == "about 2 CPU minutes"
+    assert cost.core_seconds == 105.0 + 4 * 5.0 + 2 * 1.0
+    assert str(cost) == "about 2 core minutes"
 
 
 def test_the_page_has_claims_in_the_papers_order_with_what_was_found(

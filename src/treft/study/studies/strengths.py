@@ -67,5 +67,5 @@ def plot(rows: Sequence[Row]) -> Figure:
     return interval_plot(rows, "Strengths of mitigations on the organism, percent", headings)
 
 
-COST = "33 finetunes of about 60 CPU seconds each: 18 minutes on two cores"
+COST = "33 finetunes of about 57 CPU seconds each, with KL 82 to 126: 20 minutes on two cores"
 STUDY = Study("strengths", CLAIM, COST, steps, table, verdict, plot)
