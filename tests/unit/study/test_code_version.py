@@ -100,7 +100,8 @@ def test_it_finds_all_that_python_loads() -> None:
 
 def test_what_a_finetune_does_leads_to_training_and_not_to_the_machinery() -> None:
     found = set(CodeVersions().closure("treft.study.organism_work"))
-    assert {"treft.arms", "treft.training.trainer", "treft.organism.world"} <= found
+    assert {"treft.organism_training", "treft.training.trainer", "treft.organism.world"} <= found
+    assert "treft.arms" not in found  # the demo's
     machinery = {"step", "store", "engine", "pool", "catalogue", "figures"}
     assert not found & {f"treft.study.{name}" for name in machinery}
 
