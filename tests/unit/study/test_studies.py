@@ -199,6 +199,40 @@ def test_the_largest_weight_of_a_task_that_keeps_it_on_topic_is_chosen() -> None
 
 
 @pytest.mark.parametrize(
+    ("ldifs", "jitters", "beginning"),
+    [
+        ((85.0, 4.0), (-1.0, 0.0, 1.0), "Held on the organism: "),  # the same in every run
+        ((89.0, 4.0), (-1.0, 0.0, 1.0), "Not held on the organism: "),
+        ((89.0, 4.0), (0.0,), "One run cannot tell"),
+    ],
+)
+def test_mitigations_say_which_are_ahead(
+    ldifs: tuple[float, float], jitters: tuple[float, ...], beginning: str
+) -> None:
+    study = STUDIES["mitigations"]
+    scores = dict.fromkeys(study.claim.figures, (40.0, 4.0))
+    made = list(runs({**scores, "treft_prefix": (85.0, 4.0), "ldifs": ldifs}, jitters))
+    verdict = study.verdict(study.table(made))
+    assert verdict.startswith(beginning)
+    assert ("with a higher mean: ldifs" in verdict) == (ldifs[0] > 85)
+
+
+def test_a_tie_of_few_runs_is_not_decided() -> None:
+    study = STUDIES["mitigations"]
+    scores = {**dict.fromkeys(study.claim.figures, (40.0, 4.0)), "treft_prefix": (85.0, 4.0)}
+    made = list(runs(scores, (0.0, 0.0)))
+    for number, general in enumerate((80.0, 95.0)):  # ahead on average, behind in one run
+        made = [
+            run_row("ldifs", number, general, 4.0)
+            if (row["method"], row["seed"]) == ("ldifs", number)
+            else row
+            for row in made
+        ]
+    verdict = study.verdict(study.table(made))
+    assert verdict.startswith("Not decided on the organism, by 2 runs: ")
+
+
+@pytest.mark.parametrize(
     ("treft", "beginning"),
     [
         ((90.0, 2.0), "Held on the organism: leakage falls by 89 % on average over the 4"),

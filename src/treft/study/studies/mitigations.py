@@ -18,6 +18,7 @@ __all__ = ["STUDY"]
 OURS = "treft_prefix"
 AFTER = ("prefix_patch", "postfix_patch", "interpolation", "steering")
 """Repairs of a finished finetune; all others are methods of training."""
+ENOUGH_RUNS = 5
 NAMES = (
     "sft",
     *CHOSEN,
@@ -53,7 +54,10 @@ def table(runs: Sequence[Row]) -> list[Row]:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """Held where no method of training is above TReFT with its whole interval."""
+    """Held where no method of training is above TReFT with its whole interval.
+
+    A higher mean within its interval is a tie only from five runs on: fewer cannot tell.
+    """
     from treft.study.figures import basis, find_row, worded
 
     gains = [row for row in rows if row["measure"] == "em_f1_gain" and row["method"] not in AFTER]
@@ -69,6 +73,8 @@ def verdict(rows: Sequence[Row]) -> str:
         answer = "One run cannot tell whether the claim holds"
     elif any(row["high"] < 0 for row in gains):
         answer = "Not held on the organism"
+    elif better and gains[0]["num_runs"] < ENOUGH_RUNS:
+        answer = f"Not decided on the organism, by {gains[0]['num_runs']} runs"
     else:
         answer = "Held on the organism"
     return (
