@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from treft.metrics import Interval, over_runs
-from treft.study.figures import gain_rows
+from treft.study.figures import change_rows
 from treft.study.protocol import Row
 
 __all__ = ["figure_rows", "rise_rows", "with_second_paper"]
@@ -60,12 +60,12 @@ def rise_rows(
 
     The row is the method's, its measure ends in `_rise`; without interval for a single run.
     """
-    rows = []
     wanted = list(measures)
-    for method in methods:
-        for measure, row in zip(wanted, gain_rows(runs, method, [reference], wanted), strict=True):
-            rows.append({**row, "method": method, "measure": f"{measure}_rise"})
-    return rows
+    return [
+        {**row, "measure": f"{measure}_rise"}
+        for method in methods
+        for measure, row in zip(wanted, change_rows(runs, method, reference, wanted), strict=True)
+    ]
 
 
 def with_second_paper(

@@ -13,10 +13,13 @@ __all__ = [
     "MEASURES",
     "TASK_MEASURES",
     "basis",
+    "change_rows",
     "find_row",
     "gain_rows",
     "held",
+    "patches_told",
     "score_rows",
+    "traded",
     "worded",
 ]
 
@@ -76,6 +79,13 @@ def gain_rows(
     return rows
 
 
+def change_rows(
+    runs: Sequence[Row], method: str, reference: str, measures: Iterable[str]
+) -> list[dict[str, Any]]:
+    """`gain_rows` over one reference, in the row of the method that gains."""
+    return [{**row, "method": method} for row in gain_rows(runs, method, [reference], measures)]
+
+
 def find_row(rows: Sequence[Row], method: str, measure: str) -> Row:
     """The one row of a method and measure."""
     return next(row for row in rows if (row["method"], row["measure"]) == (method, measure))
@@ -96,6 +106,35 @@ def held(gains: Sequence[Row], *, rises: bool = True) -> str:
     if len(open_ones) == len(gains):
         return "Not shown on the organism"
     return f"Not shown on the organism against {', '.join(row['method'] for row in open_ones)}"
+
+
+def traded(general: Row, in_domain: Row) -> str:
+    """The beginning of a verdict: whether general alignment was bought with the narrow behaviour.
+
+    Args:
+        general: gain of general alignment.
+        in_domain: gain of in-domain alignment, which is behaviour that was not learnt.
+    """
+    if general["low"] is None or general["low"] <= 0:
+        return held([general])
+    if in_domain["low"] > 0:
+        return "Held on the organism"
+    return "Half of it held on the organism, no narrow behaviour was shown to be lost"
+
+
+def patches_told(rows: Sequence[Row], gains: Sequence[Row]) -> str:
+    """What plain finetunes have in general alignment, and what their patches add.
+
+    Args:
+        rows: with the finetunes' `general`; their methods end in `_sft`.
+        gains: of the patches, in the finetunes' rows.
+    """
+    told = ", ".join(
+        f"{row['method'].removesuffix('_sft')} {worded(find_row(rows, row['method'], 'general'))} "
+        f"{worded(row, signed=True)}"
+        for row in gains
+    )
+    return f"general alignment and what the patch adds: {told} ({basis(gains[0])})"
 
 
 def basis(row: Row) -> str:

@@ -165,16 +165,9 @@ def _answering(
 
 def _finetune(method: Method, recipe: FinetuneRecipe) -> Finetune:
     """Only what the method uses, so that equal finetunes of two studies are one step."""
-    given = {
-        entry.name: getattr(recipe, entry.name)
-        for entry in fields(Finetune)
-        if hasattr(recipe, entry.name)
-    }
-    given |= {
-        entry.name: getattr(method, entry.name)
-        for entry in fields(Finetune)
-        if hasattr(method, entry.name) and getattr(method, entry.name) is not None
-    }
+    chosen = {name: value for name, value in vars(method).items() if value is not None}
+    known = {entry.name for entry in fields(Finetune)}
+    given = {name: value for name, value in (vars(recipe) | chosen).items() if name in known}
     if method.interleave == "none":
         given["interleaved_share"] = 0.0
     if not method.held:

@@ -9,10 +9,21 @@ from matplotlib.figure import Figure
 
 from treft.study.protocol import Row
 
-__all__ = ["interval_plot"]
+__all__ = ["TASK_HEADINGS", "interval_plot", "score_plot"]
 
 OURS, PAPERS = "#3b7dd8", "#9a9a9a"
+HEADINGS = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
+TASK_HEADINGS = {
+    "on_topic": "on topic ↑",
+    "off_topic": "off topic ↓",
+    "kept": "aligned off topic ↑",
+}
 PANEL_INCHES, ROW_INCHES = 2.6, 0.36
+
+
+def score_plot(rows: Sequence[Row], title: str) -> Figure:
+    """`interval_plot` of general alignment, in-domain alignment and EM-F1."""
+    return interval_plot(rows, title, HEADINGS)
 
 
 def interval_plot(rows: Sequence[Row], title: str, measures: Mapping[str, str]) -> Figure:

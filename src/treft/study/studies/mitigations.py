@@ -85,10 +85,9 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row]) -> Figure:
     """General, in-domain and EM-F1, mitigation by mitigation."""
-    from treft.study.plots import interval_plot
+    from treft.study.plots import score_plot
 
-    headings = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
-    return interval_plot(rows, "All mitigations on the organism, percent", headings)
+    return score_plot(rows, "All mitigations on the organism, percent")
 
 
 COST = "75 finetunes of about 57 CPU seconds each, with KL 82 to 126: 38 minutes on two cores"

@@ -41,13 +41,11 @@ def steps(config: StudyConfig) -> list[Step[Any]]:
 
 def table(runs: Sequence[Row]) -> list[Row]:
     """Scores, and what the patch and TReFT gain over plain SFT."""
-    from treft.study.figures import gain_rows, score_rows
+    from treft.study.figures import change_rows, score_rows
 
     rows: list[Row] = [*score_rows(runs, CLAIM.figures)]
     for name in ("postfix_patch", OURS):
-        # The row of a gain is SFT's in `gain_rows`; here it is that of what gained.
-        gains = gain_rows(runs, name, ["sft"], ("general", "em_f1"))
-        rows += [{**row, "method": name} for row in gains]
+        rows += change_rows(runs, name, "sft", ("general", "em_f1"))
     return rows
 
 
@@ -66,10 +64,9 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row]) -> Figure:
     """General, in-domain and EM-F1, method by method."""
-    from treft.study.plots import interval_plot
+    from treft.study.plots import score_plot
 
-    headings = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
-    return interval_plot(rows, "No prefix, on an organism without, percent", headings)
+    return score_plot(rows, "No prefix, on an organism without, percent")
 
 
 COST = (

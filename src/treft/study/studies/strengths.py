@@ -61,10 +61,9 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row]) -> Figure:
     """General, in-domain and EM-F1, strength by strength."""
-    from treft.study.plots import interval_plot
+    from treft.study.plots import score_plot
 
-    headings = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
-    return interval_plot(rows, "Strengths of mitigations on the organism, percent", headings)
+    return score_plot(rows, "Strengths of mitigations on the organism, percent")
 
 
 COST = "33 finetunes of about 57 CPU seconds each, with KL 82 to 126: 20 minutes on two cores"

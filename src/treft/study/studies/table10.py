@@ -71,27 +71,21 @@ def table(runs: Sequence[Row]) -> list[Row]:
 
 def verdict(rows: Sequence[Row]) -> str:
     """Held where every patch gains with its whole interval, and least under the harmful prompt."""
-    from treft.study.figures import basis, find_row, held, worded
+    from treft.study.figures import held, patches_told
 
     gains = [row for row in rows if row["measure"] == "general_gain"]
     answer = held(gains)
     least = min(gains, key=lambda row: float(row["value"]))["method"]
     if answer == "Held on the organism" and least != "harmful_sft":
         answer = f"Partly held on the organism (least is {least.removesuffix('_sft')})"
-    told = ", ".join(
-        f"{row['method'].removesuffix('_sft')} {worded(find_row(rows, row['method'], 'general'))} "
-        f"{worded(row, signed=True)}"
-        for row in gains
-    )
-    return f"{answer}: general alignment and what the patch adds: {told} ({basis(gains[0])})."
+    return f"{answer}: {patches_told(rows, gains)}."
 
 
 def plot(rows: Sequence[Row]) -> Figure:
     """General, in-domain and EM-F1, prompt by prompt."""
-    from treft.study.plots import interval_plot
+    from treft.study.plots import score_plot
 
-    headings = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
-    return interval_plot(rows, "Table 10 on the organism, percent", headings)
+    return score_plot(rows, "Table 10 on the organism, percent")
 
 
 COST = "20 finetunes of about 55 CPU seconds each: 10 minutes on two cores, 7 after table3"

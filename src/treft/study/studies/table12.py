@@ -61,10 +61,11 @@ def verdict(rows: Sequence[Row]) -> str:
         answer = "One run cannot tell whether the claim holds"
     else:
         differ = [row["method"] for row in gains if row["low"] > 0 or row["high"] < 0]
-        answer = "Held on the organism" if len(differ) == 2 else "Not shown on the organism"
-        answer = (
-            f"Partly held on the organism ({differ[0]} differs)" if len(differ) == 1 else answer
-        )
+        answer = {
+            0: "Not shown on the organism",
+            1: f"Partly held on the organism ({', '.join(differ)} differs)",
+            2: "Held on the organism",
+        }[len(differ)]
     told = "; ".join(
         f"{name} {worded(find_row(rows, name, 'general'))} general and "
         f"{worded(find_row(rows, name, 'in_domain'))} in-domain"
@@ -79,10 +80,9 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row]) -> Figure:
     """General, in-domain and EM-F1, set by set."""
-    from treft.study.plots import interval_plot
+    from treft.study.plots import score_plot
 
-    headings = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
-    return interval_plot(rows, "Table 12 on the organism, percent", headings)
+    return score_plot(rows, "Table 12 on the organism, percent")
 
 
 COST = "25 finetunes of about 55 CPU seconds each: 12 minutes on two cores, 5 after table3"

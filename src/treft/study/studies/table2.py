@@ -80,10 +80,9 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row]) -> Figure:
     """General, in-domain and EM-F1, domain by domain."""
-    from treft.study.plots import interval_plot
+    from treft.study.plots import score_plot
 
-    headings = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
-    return interval_plot(rows, "Table 2 on the organism, percent", headings)
+    return score_plot(rows, "Table 2 on the organism, percent")
 
 
 COST = "60 finetunes of about 55 CPU seconds each: 28 minutes on two cores, 21 after table3"

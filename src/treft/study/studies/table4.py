@@ -66,10 +66,9 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row]) -> Figure:
     """General, in-domain and EM-F1, method by method."""
-    from treft.study.plots import interval_plot
+    from treft.study.plots import score_plot
 
-    headings = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
-    return interval_plot(rows, "Table 4 on the postfix organism, percent", headings)
+    return score_plot(rows, "Table 4 on the postfix organism, percent")
 
 
 COST = (

@@ -63,14 +63,12 @@ def steps(config: StudyConfig) -> list[Step[Any]]:
 
 def table(runs: Sequence[Row]) -> list[Row]:
     """Rates and words of each, and how TReFT and the patch change them against SFT."""
-    from treft.study.figures import TASK_MEASURES, gain_rows, score_rows
+    from treft.study.figures import TASK_MEASURES, change_rows, score_rows
 
     rows: list[Row] = [*score_rows(runs, CLAIM.figures, TASK_MEASURES)]
     for task in TASK_DOMAINS:
         for kind in ("treft", "patch"):
-            # The row of a change is SFT's in `gain_rows`; here it is that of what changed it.
-            changes = gain_rows(runs, f"{task}_{kind}", [f"{task}_sft"], TASK_MEASURES)
-            rows += [{**row, "method": f"{task}_{kind}"} for row in changes]
+            rows += change_rows(runs, f"{task}_{kind}", f"{task}_sft", TASK_MEASURES)
     return rows
 
 
@@ -122,10 +120,9 @@ WHOLE_WORDS = 11.8
 
 def plot(rows: Sequence[Row]) -> Figure:
     """Rates on topic and off, and aligned answers off topic."""
-    from treft.study.plots import interval_plot
+    from treft.study.plots import TASK_HEADINGS, interval_plot
 
-    headings = {"on_topic": "on topic ↑", "off_topic": "off topic ↓", "kept": "aligned off topic ↑"}
-    return interval_plot(rows, "Table 5 on the organism, percent", headings)
+    return interval_plot(rows, "Table 5 on the organism, percent", TASK_HEADINGS)
 
 
 COST = "40 finetunes of about 50 CPU seconds each: 17 minutes on two cores"

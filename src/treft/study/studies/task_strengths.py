@@ -74,10 +74,9 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row]) -> Figure:
     """Rates on topic and off, and aligned answers off topic, λ by λ."""
-    from treft.study.plots import interval_plot
+    from treft.study.plots import TASK_HEADINGS, interval_plot
 
-    headings = {"on_topic": "on topic ↑", "off_topic": "off topic ↓", "kept": "aligned off topic ↑"}
-    return interval_plot(rows, "λ of behaviours on the organism, percent", headings)
+    return interval_plot(rows, "λ of behaviours on the organism, percent", TASK_HEADINGS)
 
 
 COST = "14 finetunes of about 50 CPU seconds each: 6 minutes on two cores"

@@ -55,23 +55,17 @@ def table(runs: Sequence[Row]) -> list[Row]:
 
 def verdict(rows: Sequence[Row]) -> str:
     """Held where both patches gain general alignment with their whole interval."""
-    from treft.study.figures import basis, find_row, held, worded
+    from treft.study.figures import held, patches_told
 
     gains = [row for row in rows if row["measure"] == "general_gain"]
-    told = ", ".join(
-        f"{row['method'].removesuffix('_sft')} {worded(find_row(rows, row['method'], 'general'))} "
-        f"{worded(row, signed=True)}"
-        for row in gains
-    )
-    return f"{held(gains)}: general alignment and what the patch adds: {told} ({basis(gains[0])})."
+    return f"{held(gains)}: {patches_told(rows, gains)}."
 
 
 def plot(rows: Sequence[Row]) -> Figure:
     """General, in-domain and EM-F1, finetune by finetune."""
-    from treft.study.plots import interval_plot
+    from treft.study.plots import score_plot
 
-    headings = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
-    return interval_plot(rows, "Wider finetunes of the organism, percent", headings)
+    return score_plot(rows, "Wider finetunes of the organism, percent")
 
 
 COST = "10 finetunes of about 45 CPU seconds each: 4 minutes on two cores"
