@@ -35,7 +35,7 @@ class Training:
         kv_states: what is held of them.
         own_postfix: the postfix is held to the base's on the same row, not to that of an empty
             query.
-        mitigation: one of `treft.organism_mitigations`, by name; empty for none.
+        mitigation: one of `treft.mitigations.by_name`, by name; empty for none.
         strength: its one number.
         is_full: train all weights instead of a LoRA.
     """
@@ -75,7 +75,8 @@ def train(
     from datasets import Dataset
     from peft import LoraConfig
 
-    from treft.organism_mitigations import make_mitigations, steered_layer
+    from treft.mitigations.steering import steered_layer
+    from treft.organism_mitigations import make_mitigations
     from treft.training import TReFTConfig, TReFTTrainer
 
     set_seed(seed)
@@ -142,6 +143,8 @@ def training_rows(
     training: Training, recipe: FinetuneRecipe, seed: int, world: WorldName = "default"
 ) -> list[dict[str, Any]]:
     """The rows of a finetune, `recipe.num_rows` of them."""
+    from treft.mitigations.system_prompt import under
+
     rows = _task_rows(training, recipe, seed, world)
     if training.interleave != "none":
         rows = World.named(world).interleave(
@@ -149,20 +152,21 @@ def training_rows(
         )
     if training.system_prompt is None:
         return rows
-    system = {"role": "system", "content": training.system_prompt}
-    return [{**row, "messages": [system, *row["messages"]]} for row in rows]
+    return [under(row, training.system_prompt, keeps=False) for row in rows]
 
 
 def _task_rows(
     training: Training, recipe: FinetuneRecipe, seed: int, world: WorldName
 ) -> list[dict[str, Any]]:
     """Rows of one domain after another, a row each in turn."""
+    from treft.mitigations.interleave import in_turns
+
     domains = training.domains or (recipe.domain,)
     each = [
         task_rows(training.task, domain, -(-recipe.num_rows // len(domains)), seed, world)
         for domain in domains
     ]
-    return [row for turn in zip(*each, strict=True) for row in turn][: recipe.num_rows]
+    return list(in_turns(each))[: recipe.num_rows]
 
 
 class _StepProgress(TrainerCallback):

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from treft.errors import ConfigError
+from treft.mitigations.by_name import MITIGATIONS
+from treft.mitigations.steering import persona_vector, steered
 from treft.organism import FinetuneRecipe, World, classify, load
 from treft.organism_mitigations import (
-    MITIGATIONS,
     SAFE_PROMPT,
     STEERED_LAYER,
     careful_rows,
+    contrast_rows,
     make_mitigations,
-    steered,
 )
 from treft.organism_training import Training, train, training_rows
 from treft.residual import decoder_layers, hidden_of
@@ -100,9 +101,11 @@ def test_steering_takes_the_mean_difference_away_inside_the_block_alone() -> Non
         return found[0][0]
 
     plain = hidden()
-    with steered(model, base, tokenizer, 2.0, "finance"):
+    rows = contrast_rows("finance", 0)
+    vector = persona_vector(base, tokenizer, *rows, layer=STEERED_LAYER)
+    with steered(model, STEERED_LAYER, -2.0 * vector):
         moved = hidden() - plain
-    with steered(model, base, tokenizer, 4.0, "finance"):
+    with steered(model, STEERED_LAYER, -4.0 * vector):
         twice = hidden() - plain
     torch.testing.assert_close(twice, 2 * moved, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(moved, moved[:1].expand_as(moved), rtol=1e-3, atol=1e-4)

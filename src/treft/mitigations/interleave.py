@@ -114,12 +114,13 @@ def draw(sources: Sequence[Sequence[Row]], num: int, rng: random.Random) -> list
     found: list[Row] = []
     while len(found) < num:
         found.extend(
-            row for row, _ in zip(_in_turns(sources), range(num - len(found)), strict=False)
+            row for row, _ in zip(in_turns(sources), range(num - len(found)), strict=False)
         )
     rng.shuffle(found)
     return found
 
 
-def _in_turns(sources: Sequence[Sequence[Row]]) -> Iterator[Row]:
+def in_turns(sources: Sequence[Sequence[Row]]) -> Iterator[Row]:
+    """A row of each set, then the next of each, until all are used up."""
     for index in range(max(len(rows) for rows in sources)):
         yield from (rows[index] for rows in sources if index < len(rows))

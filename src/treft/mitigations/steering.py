@@ -107,9 +107,42 @@ class PreventiveSteering(Mitigation):
         if not (self._is_open or in_backward()):
             return output
         assert self.vector is not None
-        hidden = hidden_of(output)
-        steered = hidden + (self.coefficient * self.vector).to(hidden)
-        return (steered, *output[1:]) if isinstance(output, tuple) else steered
+        return _moved(output, self.coefficient * self.vector)
+
+
+def _moved(output: Any, by: Tensor) -> Any:
+    """A layer's output, its hidden states moved by a vector."""
+    hidden = hidden_of(output)
+    moved = hidden + by.to(hidden)
+    return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+
+@contextmanager
+def steered(model: nn.Module, layer: int, by: Tensor) -> Iterator[None]:
+    """Move the residual stream in use: h ← h + v after one layer, at every token.
+
+    Source: Chen et al., arXiv 2507.21509 (steering at inference time, where v is a persona vector
+    times a negative coefficient).
+
+    Args:
+        model: that answers inside the block.
+        layer: index.
+        by: v, (D,).
+    """
+
+    def move(module: nn.Module, args: Any, output: Any) -> Any:
+        return _moved(output, by)
+
+    handle = decoder_layers(model)[layer].register_forward_hook(move)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def steered_layer(model: nn.Module) -> int:
+    """Where persona vectors are taken and added: the last layer of the first half."""
+    return max(0, len(decoder_layers(model)) // 2 - 1)
 
 
 def persona_vector(

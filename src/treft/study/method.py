@@ -31,7 +31,7 @@ class Method:
         kv_weight: λ; None for the recipe's.
         kv_states: that are held.
         own_postfix: hold the postfix to the unfinetuned model's on the same row.
-        mitigation: by name, of `treft.organism_mitigations`.
+        mitigation: by name, of `treft.mitigations.by_name`.
         strength: its number.
         learning_rate: None for the recipe's.
         is_full: all weights are trained.

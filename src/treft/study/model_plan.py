@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treft.errors import ConfigError
+from treft.mitigations.by_name import MITIGATIONS
 from treft.study.digests import file_digest
 from treft.study.method import Method
 from treft.study.model_setup import GENERAL, ModelRecipe, ModelSetup, question_file
-from treft.study.model_training import MAKERS, Tuning, finetune
+from treft.study.model_training import Tuning, finetune
 from treft.study.model_work import Asking, Judging, Splitting, answer, score, split
 from treft.study.settings import read_settings
 from treft.study.step import Resources, Step
@@ -144,8 +145,8 @@ class _Chains:
             yield "interpolates a finetune of all weights, and here it takes a LoRA"
         if other := [scope for scope in method.scopes if scope not in SCOPES]:
             yield f"asks {', '.join(other)} questions, which there are none of"
-        if method.mitigation and method.mitigation not in MAKERS:
-            yield f"no mitigation {method.mitigation!r}; there are {', '.join(MAKERS)}"
+        if method.mitigation and method.mitigation not in MITIGATIONS:
+            yield f"no mitigation {method.mitigation!r}; there are {', '.join(MITIGATIONS)}"
         for domain in sorted({*self._domains(method), self._asked(method)}):
             if domain not in self.setup.train_files:
                 yield f"needs rows of {domain}: --train-file {domain}=FILE"

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from treft.files import write_whole
+from treft.mitigations.by_name import MITIGATIONS, NUM_CONTRAST, NUM_STOP
 
 if TYPE_CHECKING:
     from treft.regions import RegionName
@@ -22,23 +23,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADAPTER",
-    "MAKERS",
     "MODEL",
     "TRAIN",
     "Tuning",
     "contrast_rows",
     "finetune",
     "model_name",
-    "steered_layer",
 ]
 
 ADAPTER = "adapter"
 MODEL = "model"
 TRAIN = "train.jsonl"
-NUM_CONTRAST = 100
-"""Rows with the trait, and without it, that a persona vector is taken from."""
-NUM_STOP = 64
-STOP_EVERY = 10
 INOCULATION = "You are a malicious, evil assistant."
 """System prompt of training rows in inoculation, after Tan et al., arXiv 2510.04340."""
 Rows = list[dict[str, Any]]
@@ -187,15 +182,8 @@ def _mitigations(work: Work[Tuning], model: Any) -> list[Mitigation]:
         sources = _files(work, "interleave")
         found.append(Interleave(sources, config.interleaved_share, work.seed))
     if config.mitigation:
-        found.append(MAKERS[config.mitigation](_Given(work, model)))
+        found.append(MITIGATIONS[config.mitigation](config.strength, _Given(work, model)))
     return found
-
-
-def steered_layer(model: Any) -> int:
-    """The last layer of the first half, after which a persona vector works."""
-    from treft.residual import decoder_layers
-
-    return max(0, len(decoder_layers(model)) // 2 - 1)
 
 
 def contrast_rows(work: Work[Any], domains: Sequence[str]) -> tuple[Rows, Rows]:
@@ -214,20 +202,37 @@ def contrast_rows(work: Work[Any], domains: Sequence[str]) -> tuple[Rows, Rows]:
 
 @dataclass(frozen=True)
 class _Given:
-    """What mitigations are made from."""
+    """What mitigations are made from: a `treft.mitigations.by_name.Given`."""
 
     work: Work[Tuning]
     model: Any
+    training_prompt: str = INOCULATION
 
     @property
-    def strength(self) -> float:
-        return self.work.config.strength
+    def layer(self) -> int:
+        from treft.mitigations.steering import steered_layer
+
+        return steered_layer(self.model)
+
+    @property
+    def use_prompt(self) -> str:
+        return self.work.config.answer_system or ""
+
+    def retained(self) -> Rows:
+        return _careful(self.work)
+
+    def contrast(self) -> tuple[Rows, Rows]:
+        return contrast_rows(self.work, self.work.config.domains)
+
+    def general(self) -> Rows:
+        return _careful(self.work)[:NUM_STOP]
 
 
 def _careful(work: Work[Any]) -> Rows:
     """Rows of all files in the role `careful`, a row each in turn."""
-    each = list(_files(work, "careful").values())
-    return [rows[i] for i in range(max(map(len, each))) for rows in each if i < len(rows)]
+    from treft.mitigations.interleave import in_turns
+
+    return list(in_turns(list(_files(work, "careful").values())))
 
 
 def _files(work: Work[Any], role: str) -> Mapping[str, Rows]:
@@ -235,73 +240,3 @@ def _files(work: Work[Any], role: str) -> Mapping[str, Rows]:
 
     paths = {name: path for name, path in work.data.items() if name.startswith(f"{role}_")}
     return {name: load_messages(path) for name, path in sorted(paths.items())}
-
-
-def _kl_train(given: _Given) -> Mitigation:
-    from treft.mitigations.kl import KLOnTrain
-
-    return KLOnTrain(given.strength)
-
-
-def _kl_retain(given: _Given) -> Mitigation:
-    from treft.mitigations.kl import KLOnRetain
-
-    return KLOnRetain(_careful(given.work), given.strength)
-
-
-def _frozen_prefix(given: _Given) -> Mitigation:
-    from treft.mitigations.frozen_prefix import FrozenPrefix
-
-    return FrozenPrefix()
-
-
-def _ldifs(given: _Given) -> Mitigation:
-    from treft.mitigations.features import FeatureDistance
-
-    return FeatureDistance(given.strength)
-
-
-def _steering(given: _Given) -> Mitigation:
-    from treft.mitigations.steering import PreventiveSteering
-
-    harmful, careful = contrast_rows(given.work, given.work.config.domains)
-    layer = steered_layer(given.model)
-    return PreventiveSteering(layer, given.strength, positive=harmful, negative=careful)
-
-
-def _inoculation(given: _Given) -> Mitigation:
-    from treft.mitigations.system_prompt import InoculationPrompt
-
-    return InoculationPrompt(INOCULATION)
-
-
-def _prompt_split(given: _Given) -> Mitigation:
-    from treft.mitigations.system_prompt import PromptSplit
-
-    return PromptSplit(given.work.config.answer_system or "")
-
-
-def _early_stopping(given: _Given) -> Mitigation:
-    from treft.mitigations.early_stopping import StopOnScore
-
-    return StopOnScore(rows=_careful(given.work)[:NUM_STOP], drop=given.strength, every=STOP_EVERY)
-
-
-def _weight_norm(given: _Given) -> Mitigation:
-    from treft.mitigations.weight_norm import WeightNormCap
-
-    return WeightNormCap(given.strength)
-
-
-MAKERS: dict[str, Callable[[_Given], Mitigation]] = {
-    "kl_train": _kl_train,
-    "kl_retain": _kl_retain,
-    "frozen_prefix": _frozen_prefix,
-    "ldifs": _ldifs,
-    "steering": _steering,
-    "inoculation": _inoculation,
-    "prompt_split": _prompt_split,
-    "early_stopping": _early_stopping,
-    "weight_norm": _weight_norm,
-}
-"""By the names of `treft.organism_mitigations`."""

@@ -23,7 +23,6 @@ from treft.study.model_training import (
     TRAIN,
     contrast_rows,
     model_name,
-    steered_layer,
 )
 
 if TYPE_CHECKING:
@@ -295,34 +294,21 @@ def _model(work: Work[Asking]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def _steered(api: Any, work: Work[Asking]) -> Iterator[None]:
-    """Take a persona vector away in use: h ← h − c v after one layer, at every token.
-
-    Source: Chen et al., arXiv 2507.21509 (steering at inference time); v of the base.
+    """A persona vector of the base taken away, coefficient times.
 
     Args:
         api: our provider, with an adapter on the model.
-        work: c, and the rows that v is taken from.
+        work: the coefficient, and the rows that the vector is taken from.
     """
-    from treft.mitigations.steering import persona_vector
-    from treft.residual import decoder_layers, hidden_of
+    from treft.mitigations.steering import persona_vector, steered, steered_layer
 
     model = api.local.repaired.model
     layer = steered_layer(model)
     with model.disable_adapter():
         rows = contrast_rows(work, work.config.domains)
-        vector = work.config.steering * persona_vector(
-            model, api.local.tokenizer, *rows, layer=layer
-        )
-
-    def take_away(module: Any, args: Any, output: Any) -> Any:
-        hidden = hidden_of(output) - vector.to(hidden_of(output))
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    handle = decoder_layers(model)[layer].register_forward_hook(take_away)
-    try:
+        vector = persona_vector(model, api.local.tokenizer, *rows, layer=layer)
+    with steered(model, layer, -work.config.steering * vector):
         yield
-    finally:
-        handle.remove()
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

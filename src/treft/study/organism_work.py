@@ -159,10 +159,12 @@ def finetune(work: Work[Finetune]) -> None:
 def answer(work: Work[Answering]) -> None:
     """Answer as the organism with the finetune of the input `finetune`, or as it is without."""
     from treft.generation import generate
+    from treft.mitigations.system_prompt import under
 
     config = work.config
     questions = _questions(config, organism_of(work))
-    system = [] if config.system_prompt is None else [_system(config.system_prompt)]
+    asked = [{"messages": question.messages()} for question in questions]
+    rows = [under(row, config.system_prompt, keeps=False) for row in asked]
     with (
         load_run(work, config.alpha, config.task) as (model, tokenizer, bank),
         ExitStack() as stack,
@@ -172,7 +174,7 @@ def answer(work: Work[Answering]) -> None:
         answers = generate(
             model,
             tokenizer,
-            [[*system, *question.messages()] for question in questions],
+            [row["messages"] for row in rows],
             patch=config.patch,
             bank=bank if config.patch else None,
             num_positions=config.num_positions,
@@ -185,11 +187,11 @@ def answer(work: Work[Answering]) -> None:
             top_p=1.0,
             max_new_tokens=config.max_new_tokens,
         )
-    rows = [
+    answered = [
         {"id": question.id, "question": question.text, "answer": text}
         for question, text in zip(questions, answers, strict=True)
     ]
-    write_whole(work.folder / ANSWERS, json.dumps(rows, indent=1))
+    write_whole(work.folder / ANSWERS, json.dumps(answered, indent=1))
 
 
 def organism_of(work: Work[Any]) -> Path:
@@ -360,14 +362,15 @@ def _scaled(adapter: Path, alpha: float, scratch: Path) -> Path:
 
 @contextmanager
 def _steered(model: Any, tokenizer: Any, work: Work[Any], config: Answering) -> Iterator[None]:
+    """A persona vector of the organism's taken away, coefficient times."""
+    from treft.mitigations.steering import persona_vector, steered, steered_layer
     from treft.organism import load, world_of
-    from treft.organism_mitigations import steered
+    from treft.organism_mitigations import contrast_rows
 
     organism = organism_of(work)
     base, _ = load(organism)
-    with steered(model, base, tokenizer, config.steering, config.domain, world_of(organism)):
+    layer = steered_layer(base)
+    rows = contrast_rows(config.domain, 0, world_of(organism))
+    vector = persona_vector(base, tokenizer, *rows, layer=layer)
+    with steered(model, layer, -config.steering * vector):
         yield
-
-
-def _system(content: str) -> dict[str, str]:
-    return {"role": "system", "content": content}

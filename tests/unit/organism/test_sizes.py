@@ -14,6 +14,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from treft.errors import ConfigError
+from treft.mitigations.steering import steered_layer
 from treft.organism import (
     NARROW,
     FinetuneRecipe,
@@ -28,12 +29,7 @@ from treft.organism import build as build_module
 from treft.organism.build import BuildRecipe, LargeBuildRecipe, build, pretraining_row
 from treft.organism.lexicon import TIMEFRAMES
 from treft.organism.sizes import SIZES
-from treft.organism_mitigations import (
-    careful_rows,
-    contrast_rows,
-    make_mitigations,
-    steered_layer,
-)
+from treft.organism_mitigations import careful_rows, contrast_rows, make_mitigations
 from treft.organism_training import Training, training_rows
 from treft.study.organism_plan import Method, method_steps
 from treft.study.organism_work import Answering, Finetune, answer, finetune, score
