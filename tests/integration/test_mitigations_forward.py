@@ -23,6 +23,7 @@ from treft.errors import ConfigError
 from treft.mitigations.features import FeatureDistance
 from treft.mitigations.frozen_prefix import FrozenPrefix
 from treft.mitigations.kl import KLOnTrain
+from treft.mitigations.prefix_start import num_shared
 from treft.mitigations.steering import PreventiveSteering, persona_vector
 from treft.states import capture
 from treft.training import TReFTTrainer
@@ -60,14 +61,19 @@ def with_base_prefix(twin: Any, inputs: dict[str, Tensor]) -> Tensor:
     return torch.stack(losses).sum() / sum(nums)
 
 
+@pytest.mark.parametrize("systems", [SYSTEMS, SYSTEMS[:1]], ids=["unlike", "alike"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_frozen_prefix_is_the_base_cache_with_the_adapter_on_the_rest(
-    name: str, checkpointing: bool, tiny_model: TinyModel, make_trainer: MakeTrainer
+    name: str,
+    checkpointing: bool,
+    systems: tuple[str, ...],
+    tiny_model: TinyModel,
+    make_trainer: MakeTrainer,
 ) -> None:
     trainer = make_trainer(
         tiny_model(name),
-        conversations(4, system=SYSTEMS),  # prefixes of unlike lengths in one batch
+        conversations(4, system=systems),  # "unlike": prefixes of two lengths in one batch
         trainer={"mitigations": [FrozenPrefix()]},
         **{**PLAIN, "gradient_checkpointing": checkpointing},
     )
@@ -84,12 +90,77 @@ def test_frozen_prefix_is_the_base_cache_with_the_adapter_on_the_rest(
     for layer, pair in states.items():
         for now, base in zip(pair, before[layer], strict=True):
             moved = (now.detach() - base).abs().amax(dim=(1, 3))  # (B, T)
-            assert float(moved[prefix].max()) == 0.0
+            assert float(moved[prefix].max()) < 1e-5  # run alone, not in a batch: rounding
             assert float(moved[rest].max()) > 1e-3
     twin = double_twin(trainer).eval()
     expected = with_base_prefix(twin, inputs)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert_same_gradients(gradients(trainer, loss), expected, twin)
+
+
+def num_columns_run(trainer: TReFTTrainer, inputs: dict[str, Tensor]) -> list[int]:
+    """Of each forward in a loss."""
+    found: list[int] = []
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        found.append(kwargs["input_ids"].shape[1])
+
+    handle = trainer.model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        trainer.compute_loss(trainer.model, dict(inputs))
+    finally:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "is_skipped"),
+    [
+        ("llama", {}, True),
+        ("llama", {"learnt_tokens_only": True}, True),
+        ("llama", {"gradient_checkpointing": True}, False),
+        ("llama", {"padding_free": True, "max_length": None}, False),
+        ("llama", {"assistant_only_loss": False}, False),
+        ("mistral", {}, False),  # sliding window
+    ],
+)
+def test_frozen_prefix_is_run_once_where_the_model_can_begin_behind_it(
+    name: str,
+    options: dict[str, Any],
+    is_skipped: bool,
+    tiny_model: TinyModel,
+    make_trainer: MakeTrainer,
+) -> None:
+    trainer = make_trainer(
+        tiny_model(name),
+        conversations(4, system=SYSTEMS[:1]),
+        trainer={"mitigations": [FrozenPrefix()]},
+        **{**PLAIN, **options},
+    )
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = first_batch(trainer)
+    num_columns = inputs["input_ids"].shape[1]
+    num_prefix = int((inputs["region_codes"][0] == 1).sum())
+    if not is_skipped:
+        assert num_columns_run(trainer, inputs) == [num_columns]
+        return
+    assert num_columns_run(trainer, inputs) == [num_prefix, num_columns - num_prefix]
+    assert num_columns_run(trainer, inputs) == [num_columns - num_prefix]
+
+
+def test_shared_columns_end_where_rows_part_a_query_begins_or_a_token_is_learnt() -> None:
+    ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 8, 1]])
+    codes = torch.tensor([[1, 1, 1, 2, 2]] * 2)
+    labels = torch.full_like(ids, -100)
+    assert num_shared(ids, codes, labels, None) == 3
+    assert num_shared(ids, codes, labels, torch.tensor([[1] * 5, [0] * 2 + [1] * 3])) == 0
+    other = ids.clone()
+    other[1, 1] = 3
+    assert num_shared(other, codes, labels, None) == 1
+    learnt = labels.clone()
+    learnt[0, 3] = 8  # predicted from column 2
+    assert num_shared(ids, codes, learnt, None) == 2
 
 
 def test_frozen_prefix_leaves_generation_and_evaluation_mode_as_told(

@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from treft.errors import ConfigError
+from treft.mitigations.prefix_start import PrefixStart
 from treft.regions import REGION_CODES, RegionName
 from treft.training import checks
 from treft.training.mitigation import LossBatch, Mitigation
@@ -34,8 +35,10 @@ class FrozenPrefix(Mitigation):
     an invocation to the base. Formula: y_t = W x_t + 1[t not in prefix] s B A x_t in every adapted
     layer. By causality a prefix token depends on prefix tokens only, so all its states are the
     base's, and what trains is what `patch=prefix` serves: the base's prefix cache, and the adapter
-    on the rest. Nothing is added to the loss. Cost: none (no reference, no extra forward or data);
-    rows may have different prefixes, be padded, packed or checkpointed.
+    on the rest. Nothing is added to the loss. Cost: less than none. The prefix that the rows of a
+    batch share is run once for the whole training, and each row begins from its keys and values
+    (`treft.mitigations.prefix_start` says when that cannot be); no extra data. Rows may have
+    different prefixes, be padded, packed or checkpointed.
 
     **The adapter must be served the same way**: `treft generate --patch prefix`, or the base's
     prefix cache. Without, its prefix was never trained.
@@ -58,6 +61,14 @@ class FrozenPrefix(Mitigation):
         checks.isolation(trainer)
         for factor in _second_factors(trainer.model):
             factor.register_forward_hook(self._switch_off)
+        self._start = PrefixStart(trainer)
+
+    def forward_inputs(self, batch: LossBatch, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch from the end of the prefix that its rows share, with that prefix's cache."""
+        num, inputs = self._start.skip(batch, inputs)
+        assert self._active is not None
+        self._active = self._active[:, num:]
+        return inputs
 
     def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
         """The adapter is off at this batch's prefix tokens, also when a checkpoint replays it."""

@@ -94,6 +94,10 @@ class Mitigation:
         """Entered for each forward of the model in the SFT loss."""
         return nullcontext()
 
+    def forward_inputs(self, batch: LossBatch, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the model gets in such a forward instead of `inputs`; called inside it."""
+        return inputs
+
     def term(self, batch: LossBatch) -> Tensor | None:
         """What to add to the loss of this micro-batch, a scalar, weighed; None for nothing."""
         return None
@@ -110,6 +114,7 @@ class _ForwardInMitigations:
         with ExitStack() as stack:
             for mitigation in self._batch.trainer.mitigations:
                 stack.enter_context(mitigation.around_forward(self._batch))
+                kwargs = mitigation.forward_inputs(self._batch, kwargs)
             return self._model(*args, **kwargs)
 
 

@@ -1,10 +1,10 @@
-"""What a training step of the organism costs with the output head at learnt tokens alone.
+"""What a training step of the organism costs, and what may be left out of it.
 
-One trainer, one batch; loss and gradient with and without `learnt_tokens_only`, in turns within
-each round, and once more without (A/A). Times are CPU seconds of the process; ratios are within a
-round.
+One batch; loss and gradient of a plain finetune, once more (A/A), with the output head at learnt
+tokens alone (`learnt_tokens_only`), and with that and the prefix frozen (`FrozenPrefix`), in turns
+within each round. Times are CPU seconds of the process; ratios are within a round.
 
-    OMP_NUM_THREADS=1 python benchmarks/learnt_tokens.py --rounds 40
+    OMP_NUM_THREADS=1 python benchmarks/organism_step.py --rounds 40
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import set_seed
 
+from treft.mitigations.frozen_prefix import FrozenPrefix
 from treft.organism import FinetuneRecipe, World, load
 from treft.training import TReFTConfig, TReFTTrainer
 
-ARMS = {"all tokens": False, "all tokens again (A/A)": False, "learnt tokens only": True}
+ARMS = {
+    "all tokens": ("plain", False),
+    "all tokens again (A/A)": ("plain", False),
+    "learnt tokens only": ("plain", True),
+    "learnt tokens only, frozen prefix": ("frozen prefix", True),
+}
+"""Name -> trainer, and whether the head sees learnt tokens alone."""
 
 
-def build_trainer(folder: str, recipe: FinetuneRecipe) -> TReFTTrainer:
-    """The trainer of a plain finetune, as `treft.organism_training` sets it."""
+def build_trainer(folder: str, recipe: FinetuneRecipe, *mitigations: FrozenPrefix) -> TReFTTrainer:
+    """The trainer of a finetune, as `treft.organism_training` sets it."""
     set_seed(0)
     model, tokenizer = load()
     return TReFTTrainer(
@@ -48,6 +55,7 @@ def build_trainer(folder: str, recipe: FinetuneRecipe) -> TReFTTrainer:
         peft_config=LoraConfig(
             r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear"
         ),
+        mitigations=mitigations,
     )
 
 
@@ -68,12 +76,21 @@ def main() -> None:
     torch.set_num_threads(1)
     seconds: dict[str, list[float]] = {name: [] for name in ARMS}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(folder, FinetuneRecipe())
-        trainer.model.train()
-        batch = next(iter(trainer.get_train_dataloader()))
+        recipe = FinetuneRecipe()
+        trainers = {
+            "plain": build_trainer(folder, recipe),
+            "frozen prefix": build_trainer(folder, recipe, FrozenPrefix()),
+        }
+        batches = {}
+        for name, trainer in trainers.items():
+            trainer.model.train()
+            trainer.current_gradient_accumulation_steps = 1  # as `Trainer.train` sets it
+            batches[name] = next(iter(trainer.get_train_dataloader()))
+        batch = batches["plain"]
+        assert torch.equal(batch["input_ids"], batches["frozen prefix"]["input_ids"])
         for number in range(args.rounds + 3):
-            for name, learnt_only in ARMS.items():
-                taken = run_step(trainer, batch, learnt_only)
+            for name, (kind, learnt_only) in ARMS.items():
+                taken = run_step(trainers[kind], batches[kind], learnt_only)
                 if number >= 3:  # warm
                     seconds[name].append(taken)
     plain = seconds["all tokens"]
