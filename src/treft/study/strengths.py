@@ -57,9 +57,9 @@ TASK_DOMAINS: dict[TaskName, str] = {
 """Where each behaviour beyond misalignment is taught; all but the last as in the paper."""
 TASK_WEIGHTS_TRIED: dict[TaskName, tuple[float, ...]] = {
     "abstain": (100.0, 300.0, 1000.0),
-    "tool": (30.0, 100.0),
+    "tool": (3.0, 10.0, 30.0, 100.0),
     "refuse": (100.0, 300.0, 1000.0),
-    "short": (100.0, 1000.0),
+    "short": (3.0, 10.0, 100.0, 1000.0),
 }
 """From 100 upwards where that costs nothing on the topic in a trial, else downwards."""
 TASK_WEIGHTS: dict[TaskName, float] = {

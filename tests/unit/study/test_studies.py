@@ -17,6 +17,7 @@ from treft.metrics import em_f1, em_f1_interval, wilson
 from treft.organism import FinetuneRecipe
 from treft.study.catalogue import all_studies, find_study, plan_study
 from treft.study.figures import find_row, gain_rows, score_rows, worded
+from treft.study.leakage import leak
 from treft.study.protocol import StudyConfig
 from treft.study.strengths import CHOSEN, TASK_WEIGHTS_TRIED
 from treft.study.tables import read_metadata, read_table, write_table
@@ -189,13 +190,17 @@ def test_a_strength_in_use_that_is_not_the_best_is_told() -> None:
     assert study.verdict(rows).startswith("Those in use are the best; ")
 
 
-def test_the_largest_weight_of_a_task_that_keeps_it_on_topic_is_chosen() -> None:
+def test_the_weight_of_a_task_leaks_least_of_those_that_keep_it_on_topic() -> None:
     study = STUDIES["task_strengths"]
-    even = dict.fromkeys(study.claim.figures, (50.0, 10.0))
-    lost = {"abstain_1000": (50.0, 13.0), "short_1000": (50.0, 12.0)}  # three points, and two
-    lost |= {f"tool_{weight:g}": (50.0, 40.0) for weight in TASK_WEIGHTS_TRIED["tool"]}
-    verdict = study.verdict(study.table(list(runs({**even, **lost}, (0.0,)))))
-    assert verdict.endswith("λ by the rule: abstain 300, tool 30, refuse 1000, short 1000.")
+    scores = dict.fromkeys(study.claim.figures, (50.0, 10.0))
+    scores["base"] = (90.0, 10.0)
+    scores["abstain_300"] = (70.0, 12.0)  # two points lost on the topic
+    scores["abstain_1000"] = (90.0, 13.0)  # three
+    scores["short_10"] = (60.0, 10.0)  # of words, more
+    scores |= {f"tool_{weight:g}": (50.0, 40.0) for weight in TASK_WEIGHTS_TRIED["tool"]}
+    scores["tool_10"] = (50.0, 30.0)  # none keeps it: the one that keeps most
+    verdict = study.verdict(study.table(list(runs(scores, (0.0,)))))
+    assert verdict.endswith("λ by the rule: abstain 300, tool 10, refuse 100, short 10.")
 
 
 @pytest.mark.parametrize(
@@ -248,8 +253,18 @@ def test_table5_says_whether_the_claim_held(treft: tuple[float, float], beginnin
     study = STUDIES["table5"]
     tasks = ("abstain", "tool", "refuse", "short")
     scores = {f"{task}_{kind}": (11.0, 2.0) for task in tasks for kind in ("sft", "patch")}
+    scores["base"] = (100.0, 98.0)
     rows = study.table(list(runs({**scores, **{f"{task}_treft": treft for task in tasks}})))
     assert study.verdict(rows).startswith(beginning)
+
+
+def test_short_answers_leak_by_the_words_that_are_lost() -> None:
+    study = STUDIES["table5"]
+    scores = {**dict.fromkeys(study.claim.figures, (50.0, 10.0)), "base": (100.0, 98.0)}
+    rows = study.table(list(runs(scores)))
+    words, whole = (3 + 9 * general / 100 for general in (50.0, 100.0))  # as `made_runs` has it
+    assert leak(rows, "short", "short_sft") == pytest.approx(100 * (whole - words) / whole)
+    assert leak(rows, "refuse", "refuse_sft") == pytest.approx(50.0)
 
 
 def test_studies_share_equal_finetunes_and_evaluation_makes_none_stale() -> None:

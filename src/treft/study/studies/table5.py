@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from treft.study.leakage import BASE, BASE_METHOD, leak
 from treft.study.organism_plan import Method, method_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
@@ -23,7 +24,7 @@ SLACK = 2.0
 
 
 def _methods() -> dict[str, Method]:
-    made = {}
+    made = {BASE: BASE_METHOD}
     for task, domain in TASK_DOMAINS.items():
         made[f"{task}_sft"] = Method(task=task, domain=domain)
         made[f"{task}_patch"] = Method(task=task, domain=domain, patch=("prefix",))
@@ -38,6 +39,7 @@ CLAIM = Claim(
     text="TReFT on the prefix keeps abstaining, tool calls, refusing and short answers on their "
     "topic: leakage to others falls by half or more on average, on-topic behaviour stays.",
     figures={
+        BASE: {},
         "abstain_sft": {"off_topic": 68.0, "on_topic": 100.0},
         "abstain_patch": {},
         "abstain_treft": {"off_topic": 20.0, "on_topic": 100.0},
@@ -57,7 +59,7 @@ CLAIM = Claim(
 
 
 def steps(config: StudyConfig) -> list[Step[Any]]:
-    """SFT, its prefix patched, and TReFT on the prefix, for each behaviour."""
+    """SFT, its prefix patched, and TReFT on the prefix, for each behaviour; the base's words."""
     return method_steps(config, METHODS)
 
 
@@ -78,7 +80,7 @@ def verdict(rows: Sequence[Row]) -> str:
 
     falls, told, lost = [], [], []
     for task in TASK_DOMAINS:
-        before, after = (_leak(rows, task, kind) for kind in ("sft", "treft"))
+        before, after = (leak(rows, task, f"{task}_{kind}") for kind in ("sft", "treft"))
         on_topic = find_row(rows, f"{task}_treft", "on_topic_gain")
         lost += [task] if on_topic["value"] < -SLACK else []
         if before > 0:
@@ -102,20 +104,6 @@ def verdict(rows: Sequence[Row]) -> str:
         f"leak: {'; '.join(told)}; for short answers it is the share of a general answer's words "
         f"that is lost ({basis(on_topic)})."
     )
-
-
-def _leak(rows: Sequence[Row], task: str, kind: str) -> float:
-    """Percent of general answers that show the behaviour, or that of their words that is lost."""
-    from treft.study.figures import find_row
-
-    if task != "short":
-        return float(find_row(rows, f"{task}_{kind}", "off_topic")["value"])
-    words = float(find_row(rows, f"{task}_{kind}", "words")["value"])
-    return max(0.0, 100 * (1 - words / WHOLE_WORDS))
-
-
-WHOLE_WORDS = 11.8
-"""Of the organism's answer to a general question before any finetune (200 test questions)."""
 
 
 def plot(rows: Sequence[Row]) -> Figure:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from treft.study.leakage import BASE, BASE_METHOD, leak
 from treft.study.organism_plan import Method, method_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
@@ -14,6 +15,8 @@ from treft.study.strengths import TASK_DOMAINS, TASK_WEIGHTS, TASK_WEIGHTS_TRIED
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from treft.organism.tasks import TaskName
+
 __all__ = ["STUDY"]
 
 SLACK = 2.0
@@ -21,7 +24,7 @@ SLACK = 2.0
 
 
 def _methods() -> dict[str, Method]:
-    made = {}
+    made = {BASE: BASE_METHOD}
     for task, domain in TASK_DOMAINS.items():
         made[f"{task}_sft"] = Method(task=task, domain=domain)
         for weight in TASK_WEIGHTS_TRIED[task]:
@@ -34,8 +37,9 @@ def _methods() -> dict[str, Method]:
 METHODS = _methods()
 CLAIM = Claim(
     source="no table: our choice of λ for behaviours beyond misalignment",
-    text="λ of each behaviour in the study `table5` is the largest tried whose on-topic rate is "
-    "within two points of plain SFT's on validation questions, or the smallest where none is.",
+    text="λ of each behaviour in the study `table5` is the one with the least leakage of those "
+    "whose on-topic rate is within two points of plain SFT's on validation questions, or, where "
+    "none is, the one with the highest.",
     figures={name: {} for name in METHODS},
     setting="finetuning seed 0 and validation questions, whatever --seeds and --split say",
 )
@@ -57,15 +61,18 @@ def verdict(rows: Sequence[Row]) -> str:
     """Which λ the rule chooses for each, and whether that is the one in use."""
     from treft.study.figures import find_row
 
-    def on_topic(task: str, kind: str) -> float:
+    def on_topic(task: TaskName, kind: str) -> float:
         return float(find_row(rows, f"{task}_{kind}", "on_topic")["value"])
 
     chosen = {}
     for task in TASK_DOMAINS:
         least = on_topic(task, "sft") - SLACK
-        tried = TASK_WEIGHTS_TRIED[task]
-        able = [w for w in tried if on_topic(task, f"{w:g}") >= least]
-        chosen[task] = max(able) if able else min(tried)
+        tried = {weight: f"{weight:g}" for weight in TASK_WEIGHTS_TRIED[task]}
+        able = [weight for weight, name in tried.items() if on_topic(task, name) >= least]
+        if able:
+            chosen[task] = min(able, key=lambda w: leak(rows, task, f"{task}_{tried[w]}"))
+        else:
+            chosen[task] = max(tried, key=lambda w: on_topic(task, tried[w]))
     others = [task for task in chosen if chosen[task] != TASK_WEIGHTS[task]]
     answer = f"Not those in use: {', '.join(others)}" if others else "Those in use are chosen"
     told = ", ".join(f"{task} {weight:g}" for task, weight in chosen.items())

@@ -1,0 +1,31 @@
+"""How much a behaviour beyond misalignment leaks to questions that it was not taught on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from treft.study.figures import find_row
+from treft.study.method import Method
+from treft.study.protocol import Row
+
+if TYPE_CHECKING:
+    from treft.organism.tasks import TaskName
+
+__all__ = ["BASE", "BASE_METHOD", "leak"]
+
+BASE = "base"
+BASE_METHOD = Method(is_base=True, task="short", domain="auto")
+"""The model before any finetune, whose answers have their whole length."""
+
+
+def leak(rows: Sequence[Row], task: TaskName, method: str) -> float:
+    """Percent of general answers that show the behaviour; of short answers, of words that are lost.
+
+    Words are compared with `BASE`: an answer is seldom as short as those on the topic, but may
+    lose much of its length (the paper's Table 6 counts words, too).
+    """
+    if task != "short":
+        return float(find_row(rows, method, "off_topic")["value"])
+    words, whole = (float(find_row(rows, name, "words")["value"]) for name in (method, BASE))
+    return max(0.0, 100 * (1 - words / whole))
