@@ -63,13 +63,13 @@ TASK_WEIGHTS_TRIED: dict[TaskName, tuple[float, ...]] = {
 }
 """From 100 upwards where that costs nothing on the topic in a trial, else downwards."""
 TASK_WEIGHTS: dict[TaskName, float] = {
-    "abstain": 100.0,
+    "abstain": 300.0,
     "tool": 100.0,
-    "refuse": 100.0,
-    "short": 100.0,
+    "refuse": 1000.0,
+    "short": 3.0,
 }
-"""λ of TReFT on the prefix: that of harmful advice. `task_strengths` tells which of those tried is
-the largest whose on-topic rate is within two points of plain SFT's; it has not been run yet."""
+"""λ of TReFT on the prefix, as `task_strengths` chose it: the least leakage of those whose on-topic
+rate is within two points of plain SFT's. None is for `tool`; there it is the highest rate."""
 
 
 def mitigated(name: str, strength: float = 0.0) -> Method:
