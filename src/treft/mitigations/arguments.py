@@ -10,6 +10,7 @@ from typing import Any
 from treft.data import load_messages
 from treft.errors import ConfigError
 from treft.loading import LoadOptions, load_model
+from treft.mitigations.activated_lora import ActivatedLora
 from treft.mitigations.early_stopping import StopOnScore
 from treft.mitigations.features import FeatureDistance
 from treft.mitigations.frozen_prefix import FrozenPrefix
@@ -63,6 +64,13 @@ class MitigationArguments:
     frozen_prefix: bool = field(
         default=False, metadata=_help("Keep the prefix's keys and values the base's (LoRA).")
     )
+    activated_lora: bool = field(
+        default=False,
+        metadata=_help("Leave all before the response's header to the base (PEFT's aLoRA)."),
+    )
+    activated_lora_text: str | None = field(
+        default=None, metadata=_help("With activated_lora: the text it begins with instead.")
+    )
     ldifs_weight: float = field(
         default=0.0, metadata=_help("λ of the squared distance of hidden states; 0 is off.")
     )
@@ -106,6 +114,7 @@ class MitigationArguments:
     def __post_init__(self) -> None:
         """Refuse flags that would do nothing."""
         needs = {
+            "activated_lora_text": "activated_lora",
             "kl_batch_size": "kl_retain_file",
             "interleave_misaligned": "interleave_files",
             "ldifs_layers": "ldifs_weight",
@@ -115,7 +124,7 @@ class MitigationArguments:
         }
         for name, owner in needs.items():
             weight = getattr(self, owner)
-            is_off = weight is None or (owner == "ldifs_weight" and weight == 0)
+            is_off = weight is None or weight is False or (owner == "ldifs_weight" and weight == 0)
             if is_off and getattr(self, name) is not None:
                 raise ConfigError(f"{name} works together with {owner} only: give both.")
         if self.inoculation_prompt is not None and self.ptst_test_prompt is not None:
@@ -172,6 +181,8 @@ def _of_training(given: MitigationArguments) -> list[Mitigation]:
     found: list[Mitigation] = []
     if given.frozen_prefix:
         found.append(FrozenPrefix())
+    if given.activated_lora:
+        found.append(ActivatedLora(given.activated_lora_text))
     if given.steering_layer is not None and given.steering_coefficient != 0:
         files = (given.steering_positive_file, given.steering_negative_file)
         positive, negative = ([] if path is None else load_messages(path) for path in files)

@@ -67,6 +67,12 @@ def _frozen_prefix(strength: float, given: Given) -> Mitigation:
     return FrozenPrefix()
 
 
+def _activated_lora(strength: float, given: Given) -> Mitigation:
+    from treft.mitigations.activated_lora import ActivatedLora
+
+    return ActivatedLora()
+
+
 def _ldifs(strength: float, given: Given) -> Mitigation:
     from treft.mitigations.features import FeatureDistance
 
@@ -108,6 +114,7 @@ MITIGATIONS: dict[str, Maker] = {
     "kl_train": _kl_train,
     "kl_retain": _kl_retain,
     "frozen_prefix": _frozen_prefix,
+    "activated_lora": _activated_lora,
     "ldifs": _ldifs,
     "steering": _steering,
     "inoculation": _inoculation,

@@ -19,7 +19,7 @@ from trl.trainer.utils import get_config_model_id
 from treft.errors import ConfigError, TemplateError
 from treft.training.config import TReFTConfig
 
-__all__ = ["load_processing_class", "needs_region_mask", "text_tokenizer"]
+__all__ = ["load_processing_class", "needs_region_mask", "text_tokenizer", "tokenizer_in_force"]
 
 
 def needs_region_mask(processing_class: Any, config: TReFTConfig) -> bool:
@@ -28,11 +28,7 @@ def needs_region_mask(processing_class: Any, config: TReFTConfig) -> bool:
     Raises:
         TemplateError: there is no chat template.
     """
-    processor = processing_class
-    template = _template_from(config.chat_template_path)
-    if template is not None:
-        processor = copy.copy(processing_class)
-        processor.chat_template = template
+    processor = _in_force(processing_class, config)
     if not processor.chat_template:
         raise TemplateError(
             "assistant_only_loss=True needs a chat template, and the tokenizer has none: use the "
@@ -45,6 +41,24 @@ def needs_region_mask(processing_class: Any, config: TReFTConfig) -> bool:
     except ValueError:
         return True
     return False
+
+
+def tokenizer_in_force(processing_class: Any, config: TReFTConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the chat template that the training will have.
+
+    Raises:
+        ConfigError: it is a processor for images or sound.
+    """
+    return text_tokenizer(_in_force(processing_class, config))
+
+
+def _in_force(processing_class: Any, config: TReFTConfig) -> Any:
+    template = _template_from(config.chat_template_path)
+    if template is None:
+        return processing_class
+    processor = copy.copy(processing_class)
+    processor.chat_template = template
+    return processor
 
 
 def _template_from(path: str | None) -> Any:

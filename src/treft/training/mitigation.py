@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from treft.errors import ConfigError
 from treft.regions import RegionName
@@ -26,7 +27,9 @@ __all__ = [
     "Mitigation",
     "Split",
     "add_terms",
+    "change_adapter",
     "change_rows",
+    "changes_adapter",
     "check_set",
     "in_mitigations",
     "log_terms",
@@ -83,6 +86,14 @@ class Mitigation:
         """The rows to train or evaluate on instead of `dataset`; before anything is tokenised."""
         return dataset
 
+    def adapter(self, config: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """The adapter to make instead of `config`, PEFT's; None where none is made.
+
+        Raises:
+            ConfigError: the method cannot work with it.
+        """
+        return config
+
     def prepare(self, trainer: TReFTTrainer) -> None:
         """Called once the trainer stands, before any weight changes: check, record, add callbacks.
 
@@ -121,6 +132,20 @@ class _ForwardInMitigations:
 def in_mitigations(model: nn.Module, batch: LossBatch) -> nn.Module:
     """What TRL's loss is to call instead of the model."""
     return cast(nn.Module, _ForwardInMitigations(model, batch))
+
+
+def changes_adapter(mitigations: Sequence[Mitigation]) -> bool:
+    """Whether a method wants another adapter, for which it needs the tokenizer."""
+    return any(type(method).adapter is not Mitigation.adapter for method in mitigations)
+
+
+def change_adapter(
+    config: Any, mitigations: Sequence[Mitigation], tokenizer: PreTrainedTokenizerBase
+) -> Any:
+    """The adapter after all methods."""
+    for mitigation in mitigations:
+        config = mitigation.adapter(config, tokenizer)
+    return config
 
 
 def change_rows(dataset: Any, mitigations: Sequence[Mitigation], split: Split) -> Any:

@@ -34,12 +34,19 @@ from treft.training.config import TReFTConfig, as_treft_config
 from treft.training.forward import FirstForward, batch_documents
 from treft.training.keeper import ReferenceKeeper
 from treft.training.learnt_tokens import at_learnt_tokens
-from treft.training.masking import load_processing_class, needs_region_mask, text_tokenizer
+from treft.training.masking import (
+    load_processing_class,
+    needs_region_mask,
+    text_tokenizer,
+    tokenizer_in_force,
+)
 from treft.training.meter import Meter, penalty_parts
 from treft.training.mitigation import (
     Mitigation,
     add_terms,
+    change_adapter,
     change_rows,
+    changes_adapter,
     check_set,
     in_mitigations,
     log_terms,
@@ -119,6 +126,11 @@ class TReFTTrainer(SFTTrainer):
         if assistant_only:
             processing_class = processing_class or load_processing_class(model, config)
             self._mask_labels = needs_region_mask(processing_class, config)
+        if changes_adapter(self.mitigations):
+            processing_class = processing_class or load_processing_class(model, config)
+            tokenizer = tokenizer_in_force(processing_class, config)
+            adapter = change_adapter(options.get("peft_config"), self.mitigations, tokenizer)
+            options["peft_config"] = adapter
         # TRL raises for templates it has no loss mask for; there the mask comes from our regions.
         config.assistant_only_loss = assistant_only and not self._mask_labels
         try:
