@@ -72,7 +72,9 @@ def drift_plot(
                 _curve(axes, list(found), list(found.values()), color=colour, ls=style, label=label)
                 axes.set_xticks(list(found))
     moved = [row["value"] for row in rows if row["method"] in methods and row["value"] > 0]
-    panels[0].set(ylabel="L_K, L_V", ylim=(min(moved) / MARGIN, max(moved) * MARGIN))
+    panels[0].set(ylabel="L_K, L_V")
+    if moved:  # else nothing was learnt, and a log scale has no place for zeros
+        panels[0].set(ylim=(min(moved) / MARGIN, max(moved) * MARGIN))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
     return figure

@@ -79,8 +79,11 @@ class LocalPool:
 
     def close(self) -> None:
         """End all workers, whatever they are doing."""
-        for worker in (*self._idle, *self._busy.values()):
+        self._collect()
+        for worker in self._busy.values():
             worker.end()
+        for worker in self._idle:
+            worker.leave()
         self._idle.clear()
         self._busy.clear()
 
@@ -110,7 +113,7 @@ class LocalPool:
                 self._idle.remove(worker)
                 return worker
         while self._idle and len(self._idle) + len(self._busy) >= self.num_cpus:
-            self._idle.pop().end()
+            self._idle.pop().leave()
         return _Worker(share)
 
 
@@ -127,6 +130,11 @@ class _Worker:
             initializer=_begin,
             initargs=(self._ours_to_hear, share),
         )
+
+    def leave(self) -> None:
+        """Let the process, which has no step, end by itself and tidy up."""
+        self.executor.shutdown()
+        self.end()
 
     def end(self) -> None:
         """Make the process leave, even in the middle of a step."""

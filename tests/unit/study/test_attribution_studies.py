@@ -269,6 +269,17 @@ def test_each_study_says_what_it_tests_and_draws_it(name: str, tmp_path: Path) -
         assert path.stat().st_size > 5000
 
 
+def test_finetunes_that_moved_nothing_are_drawn() -> None:
+    runs = [
+        {name: 0.0 if isinstance(value, float) else value for name, value in run.items()}
+        for run in drift_runs()
+    ]
+    study = STUDIES["drift"]
+    rows = study.table(runs)
+    assert {row["value"] for row in rows} == {0.0}
+    assert len(study.plot(rows).axes) == 3
+
+
 @pytest.fixture(scope="module")
 def addresses() -> dict[str, str]:
     """Of the steps of these studies and Table 3's, by name with the study's before it."""
