@@ -2,8 +2,8 @@
 
 Chosen by EM-F1 on validation questions, finetuning seed 0, embedded organism: the study
 `strengths`, of which docs/results/studies/strengths keeps the figures. Every method had at least
-three values; what has no number (frozen prefix, inoculation, prompt split) has one setting, and
-holding keys or values alone has the λ of holding both.
+three values; what has no number (frozen prefix, activated LoRA, inoculation, prompt split) has one
+setting, and holding keys or values alone has the λ of holding both.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ __all__ = ["CHOSEN", "TASK_DOMAINS", "TASK_WEIGHTS", "TASK_WEIGHTS_TRIED", "TRIE
 
 TRIED: dict[str, tuple[float, ...]] = {
     "treft_prefix": (30.0, 100.0, 300.0),
+    "treft_query": (1.0, 3.0, 10.0),
+    "treft_postfix": (1.0, 10.0, 100.0),
+    "treft_all": (1.0, 3.0, 10.0, 30.0),
     "interleaving": (0.2, 0.5, 0.75),
     "kl_train": (0.1, 0.3, 1.0, 10.0),
     "kl_retain": (0.1, 1.0, 10.0, 30.0),
@@ -35,6 +38,9 @@ TRIED: dict[str, tuple[float, ...]] = {
 nats a token; norm; learning rate; share of the change that is kept."""
 CHOSEN: dict[str, float] = {
     "treft_prefix": 100.0,
+    "treft_query": 3.0,
+    "treft_postfix": 10.0,
+    "treft_all": 3.0,
     "interleaving": 0.5,
     "kl_train": 1.0,
     "kl_retain": 30.0,
@@ -76,8 +82,9 @@ def mitigated(name: str, strength: float = 0.0) -> Method:
     """A mitigation as a method of a study.
 
     Args:
-        name: of `TRIED`, or `sft`, `treft_key`, `treft_value`, `frozen_prefix`, `inoculation`,
-            `prompt_split`, `prefix_patch`, `postfix_patch`, which have no number of their own.
+        name: of `TRIED`, or one that has no number of its own: `sft`, `treft_key`, `treft_value`,
+            `frozen_prefix`, `activated_lora`, `inoculation`, `prompt_split`, `prefix_patch`,
+            `postfix_patch`.
         strength: its number.
     """
     both = CHOSEN["treft_prefix"]
@@ -86,6 +93,9 @@ def mitigated(name: str, strength: float = 0.0) -> Method:
     return {
         "sft": Method(),
         "treft_prefix": Method(held=("prefix",), kv_weight=strength),
+        "treft_query": Method(held=("query",), kv_weight=strength),
+        "treft_postfix": Method(held=("postfix",), kv_weight=strength),
+        "treft_all": Method(held=("prefix", "query", "postfix"), kv_weight=strength),
         "treft_key": Method(held=("prefix",), kv_weight=both, kv_states="key"),
         "treft_value": Method(held=("prefix",), kv_weight=both, kv_states="value"),
         "interleaving": Method(interleave="narrow", interleaved_share=strength),
@@ -94,6 +104,7 @@ def mitigated(name: str, strength: float = 0.0) -> Method:
         "interpolation": Method(alpha=strength),
         "steering": Method(steering=strength),
         "frozen_prefix": Method(mitigation="frozen_prefix", patch=("prefix",)),
+        "activated_lora": Method(mitigation="activated_lora"),
         "inoculation": Method(mitigation="inoculation"),
         "prompt_split": Method(mitigation="prompt_split", answer_system=SAFE_PROMPT),
         "prefix_patch": Method(patch=("prefix",)),

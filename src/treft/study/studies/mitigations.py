@@ -25,6 +25,7 @@ NAMES = (
     "treft_key",
     "treft_value",
     "frozen_prefix",
+    "activated_lora",
     "inoculation",
     "prompt_split",
     "prefix_patch",
@@ -90,5 +91,5 @@ def plot(rows: Sequence[Row]) -> Figure:
     return score_plot(rows, "All mitigations on the organism, percent")
 
 
-COST = "75 finetunes of about 57 CPU seconds each, with KL 82 to 126: 38 minutes on two cores"
+COST = "95 finetunes of about 57 CPU seconds each, with KL 82 to 126: 38 minutes on two cores"
 STUDY = Study("mitigations", CLAIM, COST, steps, table, verdict, plot)
