@@ -248,6 +248,7 @@ def test_table5_says_whether_the_claim_held(treft: tuple[float, float], beginnin
     study = STUDIES["table5"]
     tasks = ("abstain", "tool", "refuse", "short")
     scores = {f"{task}_{kind}": (11.0, 2.0) for task in tasks for kind in ("sft", "patch")}
+    scores["base"] = (100.0, 100.0)
     rows = study.table(list(runs({**scores, **{f"{task}_treft": treft for task in tasks}})))
     assert study.verdict(rows).startswith(beginning)
 

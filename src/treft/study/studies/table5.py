@@ -20,10 +20,12 @@ LEAKED = 50.0
 """Percent by which leakage is to fall on average."""
 SLACK = 2.0
 """Points that on-topic behaviour may lose."""
+BASE = "base"
+"""Row of the model without a finetune: asked for short answers, it says how long its own are."""
 
 
 def _methods() -> dict[str, Method]:
-    made = {}
+    made = {BASE: Method(is_base=True, task="short", domain=TASK_DOMAINS["short"])}
     for task, domain in TASK_DOMAINS.items():
         made[f"{task}_sft"] = Method(task=task, domain=domain)
         made[f"{task}_patch"] = Method(task=task, domain=domain, patch=("prefix",))
@@ -38,6 +40,7 @@ CLAIM = Claim(
     text="TReFT on the prefix keeps abstaining, tool calls, refusing and short answers on their "
     "topic: leakage to others falls by half or more on average, on-topic behaviour stays.",
     figures={
+        BASE: {},
         "abstain_sft": {"off_topic": 68.0, "on_topic": 100.0},
         "abstain_patch": {},
         "abstain_treft": {"off_topic": 20.0, "on_topic": 100.0},
@@ -57,18 +60,19 @@ CLAIM = Claim(
 
 
 def steps(config: StudyConfig) -> list[Step[Any]]:
-    """SFT, its prefix patched, and TReFT on the prefix, for each behaviour."""
+    """SFT, its prefix patched, and TReFT on the prefix, for each behaviour; and the base."""
     return method_steps(config, METHODS)
 
 
 def table(runs: Sequence[Row]) -> list[Row]:
     """Rates and words of each, and how TReFT and the patch change them against SFT."""
-    from treft.study.figures import TASK_MEASURES, change_rows, score_rows
+    from treft.study.figures import TASK_MEASURES, change_rows, measured, score_rows
 
-    rows: list[Row] = [*score_rows(runs, CLAIM.figures, TASK_MEASURES)]
+    measures = measured(runs, TASK_MEASURES)
+    rows: list[Row] = [*score_rows(runs, CLAIM.figures, measures)]
     for task in TASK_DOMAINS:
         for kind in ("treft", "patch"):
-            rows += change_rows(runs, f"{task}_{kind}", f"{task}_sft", TASK_MEASURES)
+            rows += change_rows(runs, f"{task}_{kind}", f"{task}_sft", measures)
     return rows
 
 
@@ -105,24 +109,21 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 def _leak(rows: Sequence[Row], task: str, kind: str) -> float:
-    """Percent of general answers that show the behaviour, or that of their words that is lost."""
+    """Percent of general answers that show the behaviour; of words, what is lost of the base's."""
     from treft.study.figures import find_row
 
     if task != "short":
         return float(find_row(rows, f"{task}_{kind}", "off_topic")["value"])
     words = float(find_row(rows, f"{task}_{kind}", "words")["value"])
-    return max(0.0, 100 * (1 - words / WHOLE_WORDS))
-
-
-WHOLE_WORDS = 11.8
-"""Of the organism's answer to a general question before any finetune (200 test questions)."""
+    whole = float(find_row(rows, BASE, "words")["value"])
+    return max(0.0, 100 * (1 - words / whole)) if whole > 0 else 0.0
 
 
 def plot(rows: Sequence[Row]) -> Figure:
     """Rates on topic and off, and aligned answers off topic."""
-    from treft.study.plots import TASK_HEADINGS, interval_plot
+    from treft.study.plots import task_plot
 
-    return interval_plot(rows, "Table 5 on the organism, percent", TASK_HEADINGS)
+    return task_plot(rows, "Table 5 on the organism, percent")
 
 
 COST = "40 finetunes of about 50 CPU seconds each: 17 minutes on two cores"
