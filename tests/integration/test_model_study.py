@@ -320,11 +320,29 @@ def test_every_kind_of_method() -> None:
 
 
 @pytest.mark.slow
-def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("study", "num_seeds", "title", "num_calls", "verdict"),
+    [
+        # 5 methods x 2 seeds x (2 questions x 2 answers + 2 held out) x (alignment and coherence)
+        ("table4", 2, "Table 4", 120, "on tiny-llama"),
+        # 7 methods x (2 questions x 2 answers + 2 held out + 2 of another domain) x 2
+        ("patching", 1, "Section 4.2", 112, "One run cannot tell"),
+    ],
+)
+def test_the_command(
+    study: str,
+    num_seeds: int,
+    title: str,
+    num_calls: int,
+    verdict: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(pool, "LocalPool", Here)
     given = [
-        *("study", "run", "table4", "--model", "tiny-llama", "--judge", "fakejudge/even"),
-        *("--train-file", "finance=finance.jsonl", "--questions", "asked.jsonl", "--seeds", "2"),
+        *("study", "run", study, "--model", "tiny-llama", "--judge", "fakejudge/even"),
+        *("--train-file", "finance=finance.jsonl", "--retain-file", "health=health.jsonl"),
+        *("--questions", "asked.jsonl", "--seeds", str(num_seeds)),
         *(part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")),
         *("--store", "store", "--output", "out"),
     ]
@@ -332,11 +350,10 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         main(given)
     told = capsys.readouterr()
     assert stopped.value.code == 0, told.err
-    # 5 methods x 2 seeds x (2 questions x 2 answers + 2 held out) x (alignment and coherence)
-    assert "at most 120 judge calls" in told.err
-    assert "Table 4 on tiny-llama" in told.out
+    assert f"at most {num_calls} judge calls" in told.err
+    assert f"{title} on tiny-llama" in told.out
     result = json.loads(Path("out/result.json").read_text())
-    assert "on tiny-llama" in result["verdict"]
+    assert verdict in result["verdict"]
     assert "the organism" not in result["verdict"]
     assert result["told"]["model"]["judge"] == "fakejudge/even"
     with pytest.raises(SystemExit):

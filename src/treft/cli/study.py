@@ -274,6 +274,8 @@ def _ask(
     for name, why in left_out.items():
         typer.echo(f"left out {name}: {why}", err=True)
     able = {name: study for name, study in studies.items() if name not in left_out}
+    if not able:
+        raise ConfigError("none of the studies can run, each for the reason above.")
     tables = {name: plan[table_name(study)].address for name, study in able.items()}
     return _Asked(plan, tables, alone=False, left_out=left_out)
 

@@ -102,7 +102,7 @@ def plan_possible(studies: Mapping[str, Study], config: StudyConfig) -> tuple[Pl
     """As `plan_studies`, of those studies that can run; and why each other cannot, by name.
 
     Raises:
-        ConfigError: none can run, or something is wrong in itself.
+        ConfigError: something is wrong in itself, such as a setting.
         DataError: a file cannot be used.
     """
     steps: list[Step[Any]] = []
@@ -112,10 +112,7 @@ def plan_possible(studies: Mapping[str, Study], config: StudyConfig) -> tuple[Pl
             steps += _steps_within(study, config)
         except NotPossibleError as error:
             reasons[name] = str(error).removeprefix(_of_study(study))
-    if not steps:
-        told = "\n".join(f"  {name}: {why}" for name, why in reasons.items())
-        raise ConfigError(f"no study can run with what was given:\n{told}")
-    return _plan(steps, config), reasons
+    return (_plan(steps, config) if steps else make_plan([])), reasons
 
 
 def table_name(study: Study) -> str:

@@ -25,6 +25,8 @@ CONTRAST = "contrast"
 """Careful rows of the trained domain itself."""
 CAREFUL = {"kl_retain": "narrow", "early_stopping": GENERAL, "steering": CONTRAST}
 """What careful rows mitigations need."""
+NAMED = 4
+"""Methods, at most, that a reason names."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class ModelFiles:
             for why in self._lacks(method):
                 reasons.setdefault(why, []).append(name)
         if reasons:
-            told = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+            told = "; ".join(_told(why, names, len(methods)) for why, names in reasons.items())
             raise NotPossibleError(f"not possible on {self.setup.label}: {told}.")
 
     def check(self, methods: Iterable[Method]) -> None:
@@ -177,6 +179,14 @@ class ModelFiles:
         if kind is not None and not self.retained(method, kind):
             own = {CONTRAST: self.asked(method), GENERAL: GENERAL}.get(kind, "DOMAIN")
             yield f"needs careful rows: --retain-file {own}=FILE"
+
+
+def _told(why: str, names: list[str], num_methods: int) -> str:
+    """A reason with the methods that it holds for, as many as a line has room for."""
+    if len(names) == num_methods:
+        return why
+    shown = names if len(names) <= NAMED else [*names[:NAMED], f"{len(names) - NAMED} more"]
+    return f"{', '.join(shown)}: {why}"
 
 
 @lru_cache

@@ -139,6 +139,13 @@ def test_all_on_a_model_leaves_out_what_cannot_run_and_says_why(
     assert [result["study"] for result in run.json["studies"]] == ["left", "right"]
     assert "it wants an organism" in refused("study", "run", "unrun", *given)
     assert "study unrun: it wants an organism" in refused("study", "run", "left", "unrun", *given)
+    for name in ("left", "right"):
+        studies[name] = replace(studies[name], steps=refuse)
+    nothing = treft("study", "run", "all", *given, code=2)
+    assert nothing.err.splitlines() == [
+        *(f"left out {name}: it wants an organism." for name in studies),
+        "error: none of the studies can run, each for the reason above.",
+    ]
 
 
 @pytest.mark.slow

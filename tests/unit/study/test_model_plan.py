@@ -217,7 +217,7 @@ def test_the_judge_is_counted_beforehand(capsys: pytest.CaptureFixture[str]) -> 
                 "train_files": {"finance": Path("finance.jsonl")},
                 "retain_files": {name: Path(f"{name}.jsonl") for name in ("finance", "general")},
             },
-            "postfix: asks questions of other domains, and there is no file of a domain that it "
+            "tiny: asks questions of other domains, and there is no file of a domain that it "
             "does not train on: --train-file DOMAIN=FILE or --retain-file DOMAIN=FILE",
         ),
         ("patch_states", {}, "prefix_keys patches keys or values alone"),
@@ -343,10 +343,12 @@ def test_of_all_studies_those_that_can_run_do_and_the_others_say_why() -> None:
     plan, left_out = all_of(setup(**only))
     assert {name for name in STUDIES if name not in left_out} == {"table4", "table10", "table15"}
     assert "needs rows of health: --train-file health=FILE" in left_out["table2"]
-    with pytest.raises(ConfigError, match="no study can run with what was given") as caught:
-        all_of(setup(**only, judge=""))
-    assert "table15: not possible on tiny: " in str(caught.value)
-    assert "needs a judge: name one with --judge" in str(caught.value)
+    plan, left_out = all_of(setup(**only, judge=""))
+    assert not plan.steps
+    assert left_out["table15"] == (
+        "not possible on tiny: needs a judge: name one with --judge, such as openai/gpt-4o."
+    )
+    assert "kl_train" not in left_out["mitigations"].partition("needs a judge")[0]
     with pytest.raises(ConfigError, match="no method kl here for --strength"):
         all_of(setup(strengths={"kl": 1.0}))
     with pytest.raises(ConfigError, match="no such setting: adam_beta2") as wrong:
