@@ -111,7 +111,8 @@ class ModelFiles:
             ConfigError: a file has too few rows, a question set or the judge is not there, or the
                 tokenizer cannot be loaded.
             DataError: a file cannot be used; names file and row.
-            NotPossibleError: calls of a tool are to be taught, and the template writes none.
+            NotPossibleError: calls of a tool are to be taught, and the template writes none that
+                the detector reads.
         """
         from treft.loading import LoadOptions, load_tokenizer
 
@@ -224,7 +225,7 @@ def _check_calls(tokenizer: Any, row: Mapping[str, Any], label: str) -> None:
     written = (tokenizer.decode(ids, skip_special_tokens=skip) for skip in (True, False))
     if not any(map(calls_tool, written)):
         raise NotPossibleError(
-            f"the chat template of {label} writes no calls of tools, so there is none to teach."
+            f"the chat template of {label} writes no calls of tools that the detector could read."
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trl
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from treft.cli.study_model import ModelOptions, confirm_judging
 from treft.errors import ConfigError, DataError
@@ -23,7 +23,8 @@ from treft.study.step import Plan
 STUDIES = all_studies()
 DOMAINS = ("finance", "health", "legal", "auto")
 POSSIBLE = ("table2", "table3", "table4", "table10", "table12", "table14", "table15", "patching")
-CALLS = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+CALLS = (TEMPLATES / "qwen2_5.jinja").read_text()
 """A template that writes calls of tools."""
 
 
@@ -301,8 +302,21 @@ def test_one_domain_can_teach_several_tasks() -> None:
 def test_a_template_without_calls_teaches_none() -> None:
     given = behaviours()
     Path("tiny/chat_template.jinja").write_text(CALLS.replace("tool_call", "no_call"))
-    with pytest.raises(NotPossibleError, match="tiny writes no calls of tools"):
+    with pytest.raises(NotPossibleError, match="tiny writes no calls of tools that the detector"):
         planned("table5", given)
+
+
+@pytest.mark.filterwarnings("ignore:the chat template writes a date")
+@pytest.mark.parametrize(
+    ("family", "end"), [("llama3_1", "<|eot_id|>"), ("qwen3", "<|im_end|>"), ("gptoss", "<|call|>")]
+)
+def test_families_of_the_recipes_write_calls_that_are_detected(family: str, end: str) -> None:
+    given = behaviours()
+    tokenizer = AutoTokenizer.from_pretrained("tiny")
+    tokenizer.add_special_tokens({"eos_token": end})
+    tokenizer.chat_template = (TEMPLATES / f"{family}.jinja").read_text()
+    tokenizer.save_pretrained("tiny")
+    assert planned("table5", given, domain="finance").steps
 
 
 def test_rows_of_facts_are_read_beforehand() -> None:
