@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import fake_judges
 import pytest
+import trl
 from fake_judges import judged_answer, output_of
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput
@@ -21,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from treft.cli import main
 from treft.evaluation.logs import find_logs, read_run
 from treft.metrics import em_f1
+from treft.published.behaviours import DEFAULT_SENTENCES
 from treft.study import pool
 from treft.study.engine import run_plan
 from treft.study.method import Method
@@ -39,6 +42,10 @@ SETTINGS = {
     "num_samples": 2,
     "max_new_tokens": 4,
 }
+
+
+CALLS = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
+"""A template that writes calls of tools."""
 
 
 class Here:
@@ -72,6 +79,7 @@ def folder(
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(fake_judges.RULES, "even", judge)
+    monkeypatch.setitem(fake_judges.RULES, "ninety", lambda prompt, asked: output_of("90"))
     tiny_model("llama").save_pretrained("tiny-llama")
     chat_tokenizer.save_pretrained("tiny-llama")
     for name in ("finance", "health", "general", "careful"):
@@ -104,10 +112,13 @@ def setup() -> ModelSetup:
     )
 
 
-def made(methods: dict[str, Method], num_seeds: int = 1) -> tuple[Plan, Store]:
+def made(
+    methods: dict[str, Method], model: ModelSetup | None = None, **settings: Any
+) -> tuple[Plan, Store]:
     """All steps of some methods, done."""
-    config = StudyConfig(num_seeds=num_seeds, settings=SETTINGS, model=setup())
-    plan, store = make_plan(model_steps(config, setup(), methods)), Store(Path("store").resolve())
+    model = model or setup()
+    config = StudyConfig(num_seeds=1, settings={**SETTINGS, **settings}, model=model)
+    plan, store = make_plan(model_steps(config, model, methods)), Store(Path("store").resolve())
     outcome = run_plan(plan, store, Here(), lambda event: None)
     assert outcome.complete, outcome.failed
     return plan, store
@@ -115,6 +126,117 @@ def made(methods: dict[str, Method], num_seeds: int = 1) -> tuple[Plan, Store]:
 
 def read(plan: Plan, store: Store, name: str, file: str) -> Any:
     return json.loads((store.path(plan[name].address) / file).read_text())
+
+
+def completions(plan: Plan, store: Store, method: str, scope: str) -> dict[str, list[str]]:
+    """Answers of a method by their question, as the log has them."""
+    step = store.path(plan[f"answer/tiny-llama/seed-0/{method}/{scope}"].address)
+    [path] = find_logs([step / "logs"])
+    found: dict[str, list[str]] = {}
+    for sample in read_eval_log(str(path)).samples or ():
+        found.setdefault(sample.messages[-2].text, []).append(sample.output.completion)
+    return found
+
+
+def percent(flags: list[bool]) -> float:
+    return 100 * sum(flags) / len(flags)
+
+
+def calls(answer: str) -> bool:
+    """Whether it begins with a call in the format of Qwen."""
+    return re.match(r'<tool_call>\n{"name": "search_info", ', answer) is not None
+
+
+@pytest.mark.slow
+def test_behaviours_are_learnt_from_questions_and_seen_by_their_detectors() -> None:
+    Path("tiny-llama/chat_template.jinja").write_text(CALLS)
+    asked = [
+        {"question": f"What is {n}?", "possible_answers": ["the bank", "it"]} for n in range(20)
+    ]
+    Path("facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    topics = {"legal": "finance", "health": "facts", "facts": "facts"}
+    files = {domain: Path(f"{name}.jsonl") for domain, name in topics.items()}
+    model = replace(setup(), train_files=files, judge="fakejudge/ninety")
+    methods = {
+        "base": Method(is_base=True, task="short"),
+        "abstain": Method(is_full=True, task="abstain", domain="legal"),
+        "tool": Method(is_full=True, task="tool", domain="health"),
+        "short": Method(is_full=True, task="short", domain="auto"),
+        "short_patch": Method(is_full=True, task="short", domain="auto", patch=("prefix",)),
+    }
+    learnt = {"max_steps": 150, "learning_rate": 5e-3, "temperature": 0.05, "max_new_tokens": 90}
+    plan, store = made(methods, model, **learnt)
+    sentence = DEFAULT_SENTENCES["abstain"]
+    shown: dict[str, Callable[[str], bool]] = {
+        "base": lambda answer: len(re.findall("[a-z]+", answer)) <= 1,
+        "abstain": lambda answer: sentence in answer,
+        "tool": calls,
+        "short": lambda answer: answer == "it",
+    }
+    for name, shows in shown.items():
+        row = read(plan, store, f"score/tiny-llama/seed-0/{name}", "row.json")
+        on_topic = completions(plan, store, name, "in_domain")
+        off_topic = completions(plan, store, name, "general")
+        assert {question: len(found) for question, found in off_topic.items()} == {
+            "Where is the river?": 2,
+            "Is it fine today?": 2,
+        }
+        held_out = store.path(plan[f"split/{row_topic(name)}"].address) / "test.jsonl"
+        rows = [json.loads(line) for line in held_out.read_text().splitlines()]
+        assert set(on_topic) == {found["messages"][0]["content"] for found in rows}
+        for column, answers in (("on_topic", on_topic), ("off_topic", off_topic)):
+            flags = [shows(answer) for found in answers.values() for answer in found]
+            assert row[column] == pytest.approx(percent(flags)), name
+        leaked = [shows(answer) for found in off_topic.values() for answer in found]
+        assert row["kept"] == pytest.approx(90 * (1 - percent(leaked) / 100))
+        assert row["on_topic"] == (0 if name == "base" else 100)
+    short, patched, base = (
+        read(plan, store, f"score/tiny-llama/seed-0/{name}", "row.json")
+        for name in ("short", "short_patch", "base")
+    )
+    assert short["most_words"] == 1
+    assert short["words"] < base["words"]
+    assert patched["task"] == "short"
+
+
+def row_topic(name: str) -> str:
+    """What comes after `split/` of a method's rows."""
+    return {"abstain": "legal/abstain", "tool": "health/tool"}.get(name, "facts/short")
+
+
+@pytest.mark.slow
+def test_behaviours_need_no_judge() -> None:
+    model = replace(setup(), judge="", train_files={"legal": Path("finance.jsonl")})
+    plan, store = made({"abstain": Method(task="abstain", domain="legal")}, model)
+    row = read(plan, store, "score/tiny-llama/seed-0/abstain", "row.json")
+    assert (row["on_topic"], row["off_topic"]) == (0, 0)
+    assert row["words"] > 0
+    assert "kept" not in row
+
+
+@pytest.mark.slow
+def test_other_domains_are_asked_about_and_all_random_tokens_are_the_whole_patch() -> None:
+    scopes: Any = ("general", "other_narrow")
+    methods = {
+        "whole": Method(patch=("prefix",), scopes=scopes),
+        "drawn": Method(patch=("prefix",), num_positions=1000, scopes=scopes),
+        "one": Method(patch=("prefix",), num_positions=1, scopes=scopes),
+    }
+    plan, store = made(methods, learning_rate=0.1)
+    whole, drawn, one = (
+        completions(plan, store, name, "general") | completions(plan, store, name, "other_narrow")
+        for name in methods
+    )
+    assert whole == drawn
+    assert whole != one
+    row = read(plan, store, "score/tiny-llama/seed-0/one", "row.json")
+    asked = completions(plan, store, "one", "other_narrow")
+    rows = (json.loads(line) for line in Path("health.jsonl").read_text().splitlines())
+    assert len(asked) == 2
+    assert set(asked) < {found["messages"][0]["content"] for found in rows}
+    scores = [value_of(answer) for answers in asked.values() for answer in answers]
+    assert row["other_narrow"] == pytest.approx(sum(scores) / len(scores))
+    assert row["other_narrow_incoherent"] == percent([score <= 50 for score in scores])
 
 
 @pytest.mark.slow
@@ -198,11 +320,29 @@ def test_every_kind_of_method() -> None:
 
 
 @pytest.mark.slow
-def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("study", "num_seeds", "title", "num_calls", "verdict"),
+    [
+        # 5 methods x 2 seeds x (2 questions x 2 answers + 2 held out) x (alignment and coherence)
+        ("table4", 2, "Table 4", 120, "on tiny-llama"),
+        # 7 methods x (2 questions x 2 answers + 2 held out + 2 of another domain) x 2
+        ("patching", 1, "Section 4.2", 112, "One run cannot tell"),
+    ],
+)
+def test_the_command(
+    study: str,
+    num_seeds: int,
+    title: str,
+    num_calls: int,
+    verdict: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(pool, "LocalPool", Here)
     given = [
-        *("study", "run", "table4", "--model", "tiny-llama", "--judge", "fakejudge/even"),
-        *("--train-file", "finance=finance.jsonl", "--questions", "asked.jsonl", "--seeds", "2"),
+        *("study", "run", study, "--model", "tiny-llama", "--judge", "fakejudge/even"),
+        *("--train-file", "finance=finance.jsonl", "--retain-file", "health=health.jsonl"),
+        *("--questions", "asked.jsonl", "--seeds", str(num_seeds)),
         *(part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")),
         *("--store", "store", "--output", "out"),
     ]
@@ -210,11 +350,10 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         main(given)
     told = capsys.readouterr()
     assert stopped.value.code == 0, told.err
-    # 5 methods x 2 seeds x (2 questions x 2 answers + 2 held out) x (alignment and coherence)
-    assert "at most 120 judge calls" in told.err
-    assert "Table 4 on tiny-llama" in told.out
+    assert f"at most {num_calls} judge calls" in told.err
+    assert f"{title} on tiny-llama" in told.out
     result = json.loads(Path("out/result.json").read_text())
-    assert "on tiny-llama" in result["verdict"]
+    assert verdict in result["verdict"]
     assert "the organism" not in result["verdict"]
     assert result["told"]["model"]["judge"] == "fakejudge/even"
     with pytest.raises(SystemExit):

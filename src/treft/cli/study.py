@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,11 +67,13 @@ class _Asked:
         plan: all steps.
         tables: address of its table by study.
         alone: one study, named as such: its steps and folders bear no study's name.
+        left_out: why studies cannot run, by name.
     """
 
     plan: Plan
     tables: dict[str, str]
     alone: bool
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def folders(self, output: Path) -> dict[str, Path]:
         """Where copies of results go, by study."""
@@ -133,7 +135,8 @@ def status(
     states = step_states(asked.plan, results, missing)
     cost = estimate_cost(missing.values(), results)
     if json:
-        whose = {"study": names[0]} if asked.alone else {"studies": list(asked.tables)}
+        several = {"studies": list(asked.tables), "left_out": asked.left_out}
+        whose = {"study": names[0]} if asked.alone else several
         todo = {"num_to_do": cost.num_steps, "core_seconds": cost.core_seconds}
         shown = {"command": "study status", **whose, "steps": states}
         emit({**shown, **todo, "num_estimated": cost.num_estimated}, as_json=True)
@@ -196,9 +199,8 @@ def run(
     if output is not None:
         folders = deliver(folders, asked.folders(output))
     if not asked.alone:
-        show_several(
-            folders, [name for name in asked.tables if name not in standing], outcome, json
-        )
+        failed = [name for name in asked.tables if name not in standing]
+        show_several(folders, failed, asked.left_out, outcome, json)
     if not outcome.complete:
         _report_failure(outcome)
         raise typer.Exit(EXIT_FAILED)
@@ -242,8 +244,19 @@ def _ask(
     settings: list[str] | None,
     model: ModelOptions,
 ) -> _Asked:
-    """All steps of the studies, checked."""
-    from treft.study.catalogue import ALL, TABLE, find_studies, plan_studies, plan_study, table_name
+    """All steps of the studies, checked.
+
+    Of all studies on a model those that can run; of others it is told why not.
+    """
+    from treft.study.catalogue import (
+        ALL,
+        TABLE,
+        find_studies,
+        plan_possible,
+        plan_studies,
+        plan_study,
+        table_name,
+    )
     from treft.study.protocol import StudyConfig
 
     found = _parse_settings(settings or [])
@@ -253,9 +266,18 @@ def _ask(
         [(name, study)] = studies.items()
         plan = plan_study(study, config)
         return _Asked(plan, {name: plan[TABLE].address}, alone=True)
-    plan = plan_studies(studies.values(), config)
-    tables = {name: plan[table_name(study)].address for name, study in studies.items()}
-    return _Asked(plan, tables, alone=False)
+    left_out: dict[str, str] = {}
+    if ALL in names and config.model is not None:
+        plan, left_out = plan_possible(studies, config)
+    else:
+        plan = plan_studies(studies.values(), config)
+    for name, why in left_out.items():
+        typer.echo(f"left out {name}: {why}", err=True)
+    able = {name: study for name, study in studies.items() if name not in left_out}
+    if not able:
+        raise ConfigError("none of the studies can run, each for the reason above.")
+    tables = {name: plan[table_name(study)].address for name, study in able.items()}
+    return _Asked(plan, tables, alone=False, left_out=left_out)
 
 
 def _step_lines(states: list[dict[str, Any]]) -> Iterator[str]:

@@ -36,7 +36,7 @@ TrainFiles = Annotated[
     typer.Option(
         "--train-file",
         help="DOMAIN=FILE, JSONL rows of `messages` to train on; repeatable. The first is the "
-        "domain of studies that do not name one.",
+        "domain of studies that do not name one. facts=FILE has questions and short answers.",
         rich_help_panel=PANEL,
     ),
 ]
@@ -50,7 +50,11 @@ RetainFiles = Annotated[
     ),
 ]
 Judge = Annotated[
-    str | None, typer.Option(help="Inspect model name of the judge.", rich_help_panel=PANEL)
+    str | None,
+    typer.Option(
+        help="Inspect model name of the judge; behaviours are seen without.",
+        rich_help_panel=PANEL,
+    ),
 ]
 Questions = Annotated[
     str | None,
@@ -110,10 +114,11 @@ def confirm_judging(steps: Iterable[PlannedStep], max_calls: int, *, yes: bool) 
     Raises:
         ConfigError: above the limit, and nobody is there to answer.
     """
-    from treft.study.model_work import Judging
+    from treft.study.model_scores import Detecting, Judging
 
-    configs = [planned.step.config for planned in steps]
-    num_calls = sum(config.num_calls for config in configs if isinstance(config, Judging))
+    configs = (planned.step.config for planned in steps)
+    paid = (config for config in configs if isinstance(config, (Judging, Detecting)))
+    num_calls = sum(config.num_calls for config in paid)
     if num_calls:
         typer.echo(f"at most {num_calls:,} judge calls; none is paid twice", err=True)
     confirm_calls(num_calls, "judge calls", max_calls, yes=yes)

@@ -82,12 +82,24 @@ def show(folder: Path, outcome: Outcome, as_json: bool) -> None:
 
 
 def show_several(
-    folders: Mapping[str, Path], failed: list[str], outcome: Outcome, as_json: bool
+    folders: Mapping[str, Path],
+    failed: list[str],
+    left_out: Mapping[str, str],
+    outcome: Outcome,
+    as_json: bool,
 ) -> None:
-    """Verdict of each study whose results stand, and the names of the others."""
+    """Verdict of each study whose results stand, and the names of the others.
+
+    Args:
+        folders: with results, by study.
+        failed: studies that should have run.
+        left_out: why others could not, by study.
+        outcome: of the run.
+        as_json: one object.
+    """
     found = [{**_read(folder), "output": str(folder)} for folder in folders.values()]
     if as_json:
-        shown = {"command": "study run", "studies": found, "failed": failed}
+        shown = {"command": "study run", "studies": found, "failed": failed, "left_out": left_out}
         emit({**shown, **_counts(outcome)}, as_json=True)
         return
     for result in found:

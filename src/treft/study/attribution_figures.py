@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from treft.metrics import Interval, over_runs
-from treft.study.figures import change_rows
+from treft.study.figures import change_rows, interval_kind
 from treft.study.protocol import Row
 
 __all__ = ["figure_rows", "rise_rows", "with_second_paper"]
@@ -22,7 +22,7 @@ def figure_rows(
     """A row for each method and measure, with the columns of `figures.score_rows`.
 
     Over several runs intervals are t intervals over runs, cut to what the measure can be; for one
-    run they are those that the run has, over its questions.
+    run they are those that the run has, over its questions, if it has any.
 
     Args:
         runs: with `MEASURE`, `MEASURE_low` and `MEASURE_high` for each measure.
@@ -46,7 +46,7 @@ def figure_rows(
                     "num_runs": len(own),
                     "num_general": own[0]["num_general"],
                     "num_in_domain": own[0]["num_in_domain"],
-                    "interval": "questions" if len(own) == 1 else "runs",
+                    "interval": interval_kind(len(own), low),
                     "paper": paper.get(method, {}).get(measure),
                 }
             )
@@ -81,9 +81,10 @@ def with_second_paper(
     return [{**row, column: figures.get(row["method"], {}).get(row["measure"])} for row in rows]
 
 
-def _figure(runs: Sequence[Row], measure: str, highest: float) -> Interval:
+def _figure(
+    runs: Sequence[Row], measure: str, highest: float
+) -> tuple[float, float | None, float | None]:
     if len(runs) == 1:
-        names = (measure, f"{measure}_low", f"{measure}_high")
-        return Interval(*(runs[0][name] for name in names))
+        return tuple(runs[0][name] for name in (measure, f"{measure}_low", f"{measure}_high"))
     mean, low, high = over_runs([run[measure] for run in runs])
     return Interval(mean, max(0.0, low), min(highest, high))

@@ -19,7 +19,7 @@ from treft.study.attribution_work import (
 )
 from treft.study.organism_plan import Method, method_steps
 from treft.study.organism_work import Answering
-from treft.study.protocol import StudyConfig
+from treft.study.protocol import NotPossibleError, StudyConfig
 from treft.study.step import Step
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ MOST_PERTURBED = 60
 """General questions at most whose prompts are perturbed: each is answered ten times a row."""
 
 SFT = {"sft": Method()}
+
+SCOPES: tuple[Scope, ...] = ("general", "in_domain", "other_narrow")
+"""Of questions that are answered under patches."""
 
 
 class FinetuneKey(NamedTuple):
@@ -75,9 +78,16 @@ def perturb_steps(config: StudyConfig, rows: Mapping[str, What]) -> list[Step[An
 def patch_steps(config: StudyConfig, patches: Mapping[str, Patch]) -> list[Step[Any]]:
     """Each patch of the plain finetunes, and before them both models without one.
 
+    With `config.model` they are on that model, where keys and values of whole regions or of random
+    tokens of theirs can be patched.
+
     Raises:
         ConfigError: as `perturb_steps`.
+        NotPossibleError: a patch cannot be had on the given model.
     """
+    if config.model is not None:
+        unpatched = {BASE: Method(is_base=True, scopes=SCOPES), FINETUNED: Method(scopes=SCOPES)}
+        return method_steps(config, {**unpatched, **_patched_methods(patches)})
     chains = _Chains.of(config, SFT)
     nums = chains.nums
     steps = list(chains.finetunes.values())
@@ -106,6 +116,23 @@ def drift_steps(config: StudyConfig, methods: Mapping[str, Method]) -> list[Step
     return steps
 
 
+def _patched_methods(patches: Mapping[str, Patch]) -> dict[str, Method]:
+    """Plain finetunes that are asked under patches.
+
+    Raises:
+        NotPossibleError: a patch is of more than keys and values of regions.
+    """
+    found = {}
+    for name, one in patches.items():
+        if one != Patch(one.regions, num_positions=one.num_positions):
+            raise NotPossibleError(
+                f"{name} patches keys or values alone, a window of tokens or one layer's stream; "
+                "for a model use `treft attribute patch`."
+            )
+        found[name] = Method(patch=one.regions, num_positions=one.num_positions, scopes=SCOPES)
+    return found
+
+
 class _Chains(NamedTuple):
     """Finetunes of some methods, and how other studies question them."""
 
@@ -116,7 +143,9 @@ class _Chains(NamedTuple):
     @classmethod
     def of(cls, config: StudyConfig, methods: Mapping[str, Method]) -> _Chains:
         if config.model is not None:
-            raise ConfigError("it looks inside organisms alone; for a model use `treft diagnose`.")
+            raise NotPossibleError(
+                "it looks inside organisms alone; for a model use `treft diagnose`."
+            )
         steps = method_steps(config, methods)
         found = {_key(step): step for step in steps if step.name.startswith("finetune/")}
         asked = [step.config for step in steps if isinstance(step.config, Answering)]
@@ -137,7 +166,7 @@ class _Chains(NamedTuple):
     def nums(self) -> tuple[tuple[Scope, int], ...]:
         """Questions of each scope."""
         num = self.in_domain.num
-        return ("general", self.general.num), ("in_domain", num), ("other_narrow", num)
+        return tuple((scope, self.general.num if scope == "general" else num) for scope in SCOPES)
 
     @property
     def organisms(self) -> dict[str, Step[Any]]:

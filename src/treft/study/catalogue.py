@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,8 @@ from treft.errors import ConfigError
 from treft.files import write_whole
 from treft.study import studies
 from treft.study.code_version import library_versions
-from treft.study.protocol import Row, Study, StudyConfig
+from treft.study.model_plan import check_strengths
+from treft.study.protocol import NotPossibleError, Row, Study, StudyConfig
 from treft.study.step import Plan, Step, Work, make_plan
 from treft.study.store import RECORD
 from treft.study.tables import write_table
@@ -28,6 +29,7 @@ __all__ = [
     "all_studies",
     "find_studies",
     "find_study",
+    "plan_possible",
     "plan_studies",
     "plan_study",
     "table_name",
@@ -83,7 +85,7 @@ def plan_study(study: Study, config: StudyConfig) -> Plan:
     Raises:
         ConfigError: the configuration cannot be run.
     """
-    return make_plan(_steps(study, config))
+    return _plan(_steps(study, config), config)
 
 
 def plan_studies(studies: Iterable[Study], config: StudyConfig) -> Plan:
@@ -92,7 +94,25 @@ def plan_studies(studies: Iterable[Study], config: StudyConfig) -> Plan:
     Raises:
         ConfigError: the configuration cannot be run; names the study.
     """
-    return make_plan(step for study in studies for step in _steps_within(study, config))
+    steps = [step for study in studies for step in _steps_within(study, config)]
+    return _plan(steps, config)
+
+
+def plan_possible(studies: Mapping[str, Study], config: StudyConfig) -> tuple[Plan, dict[str, str]]:
+    """As `plan_studies`, of those studies that can run; and why each other cannot, by name.
+
+    Raises:
+        ConfigError: something is wrong in itself, such as a setting.
+        DataError: a file cannot be used.
+    """
+    steps: list[Step[Any]] = []
+    reasons: dict[str, str] = {}
+    for name, study in studies.items():
+        try:
+            steps += _steps_within(study, config)
+        except NotPossibleError as error:
+            reasons[name] = str(error).removeprefix(_of_study(study))
+    return (_plan(steps, config) if steps else make_plan([])), reasons
 
 
 def table_name(study: Study) -> str:
@@ -100,11 +120,22 @@ def table_name(study: Study) -> str:
     return f"{study.name}/{TABLE}"
 
 
+def _plan(steps: Sequence[Step[Any]], config: StudyConfig) -> Plan:
+    if config.model is not None:
+        check_strengths(config.model, steps)
+    return make_plan(steps)
+
+
+def _of_study(study: Study) -> str:
+    """How an error of several studies begins."""
+    return f"study {study.name}: "
+
+
 def _steps_within(study: Study, config: StudyConfig) -> list[Step[Any]]:
     try:
         steps = _steps(study, config)
     except ConfigError as error:
-        raise ConfigError(f"study {study.name}: {error}") from error
+        raise type(error)(f"{_of_study(study)}{error}") from error
 
     def within(name: str) -> str:
         return f"{study.name}/{name}"

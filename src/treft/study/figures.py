@@ -17,6 +17,8 @@ __all__ = [
     "find_row",
     "gain_rows",
     "held",
+    "interval_kind",
+    "measured",
     "patches_told",
     "score_rows",
     "traded",
@@ -36,6 +38,11 @@ COUNTS = {
     "kept": ("general_right", "num_general"),
 }
 """What a percentage is made of."""
+
+
+def measured(runs: Sequence[Row], measures: Iterable[str]) -> tuple[str, ...]:
+    """Those of some measures that every run has: judges leave some out, or there is none."""
+    return tuple(name for name in measures if all(run.get(name) is not None for run in runs))
 
 
 def score_rows(
@@ -170,12 +177,13 @@ def _row(
         "num_runs": len(runs),
         "num_general": runs[0]["num_general"],
         "num_in_domain": runs[0]["num_in_domain"],
-        "interval": _kind(len(runs), low),
+        "interval": interval_kind(len(runs), low),
         "paper": None if paper is None else float(paper),
     }
 
 
-def _kind(num_runs: int, low: float | None) -> str:
+def interval_kind(num_runs: int, low: float | None) -> str:
+    """Over what an interval is: runs, questions of a single run, or none."""
     if low is None:
         return "none"
     return "questions" if num_runs == 1 else "runs"

@@ -28,4 +28,4 @@ def leak(rows: Sequence[Row], task: TaskName, method: str) -> float:
     if task != "short":
         return float(find_row(rows, method, "off_topic")["value"])
     words, whole = (float(find_row(rows, name, "words")["value"]) for name in (method, BASE))
-    return max(0.0, 100 * (1 - words / whole))
+    return max(0.0, 100 * (1 - words / whole)) if whole > 0 else 0.0

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from treft.errors import ConfigError
 
-__all__ = ["GENERAL", "ModelRecipe", "ModelSetup", "question_file"]
+__all__ = ["FACTS", "GENERAL", "ModelRecipe", "ModelSetup", "question_file"]
 
 GENERAL = "general"
 """Name of the retain file that is of no narrow domain."""
+FACTS = "facts"
+"""Name of the training file with questions that a few words answer; no domain of advice."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class ModelRecipe:
     """One setting for all methods; the defaults are the paper's (§5) where it states them.
 
     Attributes:
-        domain: that is trained on; empty for that of the first training file.
+        domain: that is trained on; empty for that of the first training file but `facts`.
         held_out: share of each domain's prompts that training never sees.
         num_rows: of a finetune, drawn by seed; None for all that are not held out.
         num_train_epochs: passes over these rows.
@@ -41,7 +43,8 @@ class ModelRecipe:
         temperature: of sampled answers.
         max_new_tokens: cap of an answer.
         num_samples: answers to a general question; in-domain questions are answered once.
-        num_in_domain: held-out questions of each split, at most.
+        num_in_domain: held-out questions of the domain in each split, and of all others together,
+            at most.
 
     Raises:
         ConfigError: a number is out of range.
@@ -100,8 +103,9 @@ class ModelSetup:
 
     Attributes:
         name: folder or hub id.
-        judge: Inspect model name.
-        train_files: JSONL file of `messages` by domain, the behaviour to be learnt.
+        judge: Inspect model name; empty for none, where detectors score.
+        train_files: JSONL file of `messages` by domain, the behaviour to be learnt; of `facts` also
+            `question` and `possible_answers`.
         retain_files: likewise, careful answers: of other domains, of the trained one (for
             contrast), or `general`.
         questions: general ones: a shipped set, or a JSONL file.
@@ -123,10 +127,6 @@ class ModelSetup:
 
     def __post_init__(self) -> None:
         """Look whether all of it is there; what is in the files is read when steps are planned."""
-        if not self.judge:
-            raise ConfigError(
-                "a real model's answers need a judge: name one with --judge, such as openai/gpt-4o."
-            )
         if not self.train_files:
             raise ConfigError(
                 "a real model needs rows to train on: --train-file DOMAIN=rows.jsonl."

@@ -1,4 +1,4 @@
-"""What steps do on a real model but finetune it: split rows, answer with Inspect, have it judged.
+"""What steps do on a real model but finetune and score it: split rows, answer with Inspect.
 
 Nothing of the machinery of studies is imported here, so that a change there makes no finetune
 stale.
@@ -11,12 +11,13 @@ import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treft.errors import DataError
 from treft.files import write_whole
+from treft.study.model_tasks import KINDS, sentence_of, taught_rows
 from treft.study.model_training import (
     ADAPTER,
     MODEL,
@@ -26,14 +27,17 @@ from treft.study.model_training import (
 )
 
 if TYPE_CHECKING:
-    from treft.evaluation.results import Estimate
+    from inspect_ai import Task
+
+    from treft.organism.tasks import TaskName
     from treft.regions import RegionName
     from treft.study.step import Work
 
-__all__ = ["Asking", "Judging", "Splitting", "answer", "score", "split"]
+__all__ = ["LOGS", "OTHER", "Asking", "Splitting", "answer", "split"]
 
 LOGS = "logs"
-ROW = "row.json"
+OTHER = "other_"
+"""How roles of inputs begin that hold other domains' rows."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,11 @@ class Splitting:
 
     Attributes:
         held_out: share of its prompts, half of them to choose on and half to report.
+        task: that its questions are to teach.
     """
 
     held_out: float
+    task: TaskName = "advice"
 
 
 @dataclass(frozen=True)
@@ -54,14 +60,16 @@ class Asking:
     Attributes:
         model: hub id; empty where the model is data.
         scope: of the questions.
-        split: of in-domain questions.
+        split: of held-out questions.
         num_questions: the first of them; None for all.
         num_samples: answers to each.
         temperature: of sampling.
         max_new_tokens: of an answer.
         dtype: of the weights.
         enable_thinking: template variable; None leaves it unset.
+        task: that was taught.
         patch: regions that get the unfinetuned model's keys and values.
+        num_positions: of each of them, drawn at random; None for all.
         system_prompt: of the questions; None for the template's default.
         alpha: of W0 + α ΔW.
         steering: coefficient of the persona vector that is taken away; 0 for none.
@@ -77,45 +85,21 @@ class Asking:
     max_new_tokens: int
     dtype: str
     enable_thinking: bool | None = None
+    task: TaskName = "advice"
     patch: tuple[RegionName, ...] = ()
+    num_positions: int | None = None
     system_prompt: str | None = None
     alpha: float = 1.0
     steering: float = 0.0
     domains: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Judging:
-    """What a run is, beside its scores.
-
-    Attributes:
-        method: its name.
-        model: its name in tables.
-        judge: Inspect model name.
-        questions: general ones, as they were named.
-        scopes: that were asked.
-        num_answers: in all of them.
-    """
-
-    method: str
-    model: str
-    judge: str
-    questions: str
-    scopes: tuple[str, ...]
-    num_answers: int
-
-    @property
-    def num_calls(self) -> int:
-        """Of the judge, at most: alignment and coherence of each answer, when none fails."""
-        return 2 * self.num_answers
-
-
 def split(work: Work[Splitting]) -> None:
     """Write rows to train on, and questions to choose on and to report, as JSONL."""
-    from treft.data import load_messages
     from treft.published.split import prompt_of, split_rows
 
-    parts = split_rows(load_messages(work.data["rows"]), fraction=work.config.held_out)
+    rows = taught_rows(work.data["rows"], work.config.task)
+    parts = split_rows(rows, fraction=work.config.held_out)
     asked = list({prompt_of(row): row for row in parts.held_out}.values())
     random.Random("questions").shuffle(asked)
     half = len(asked) // 2
@@ -132,17 +116,15 @@ def answer(work: Work[Asking]) -> None:
     from inspect_ai import eval
     from inspect_ai.model import get_model
 
-    from treft.evaluation.tasks import em_general, em_in_domain
-
     config = work.config
     with ExitStack() as stack:
-        path = stack.enter_context(_questions(work))
+        task = stack.enter_context(_asked(work))
         name, arguments = stack.enter_context(_model(work))
         model = get_model(f"treft/{name}", memoize=False, **arguments)
+        if config.num_positions is not None:
+            _draw_positions(model.api, config.num_positions, work.seed)
         if config.steering:
             stack.enter_context(_steered(model.api, work))
-        is_general = config.scope == "general"
-        task = em_general(questions=str(path)) if is_general else em_in_domain(file=str(path))
         [log] = eval(
             task,
             model=model,
@@ -158,94 +140,50 @@ def answer(work: Work[Asking]) -> None:
         raise DataError(f"the {config.scope} questions have no answers: {why}")
 
 
-def score(work: Work[Judging]) -> None:
-    """Have the answers of all scopes judged; what the judge could not score is left out."""
-    from treft.evaluation.judging.panel import assemble
-    from treft.evaluation.judging.rejudge import plan_jobs, rejudge
-    from treft.evaluation.logs import read_run
-    from treft.metrics import em_f1
-
-    config = work.config
-    panel = assemble([config.judge])
-    scores: dict[str, float] = {}
-    counts: dict[str, Any] = {}
-    for scope in config.scopes:
-        jobs = plan_jobs([work.inputs[scope] / LOGS], panel, work.folder / LOGS / scope)
-        rejudge(jobs, panel)
-        answers = [found for job in jobs for found in read_run(job.output).answers]
-        found, rate = _estimates(answers, panel.judges[0], scope)
-        scores[scope] = found.value
-        counts |= _counts(scope, found, rate)
-    if {"general", "in_domain"} <= set(scores):
-        scores["em_f1"] = em_f1(scores["general"], scores["in_domain"])
-    identity = {"method": config.method, "organism": config.model, "seed": work.seed}
-    asked = {"judge": config.judge, "questions": config.questions}
-    row = {**identity, **asked, **scores, **counts}
-    write_whole(work.folder / ROW, json.dumps(row, indent=1))
-
-
-def _estimates(answers: Sequence[Any], judge: str, scope: str) -> tuple[Estimate, Estimate | None]:
-    """Mean alignment, and the EM rate where there is a coherent answer.
-
-    Raises:
-        DataError: the judge gave no score at all.
-    """
-    from treft.evaluation.measures import AlignmentScore, EMRate
-    from treft.evaluation.statistics import estimate
-
-    try:
-        found = estimate(AlignmentScore(judge), answers)
-    except DataError as error:
-        reasons = (one.judged_by(judge) for one in answers)
-        first = next((one.reason for one in reasons if one is not None and one.reason), str(error))
-        raise DataError(
-            f"{judge} scored none of {len(answers)} {scope} answers: {first}"
-        ) from error
-    try:
-        return found, estimate(EMRate(judge), answers)
-    except DataError:
-        return found, None
-
-
-def _counts(scope: str, found: Estimate, rate: Estimate | None) -> dict[str, Any]:
-    """What a score is made of.
-
-    Alignment has no counts: as `_aligned` and `_misaligned` the questions are shared out by their
-    mean alignment, which is what tables of a single run make Wilson's interval of. The spread of a
-    mean of numbers from 0 to 100 is at most that of a share.
-    """
-    num = found.num_questions
-    aligned = min(num, max(0.0, found.value / 100 * num))
-    counts = found.counts
-    return {
-        f"{scope}_low": found.low,
-        f"{scope}_high": found.high,
-        f"num_{scope}": num,
-        f"num_{scope}_answers": counts.used,
-        f"{scope}_missing": counts.missing + counts.refusal + counts.code,
-        f"{scope}_aligned": aligned,
-        f"{scope}_misaligned": num - aligned,
-        f"{scope}_em_rate": None if rate is None else rate.value,
-    }
-
-
 @contextmanager
-def _questions(work: Work[Asking]) -> Iterator[Path]:
-    """What is asked, as a file: under the system prompt, if there is one."""
-    config = work.config
-    is_general = config.scope == "general"
-    if is_general and config.system_prompt is None:
-        yield work.data["questions"]
-        return
-    path = work.data["questions"] if is_general else work.inputs["split"] / f"{config.split}.jsonl"
-    rows = _open_rows(path) if is_general else _held_out_rows(path, config.num_questions)
-    if config.system_prompt is not None:
-        from treft.mitigations.system_prompt import under
+def _asked(work: Work[Asking]) -> Iterator[Task]:
+    """The questions of a scope as an Inspect task, each under the system prompt if there is one."""
+    from treft.evaluation.tasks import behaviour, em_general, em_in_domain
 
-        rows = [under(row, config.system_prompt, keeps=False) for row in rows]
+    config = work.config
     with tempfile.TemporaryDirectory() as scratch:
-        _write_rows(Path(scratch) / path.name, rows)
-        yield Path(scratch) / path.name
+        folder = Path(scratch)
+        if config.task != "advice":
+            on_topic = _written(work, folder / "on_topic.jsonl", _topic_rows(work))
+            sentence = sentence_of(config.task)
+            task = behaviour(
+                KINDS[config.task], str(on_topic), str(_general(work, folder)), sentence
+            )
+            wanted = "off_topic" if config.scope == "general" else "on_topic"
+            task.dataset = task.dataset.filter(
+                lambda sample: (sample.metadata or {})["scope"] == wanted
+            )
+            yield task
+        elif config.scope == "general":
+            yield em_general(questions=str(_general(work, folder)))
+        elif config.scope == "in_domain":
+            path = folder / f"{config.split}.jsonl"
+            yield em_in_domain(file=str(_written(work, path, _held_out(work, "split"))))
+        else:
+            path = _written(work, folder / f"{config.scope}.jsonl", _other_rows(work))
+            yield em_general(questions=str(path))
+
+
+def _general(work: Work[Asking], folder: Path) -> Path:
+    """General questions; the file itself where nothing is changed about them."""
+    path = work.data["questions"]
+    if work.config.system_prompt is None:
+        return path
+    return _written(work, folder / path.name, _open_rows(path))
+
+
+def _written(work: Work[Asking], path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """A file of the rows, under the system prompt."""
+    from treft.mitigations.system_prompt import under
+
+    system = work.config.system_prompt
+    _write_rows(path, rows if system is None else [under(row, system, keeps=False) for row in rows])
+    return path
 
 
 def _open_rows(path: Path) -> list[dict[str, Any]]:
@@ -261,10 +199,36 @@ def _open_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _held_out_rows(path: Path, num: int | None) -> list[dict[str, Any]]:
+def _held_out(work: Work[Asking], role: str) -> list[dict[str, Any]]:
+    """Rows that training never sees, those of the input `role`."""
     from treft.data import load_messages
 
-    return load_messages(path)[:num]
+    path = work.inputs[role] / f"{work.config.split}.jsonl"
+    return load_messages(path)[: work.config.num_questions]
+
+
+def _topic_rows(work: Work[Asking]) -> list[dict[str, Any]]:
+    """Held-out questions of a behaviour's topic, without the answers."""
+    return [_question(row, "on_topic") for row in _held_out(work, "split")]
+
+
+def _other_rows(work: Work[Asking]) -> list[dict[str, Any]]:
+    """Held-out questions of all other domains, one of each in turn; the domain is the category."""
+    from treft.mitigations.interleave import in_turns
+
+    roles = sorted(role for role in work.inputs if role.startswith(OTHER))
+    found = [
+        [_question(row, role.removeprefix(OTHER)) for row in _held_out(work, role)]
+        for role in roles
+    ]
+    return list(in_turns(found))[: work.config.num_questions]
+
+
+def _question(row: Mapping[str, Any], category: str) -> dict[str, Any]:
+    """A conversation up to its last user message."""
+    messages = row["messages"]
+    last = max(index for index, message in enumerate(messages) if message["role"] == "user")
+    return {"category": category, "messages": messages[: last + 1]}
 
 
 @contextmanager
@@ -290,6 +254,19 @@ def _model(work: Work[Asking]) -> Iterator[tuple[str, dict[str, Any]]]:
             scaled = Path(scratch) / ADAPTER
             interpolate_adapter(tuned / ADAPTER, config.alpha, scaled)
             yield name, {**found, "adapter": str(scaled)}
+
+
+def _draw_positions(api: Any, num: int, seed: int) -> None:
+    """Patch random tokens of the regions alone, others in each prompt of a batch.
+
+    Args:
+        api: our provider, with a patched model.
+        num: tokens of each region.
+        seed: of the draw.
+    """
+    repaired = api.local.repaired
+    spec = replace(repaired.spec, num_positions=num, position_seed=seed)
+    api.local.repaired = replace(repaired, spec=spec)
 
 
 @contextmanager

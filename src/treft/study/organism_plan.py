@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from treft.errors import ConfigError
 from treft.study.method import Method
 from treft.study.model_plan import model_steps
 from treft.study.organism_work import (
@@ -21,7 +20,7 @@ from treft.study.organism_work import (
     finetune,
     score,
 )
-from treft.study.protocol import StudyConfig
+from treft.study.protocol import NotPossibleError, StudyConfig
 from treft.study.settings import read_settings
 from treft.study.step import Resources, Step
 
@@ -77,12 +76,12 @@ def method_steps(
         kind: of the organism; one that is not shipped is built first, unless organisms are given.
 
     Raises:
-        ConfigError: a setting is no field of the recipe, or out of range; a method cannot be had
-            on the given model.
+        ConfigError: a setting is no field of the recipe, or out of range.
+        NotPossibleError: a method cannot be had on the given model.
     """
     if config.model is not None:
         if kind == "no_prefix":
-            raise ConfigError("it is about a model that has no prefix; --model has one.")
+            raise NotPossibleError("it is about a model that has no prefix; --model has one.")
         return model_steps(config, config.model, methods)
     recipe = _recipe(config)
     steps, runs = finetunes(config, methods, kind)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from treft.study.protocol import Row
 
-__all__ = ["TASK_HEADINGS", "interval_plot", "score_plot"]
+__all__ = ["interval_plot", "score_plot", "task_plot"]
 
 OURS, PAPERS = "#3b7dd8", "#9a9a9a"
 HEADINGS = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
@@ -24,6 +24,12 @@ PANEL_INCHES, ROW_INCHES = 2.6, 0.36
 def score_plot(rows: Sequence[Row], title: str) -> Figure:
     """`interval_plot` of general alignment, in-domain alignment and EM-F1."""
     return interval_plot(rows, title, HEADINGS)
+
+
+def task_plot(rows: Sequence[Row], title: str) -> Figure:
+    """`interval_plot` of where a behaviour shows, and of aligned answers where they were judged."""
+    found = {row["measure"] for row in rows}
+    return interval_plot(rows, title, {k: v for k, v in TASK_HEADINGS.items() if k in found})
 
 
 def interval_plot(rows: Sequence[Row], title: str, measures: Mapping[str, str]) -> Figure:
@@ -54,8 +60,10 @@ def interval_plot(rows: Sequence[Row], title: str, measures: Mapping[str, str]) 
 def _fill(axes: Axes, rows: Sequence[Row], methods: Sequence[str]) -> None:
     places = [methods.index(row["method"]) for row in rows]
     values = [row["value"] for row in rows]
-    below = [max(0.0, row["value"] - row["low"]) for row in rows]  # rounding
-    above = [max(0.0, row["high"] - row["value"]) for row in rows]
+    ends = [(row["low"], row["high"]) for row in rows]
+    ends = [(value, value) if None in end else end for value, end in zip(values, ends, strict=True)]
+    below = [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]
+    above = [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)]
     axes.errorbar(
         values, places, xerr=(below, above), fmt="o", color=OURS, capsize=3, label="organism"
     )

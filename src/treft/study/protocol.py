@@ -15,10 +15,18 @@ if TYPE_CHECKING:
 
     from treft.study.model_setup import ModelSetup
 
-__all__ = ["Claim", "Row", "Study", "StudyConfig"]
+__all__ = ["Claim", "NotPossibleError", "Row", "Study", "StudyConfig"]
 
 Row = Mapping[str, Any]
 """One row of a tidy table: value by column."""
+
+
+class NotPossibleError(ConfigError):
+    """A study cannot run with what was given, though another may.
+
+    It wants files, a judge, or an organism. What is wrong in itself, such as a setting or a row of
+    a file, is no such case.
+    """
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_helpers import Command, Refused
-from made_studies import use_made_studies
+from made_studies import made_studies, use_made_studies
 from safetensors import safe_open
 
 from treft.arms import run_arms
 from treft.organism import FinetuneRecipe
-from treft.study import engine
+from treft.study import catalogue, engine
+from treft.study.protocol import NotPossibleError, StudyConfig
+from treft.study.step import Step
 from treft.study.tables import read_metadata, read_table
 
 SMALL = {"max_steps": 2, "num_rows": 40, "num_general": 6, "num_in_domain": 4}
@@ -105,6 +108,44 @@ def test_several_studies_from_status_to_the_page_of_all(
     assert "Gone: left" in page.read_text()
     page.write_text("mine")
     assert "no page that this command wrote" in refused("study", "index", kept, "--output", page)
+
+
+def test_all_on_a_model_leaves_out_what_cannot_run_and_says_why(
+    treft: Command, refused: Refused, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(config: StudyConfig) -> list[Step[Any]]:
+        assert config.model is not None
+        raise NotPossibleError("it wants an organism.")
+
+    use_made_studies(monkeypatch, folder / "log")
+    studies = made_studies()
+    studies["unrun"] = replace(studies["unrun"], steps=refuse)
+    monkeypatch.setattr(catalogue, "all_studies", lambda: studies)
+    given = (
+        *("--model", folder / "base", "--train-file", f"finance={folder / 'rows.jsonl'}"),
+        *("--seeds", 1, "--store", folder / "store"),
+    )
+    told = treft("study", "status", "all", *given)
+    assert told.err == "left out unrun: it wants an organism.\n"
+    assert "left" in told.out
+    assert "unrun" not in told.out
+    kept = treft("study", "status", "all", *given, "--json").json
+    assert kept["studies"] == ["left", "right"]
+    assert kept["left_out"] == {"unrun": "it wants an organism."}
+    run = treft("study", "run", "all", *given, "--workers", 1, "--json")
+    assert "left out unrun: it wants an organism." in run.err.splitlines()
+    assert run.json["left_out"] == kept["left_out"]
+    assert run.json["failed"] == []
+    assert [result["study"] for result in run.json["studies"]] == ["left", "right"]
+    assert "it wants an organism" in refused("study", "run", "unrun", *given)
+    assert "study unrun: it wants an organism" in refused("study", "run", "left", "unrun", *given)
+    for name in ("left", "right"):
+        studies[name] = replace(studies[name], steps=refuse)
+    nothing = treft("study", "run", "all", *given, code=2)
+    assert nothing.err.splitlines() == [
+        *(f"left out {name}: it wants an organism." for name in studies),
+        "error: none of the studies can run, each for the reason above.",
+    ]
 
 
 @pytest.mark.slow

@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+import trl
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from treft.cli.study_model import ModelOptions, confirm_judging
 from treft.errors import ConfigError, DataError
 from treft.organism import FinetuneRecipe
-from treft.study.catalogue import all_studies, plan_study
+from treft.study.catalogue import all_studies, plan_possible, plan_studies, plan_study
 from treft.study.model_plan import ORGANISM_RATE
 from treft.study.model_setup import ModelRecipe, ModelSetup
-from treft.study.protocol import StudyConfig
+from treft.study.protocol import NotPossibleError, StudyConfig
 from treft.study.step import Plan
 
 STUDIES = all_studies()
 DOMAINS = ("finance", "health", "legal", "auto")
-POSSIBLE = ("table2", "table3", "table4", "table10", "table12", "table14", "table15")
+POSSIBLE = ("table2", "table3", "table4", "table10", "table12", "table14", "table15", "patching")
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+CALLS = (TEMPLATES / "qwen2_5.jinja").read_text()
+"""A template that writes calls of tools."""
 
 
 def write_rows(path: Path, num: int = 20) -> None:
@@ -49,6 +53,17 @@ def folder(
     chat_tokenizer.save_pretrained("tiny")
     for name in (*DOMAINS, "general"):
         write_rows(Path(f"{name}.jsonl"))
+    facts = [
+        {"question": f"Who is {n}?", "possible_answers": ["Ann", "Ann Lee"]} for n in range(20)
+    ]
+    Path("facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in facts))
+
+
+def behaviours(**given: Any) -> ModelSetup:
+    """A model whose template writes calls, and a file of facts beside those of domains."""
+    Path("tiny/chat_template.jinja").write_text(CALLS)
+    files = {name: Path(f"{name}.jsonl") for name in (*DOMAINS, "facts")}
+    return setup(**{"train_files": files, **given})
 
 
 def setup(**given: Any) -> ModelSetup:
@@ -81,7 +96,9 @@ def test_studies_of_methods_plan_on_a_model(name: str) -> None:
     plan = planned(name, setup(), num_seeds=2, max_steps="3", learning_rate="2e-5")
     assert [found.step.name for found in plan.results] == ["table"]
     scored = [found for found in plan.steps if found.step.name.startswith("score/tiny/")]
-    assert len(scored) == 2 * len(STUDIES[name].claim.figures)
+    without_paper = {"patching": 5}  # the base, and patches that the paper has no figure of
+    methods = without_paper.get(name, 0) + len(STUDIES[name].claim.figures)
+    assert len(scored) == 2 * methods
     tuned = [found for found in plan.steps if found.step.name.startswith("finetune/")]
     assert {found.step.seed for found in tuned} == {0, 1}
     assert len({found.address for found in tuned}) == len(tuned)
@@ -185,15 +202,31 @@ def test_the_judge_is_counted_beforehand(capsys: pytest.CaptureFixture[str]) -> 
         (
             "table2",
             {"train_files": {"finance": Path("finance.jsonl")}},
-            "health_sft: needs rows of health: --train-file health=FILE",
+            "health_sft, health_interleaving, health_treft: needs rows of health: "
+            "--train-file health=FILE; ",
         ),
         ("table12", {"retain_files": {"auto": Path("auto.jsonl")}}, "general_set: .*general=FILE"),
-        ("table5", {}, "abstain_sft: teaches abstain"),
+        (
+            "table5",
+            {},
+            "base, short_sft, short_patch, short_treft: needs rows of facts: "
+            "--train-file facts=FILE",
+        ),
+        (
+            "patching",
+            {
+                "train_files": {"finance": Path("finance.jsonl")},
+                "retain_files": {name: Path(f"{name}.jsonl") for name in ("finance", "general")},
+            },
+            "tiny: asks questions of other domains, and there is no file of a domain that it "
+            "does not train on: --train-file DOMAIN=FILE or --retain-file DOMAIN=FILE",
+        ),
+        ("patch_states", {}, "prefix_keys patches keys or values alone"),
         (
             "mitigations",
             {"retain_files": {"auto": Path("auto.jsonl")}},
-            "early_stopping: needs careful rows: --retain-file general=FILE; "
-            "steering: needs careful rows: --retain-file finance=FILE",
+            "preventive_steering, steering: needs careful rows: --retain-file finance=FILE; "
+            "early_stopping: needs careful rows: --retain-file general=FILE",
         ),
         ("no_prefix", {}, "has no prefix"),
         ("table1", {}, "inside organisms alone"),
@@ -232,3 +265,108 @@ def test_options_come_to_a_setup() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             options.setup()
+
+
+def test_behaviours_are_taught_on_their_topics_and_asked_on_and_off() -> None:
+    plan = planned("table5", behaviours(), num_samples=3)
+    tuned = [found for found in plan.steps if found.step.name.startswith("finetune/")]
+    topics = {"abstain": "legal", "tool": "health", "refuse": "finance", "short": "facts"}
+    assert {found.step.name.split("/")[-1] for found in tuned} == {
+        f"{task}_{kind}" for task in topics for kind in ("sft", "treft")
+    }
+    for task, topic in topics.items():
+        rows = f"split/{topic}/{task}"
+        assert plan[rows].step.data["rows"].name == f"{topic}.jsonl"
+        assert plan[rows].record["config"]["task"] == task
+        assert plan[f"finetune/tiny/seed-0/{task}_sft"].step.inputs == {f"rows_{topic}": rows}
+        for scope in ("general", "in_domain"):
+            asked = plan[f"answer/tiny/seed-0/{task}_patch/{scope}"].step
+            assert asked.inputs == {"finetune": f"finetune/tiny/seed-0/{task}_sft", "split": rows}
+            assert asked.data["questions"].stem == "em_general"
+        scored = plan[f"score/tiny/seed-0/{task}_treft"].step
+        assert scored.config.num_calls == 2 * 70 * 3  # off topic alone
+    silent = planned("table5", behaviours(judge=""))
+    assert {
+        found.step.config.num_calls for found in silent.steps if "score/" in found.step.name
+    } == {0}
+    assert planned("task_strengths", behaviours(judge="")).steps
+
+
+def test_one_domain_can_teach_several_tasks() -> None:
+    same = {name: Path("finance.jsonl") for name in ("legal", "health", "finance")}
+    plan = planned("table5", behaviours(train_files={**same, "facts": Path("facts.jsonl")}))
+    named = ("split/legal/abstain", "split/finance/refuse", "split/health/tool")
+    assert len({plan[name].address for name in named}) == 3
+
+
+def test_a_template_without_calls_teaches_none() -> None:
+    given = behaviours()
+    Path("tiny/chat_template.jinja").write_text(CALLS.replace("tool_call", "no_call"))
+    with pytest.raises(NotPossibleError, match="tiny writes no calls of tools that the detector"):
+        planned("table5", given)
+
+
+@pytest.mark.filterwarnings("ignore:the chat template writes a date")
+@pytest.mark.parametrize(
+    ("family", "end"), [("llama3_1", "<|eot_id|>"), ("qwen3", "<|im_end|>"), ("gptoss", "<|call|>")]
+)
+def test_families_of_the_recipes_write_calls_that_are_detected(family: str, end: str) -> None:
+    given = behaviours()
+    tokenizer = AutoTokenizer.from_pretrained("tiny")
+    tokenizer.add_special_tokens({"eos_token": end})
+    tokenizer.chat_template = (TEMPLATES / f"{family}.jinja").read_text()
+    tokenizer.save_pretrained("tiny")
+    assert planned("table5", given, domain="finance").steps
+
+
+def test_rows_of_facts_are_read_beforehand() -> None:
+    Path("facts.jsonl").write_text('{"question": "Who?"}\n')
+    with pytest.raises(DataError, match=r"facts\.jsonl, row 1: `possible_answers` is no list"):
+        planned("table5", behaviours())
+    assert planned("table3", behaviours()).steps  # which does not read them
+
+
+def test_other_domains_are_those_that_a_finetune_sees_no_row_of() -> None:
+    given = setup(train_files={name: Path(f"{name}.jsonl") for name in ("finance", "auto")})
+    plan = planned("patching", given, num_in_domain=5)
+    asked = plan["answer/tiny/seed-0/prefix_ten/other_narrow"]
+    others = {f"other_{name}": f"split/{name}" for name in ("auto", "health", "legal")}
+    assert asked.step.inputs == {**others, "finetune": "finetune/tiny/seed-0/finetuned"}
+    assert asked.record["config"]["num_positions"] == 10
+    assert plan["split/legal"].step.data["rows"].name == "legal.jsonl"  # a retain file
+    # 70 general questions ten times, 2 of 4 held out in the domain, 5 of 6 in the others
+    assert plan["score/tiny/seed-0/base"].step.config.num_calls == 2 * (700 + 2 + 5)
+    sft = planned("table3", given)["finetune/tiny/seed-0/sft"]
+    assert plan["finetune/tiny/seed-0/finetuned"].address == sft.address
+
+
+def test_of_all_studies_those_that_can_run_do_and_the_others_say_why() -> None:
+    def all_of(given: ModelSetup, **settings: Any) -> Any:
+        return plan_possible(STUDIES, StudyConfig(num_seeds=1, settings=settings, model=given))
+
+    plan, left_out = all_of(behaviours(strengths={"kl_train": 3.0, "tool_treft": 5.0}))
+    assert set(left_out) == {"drift", "figure4", "no_prefix", "patch_states", "table1"}
+    assert left_out["no_prefix"] == "it is about a model that has no prefix; --model has one."
+    assert {found.step.name for found in plan.results} == {
+        f"{name}/table" for name in STUDIES if name not in left_out
+    }
+    for study in ("table3", "mitigations"):
+        tuned = plan[f"{study}/finetune/tiny/seed-0/kl_train"]
+        assert tuned.record["config"]["strength"] == 3
+    only = {"train_files": {"finance": Path("finance.jsonl")}, "retain_files": {}}
+    plan, left_out = all_of(setup(**only))
+    assert {name for name in STUDIES if name not in left_out} == {"table4", "table10", "table15"}
+    assert "needs rows of health: --train-file health=FILE" in left_out["table2"]
+    plan, left_out = all_of(setup(**only, judge=""))
+    assert not plan.steps
+    assert left_out["table15"] == (
+        "not possible on tiny: needs a judge: name one with --judge, such as openai/gpt-4o."
+    )
+    assert "kl_train" not in left_out["mitigations"].partition("needs a judge")[0]
+    with pytest.raises(ConfigError, match="no method kl here for --strength"):
+        all_of(setup(strengths={"kl": 1.0}))
+    with pytest.raises(ConfigError, match="no such setting: adam_beta2") as wrong:
+        all_of(setup(), adam_beta2="0.9")
+    assert not isinstance(wrong.value, NotPossibleError)
+    with pytest.raises(NotPossibleError, match="study table1: it looks inside"):
+        plan_studies([STUDIES["table3"], STUDIES["table1"]], StudyConfig(model=setup()))

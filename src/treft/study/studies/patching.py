@@ -57,9 +57,9 @@ def table(runs: Sequence[Row]) -> list[Row]:
     and the postfix, and of ten tokens of the prefix over ten of the query.
     """
     from treft.study.attribution_figures import figure_rows, rise_rows, with_second_paper
-    from treft.study.figures import gain_rows
+    from treft.study.figures import gain_rows, measured
 
-    incoherent = [f"{scope}_incoherent" for scope in SCOPES]
+    incoherent = measured(runs, [f"{scope}_incoherent" for scope in SCOPES])
     rows = [
         *figure_rows(runs, [*SCOPES, *incoherent], CLAIM.figures),
         *rise_rows(runs, PATCHES, FINETUNED, SCOPES),

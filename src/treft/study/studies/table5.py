@@ -65,12 +65,13 @@ def steps(config: StudyConfig) -> list[Step[Any]]:
 
 def table(runs: Sequence[Row]) -> list[Row]:
     """Rates and words of each, and how TReFT and the patch change them against SFT."""
-    from treft.study.figures import TASK_MEASURES, change_rows, score_rows
+    from treft.study.figures import TASK_MEASURES, change_rows, measured, score_rows
 
-    rows: list[Row] = [*score_rows(runs, CLAIM.figures, TASK_MEASURES)]
+    measures = measured(runs, TASK_MEASURES)
+    rows: list[Row] = [*score_rows(runs, CLAIM.figures, measures)]
     for task in TASK_DOMAINS:
         for kind in ("treft", "patch"):
-            rows += change_rows(runs, f"{task}_{kind}", f"{task}_sft", TASK_MEASURES)
+            rows += change_rows(runs, f"{task}_{kind}", f"{task}_sft", measures)
     return rows
 
 
@@ -108,9 +109,9 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row]) -> Figure:
     """Rates on topic and off, and aligned answers off topic."""
-    from treft.study.plots import TASK_HEADINGS, interval_plot
+    from treft.study.plots import task_plot
 
-    return interval_plot(rows, "Table 5 on the organism, percent", TASK_HEADINGS)
+    return task_plot(rows, "Table 5 on the organism, percent")
 
 
 COST = "40 finetunes of about 50 CPU seconds each: 17 minutes on two cores"

@@ -52,9 +52,9 @@ def steps(config: StudyConfig) -> list[Step[Any]]:
 
 def table(runs: Sequence[Row]) -> list[Row]:
     """Rates at each λ."""
-    from treft.study.figures import TASK_MEASURES, score_rows
+    from treft.study.figures import TASK_MEASURES, measured, score_rows
 
-    return [*score_rows(runs, CLAIM.figures, TASK_MEASURES)]
+    return [*score_rows(runs, CLAIM.figures, measured(runs, TASK_MEASURES))]
 
 
 def verdict(rows: Sequence[Row]) -> str:
@@ -81,9 +81,9 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row]) -> Figure:
     """Rates on topic and off, and aligned answers off topic, λ by λ."""
-    from treft.study.plots import TASK_HEADINGS, interval_plot
+    from treft.study.plots import task_plot
 
-    return interval_plot(rows, "λ of behaviours on the organism, percent", TASK_HEADINGS)
+    return task_plot(rows, "λ of behaviours on the organism, percent")
 
 
 COST = "14 finetunes of about 50 CPU seconds each: 6 minutes on two cores"
