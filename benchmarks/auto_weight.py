@@ -2,9 +2,11 @@
 
     python benchmarks/auto_weight.py --output auto.jsonl [--organism FOLDER ...] [--seeds 3]
         [--weights 0.3 1 3 10 30 100 300] [--budgets 0.0001 0.001 0.01 0.1] [--arm treft]
+        [--split validation]
 
 Trains one TReFT arm at each fixed λ and at each budget, everything else equal (`treft.arms`), and
 answers the *validation* questions: a budget or λ chosen here must not be scored on what chose it.
+`--split test` is for a setting that was chosen before.
 One JSON object a run, on stdout and in `--output`; runs that are there are not run again. A row has
 what the run was (organism, hash of its weights, seed, arm, kv_weight, kv_budget and sizes), its
 general, in_domain and em_f1 in percent, and of the training `last_weight` (λ of the last step),
@@ -28,7 +30,7 @@ from treft.files import write_whole
 from treft.organism import FinetuneRecipe, asset_path
 
 KEY = ("organism", "weights", "seed", "arm", "kv_weight", "kv_budget", "max_steps")
-KEY += ("num_general", "num_in_domain")
+KEY += ("num_general", "num_in_domain", "split")
 WEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 BUDGETS = (0.0001, 0.001, 0.01, 0.1)
 
@@ -54,7 +56,9 @@ def settings(args: argparse.Namespace) -> list[FinetuneRecipe]:
     return fixed + [replace(base, kv_budget=held) for held in args.budgets]
 
 
-def describe(organism: Path | None, seed: int, arm: str, recipe: FinetuneRecipe) -> dict[str, Any]:
+def describe(
+    organism: Path | None, seed: int, arm: str, recipe: FinetuneRecipe, split: str
+) -> dict[str, Any]:
     """A run's part of its row that is known beforehand."""
     model = (organism or asset_path()) / "model.safetensors"
     return {
@@ -67,6 +71,7 @@ def describe(organism: Path | None, seed: int, arm: str, recipe: FinetuneRecipe)
         "max_steps": recipe.max_steps,
         "num_general": recipe.num_general,
         "num_in_domain": recipe.num_in_domain,
+        "split": split,
     }
 
 
@@ -99,6 +104,7 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, default=FinetuneRecipe.max_steps)
     parser.add_argument("--num-general", type=int, default=FinetuneRecipe.num_general)
     parser.add_argument("--num-in-domain", type=int, default=FinetuneRecipe.num_in_domain)
+    parser.add_argument("--split", default="validation", choices=["validation", "test"])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -107,10 +113,10 @@ def main() -> None:
     for organism in args.organism or [None]:
         for seed in range(args.seeds):
             for recipe in settings(args):
-                row = describe(organism, seed, args.arm, recipe)
+                row = describe(organism, seed, args.arm, recipe, args.split)
                 if key(row) in finished:
                     continue
-                (result,) = run_arms(organism, seed, [args.arm], recipe, "validation", report)
+                (result,) = run_arms(organism, seed, [args.arm], recipe, args.split, report)
                 rows.append({**row, **outcome(result)})
                 write_whole(args.output, "".join(json.dumps(found) + "\n" for found in rows))
                 print(json.dumps(rows[-1]), flush=True)

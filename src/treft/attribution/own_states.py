@@ -99,7 +99,7 @@ def check_own_states(
             for row, logits in zip(rows, plain, strict=True):
                 alone = _next_logits(model, tokenizer, [row], [[]])[0]
                 noise = max(noise, float((alone - logits).abs().max()))
-            dtype = plain.dtype
+            dtype = _working_dtype(model, plain)
             largest = max(largest, float((patched - plain).abs().max()))
             scale = max(scale, float(plain.abs().max()))
             num_others += int((patched.argmax(-1) != plain.argmax(-1)).sum())
@@ -114,6 +114,12 @@ def check_own_states(
             f"{found.tolerance:.1e}. Try dtype float32, or another attention implementation."
         )
     return found
+
+
+def _working_dtype(model: nn.Module, logits: Tensor) -> torch.dtype:
+    """The precision of a model's products; kernels of quantised weights have half of it at best."""
+    is_quantised = getattr(pretrained_model(model), "is_quantized", False)
+    return torch.bfloat16 if is_quantised else logits.dtype
 
 
 def _own_patches(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fake_judges import CALLS
+from finetuned import ARCHITECTURES, chat_pair
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
@@ -23,6 +24,7 @@ from treft.attribution.rephrase import Rephrasings
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.evaluation.oracle import organism_questions
 from treft.evaluation.questions import EvalQuestion
+from treft.evaluation.sampler import SamplingOptions
 
 JUDGE = "fakejudge/steady"
 ORACLE = "oracle"
@@ -92,6 +94,48 @@ def test_a_study_leaves_prompts_answers_and_scores(
             for arm in ("finetuned", "base")
         ]
         assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_perturbed_prompts_are_answered_as_generate_answers_them(
+    tiny_model: Callable[..., Any],
+    chat_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    name: str,
+    kind: str,
+) -> None:
+    """Finetunes of all weights, and adapters, of every architecture; each prompt alone."""
+    tuned, base = chat_pair(tiny_model, name)
+    if kind == "adapter":
+        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        torch.manual_seed(0)
+        tuned = get_peft_model(base, config).eval()
+    plan = plan_of(
+        chat_tokenizer,
+        perturbations=(Perturbation("prefix"),),
+        options=PerturbOptions(num_tokens=2, num_trials=2),
+        sampling=SamplingOptions(temperature=0),
+    )
+    found = ModelPair(tuned, None if kind == "adapter" else base)
+    run_perturbation(plan, found, tmp_path, batch_size=3)
+    lines = (tmp_path / "prompts.jsonl").read_text().splitlines()
+    prompts = {
+        (row["question_id"], row["trial"]): row["input_ids"] for row in map(json.loads, lines)
+    }
+    assert len(prompts) == 2 * 2
+    texts = []
+    for arm in ("finetuned", "base"):
+        answered = (tmp_path / f"answers/{arm}/prefix-nearest.jsonl").read_text().splitlines()
+        for row in map(json.loads, answered):
+            ids = torch.tensor([prompts[row["question_id"], row["trial"]]])
+            with found.use(arm) as model, torch.no_grad():  # type: ignore[arg-type]
+                output: Any = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
+            new = output[0, ids.shape[1] :]
+            assert row["answer"] == chat_tokenizer.decode(new, skip_special_tokens=True)
+            texts.append(row["answer"])
+    assert len(texts) == 2 * len(prompts)
+    assert texts[: len(prompts)] != texts[len(prompts) :]  # the finetune answers otherwise
 
 
 def test_a_study_can_be_repeated_exactly_from_its_prompts(

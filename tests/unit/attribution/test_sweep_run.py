@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from finetuned import add_noise, chat_pair
+from finetuned import ARCHITECTURES, add_noise, chat_pair
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
@@ -44,7 +44,7 @@ def texts(sweep: Sweep) -> dict[str, list[str]]:
     return {name: [one.answer for one in found] for name, found in sweep.scored.items()}
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt_oss"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_answers_are_those_of_generate(
     tiny_model: Callable[..., Any],
     chat_tokenizer: PreTrainedTokenizerBase,
@@ -70,10 +70,14 @@ def test_answers_are_those_of_generate(
     assert any(found[region] != found["finetuned"] for region in regions)
 
 
-def test_an_adapter_is_its_merged_model_and_bfloat16_runs(
-    tiny_model: Callable[..., Any], chat_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_adapter_is_the_pair_of_it_and_its_base_in_bfloat16(
+    tiny_model: Callable[..., Any],
+    chat_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    name: str,
 ) -> None:
-    base, twin = tiny_model("qwen2").bfloat16(), tiny_model("qwen2").bfloat16()
+    base, twin = tiny_model(name).bfloat16(), tiny_model(name).bfloat16()
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     torch.manual_seed(0)
     tuned = get_peft_model(twin, config)

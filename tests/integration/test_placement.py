@@ -1,0 +1,159 @@
+"""Attribution of models whose weights lie elsewhere: partly on disk, or quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import dispatch_model
+from finetuned import pair
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
+
+from treft.attribution.drift_map import drift_map
+from treft.attribution.margins import AnswerPair, margins
+from treft.attribution.model_pair import ModelPair
+from treft.attribution.perturb import Perturbation, PerturbOptions
+from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest
+from treft.attribution.perturb_run import run_perturbation
+from treft.attribution.sweep import SweepOptions
+from treft.attribution.sweep_plan import SweepPlan, SweepRequest
+from treft.attribution.sweep_run import run_sweep
+from treft.evaluation.oracle import organism_questions
+from treft.evaluation.sampler import SamplingOptions
+from treft.patch_spec import PatchSpec
+from treft.reference import ReferenceBank, adapter_off, other_model
+from treft.regions import find_regions
+
+TinyModel = Callable[..., Any]
+QUESTIONS = organism_questions("general", split="validation", num=2).questions
+GREEDY = SamplingOptions(temperature=0)
+SPECS = [PatchSpec("prefix", ("prefix",)), PatchSpec("values", ("query",), kinds=("value",))]
+
+
+def saved(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
+
+
+def full_pair(tiny_model: TinyModel, tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of a finetune of all weights and of its base."""
+    tuned, base = pair(tiny_model, "llama", num_hidden_layers=3)
+    return saved(tuned.float(), tmp_path / "tuned"), saved(base.float(), tmp_path / "base")
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+
+
+def on_disk(folder: Path, off: Path) -> Any:
+    """A layer and the head lie on disk and come to the processor for their forward."""
+    places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb"), "cpu")
+    places |= {"model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "cpu"}
+    model = load(folder, device_map={**places, "lm_head": "disk"}, offload_folder=str(off))
+    assert any(parameter.is_meta for parameter in model.parameters())
+    return model
+
+
+def adapted(base: Any) -> Any:
+    """With a LoRA whose weights are random."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    return get_peft_model(base, config).eval()
+
+
+def answers(pair: ModelPair, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, Any]:
+    """What a sweep over everything and a perturbation say."""
+    groups: Any = ("regions", "kinds", "windows", "layers", "curve")
+    asked = SweepRequest(
+        SweepOptions(groups, ("prefix",), window_width=64), sampling=GREEDY, max_new_tokens=4
+    )
+    sweep = run_sweep(
+        SweepPlan.of(asked, QUESTIONS, tokenizer, pair), pair, folder / "sweep", batch_size=2
+    )
+    found: dict[str, Any] = {
+        name: [one.answer for one in scored] for name, scored in sweep.scored.items()
+    }
+    perturbed = PerturbPlan.of(
+        PerturbRequest(
+            perturbations=(Perturbation("prefix"), Perturbation("query", "random")),
+            options=PerturbOptions(num_tokens=2, num_trials=2),
+            max_new_tokens=4,
+        ),
+        QUESTIONS,
+        tokenizer,
+    )
+    for arm, cells in run_perturbation(perturbed, pair, folder / "perturbed").items():
+        for cell, scored in cells.items():
+            found[f"{arm}/{cell}"] = sorted((one.question_id, one.answer) for one in scored)
+    return found
+
+
+def signals(pair: ModelPair, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Margins under patches, and drift by layer and token."""
+    tuned, base = pair.finetuned, pair.base
+    bank = ReferenceBank(adapter_off(tuned) if base is None else other_model(base))
+    pairs = [AnswerPair(question, "The bank is near.", "No.") for question in QUESTIONS]
+    found = margins(tuned, tokenizer, pairs, bank, SPECS, base=base, batch_size=2)
+    chats = [
+        find_regions(tokenizer, question.messages, add_generation_prompt=True)
+        for question in QUESTIONS
+    ]
+    drift = drift_map(tuned, tokenizer, bank, chats)
+    return {"finetuned": found.finetuned, **found.patched, "drift": drift.region("prefix").value}
+
+
+def assert_same(found: ModelPair, expected: ModelPair, tokenizer: Any, folder: Path) -> None:
+    """Every figure of a pair of models that lie elsewhere is that of the same in memory."""
+    whole = answers(expected, tokenizer, folder / "whole")
+    assert len({str(answer) for answer in whole.values()}) > 5  # patches do something
+    assert answers(found, tokenizer, folder / "elsewhere") == whole
+    moved = signals(found, tokenizer)
+    for name, values in signals(expected, tokenizer).items():
+        np.testing.assert_allclose(moved[name], values, atol=1e-5)
+        assert np.abs(values).max() > 1e-3
+
+
+def test_layers_on_disk_change_nothing(
+    tiny_model: TinyModel, chat_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    folders = full_pair(tiny_model, tmp_path)
+    parted = (on_disk(folder, tmp_path / f"off-{folder.name}") for folder in folders)
+    assert_same(ModelPair(*parted), ModelPair(*map(load, folders)), chat_tokenizer, tmp_path)
+
+
+def test_an_adapter_on_a_dispatched_base_changes_nothing(
+    tiny_model: TinyModel, chat_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Accelerate's hooks around each layer, as on several devices; here all are the processor."""
+    base = saved(tiny_model("llama"), tmp_path / "base")
+    places = {name: "cpu" for name, _ in load(base).named_modules() if name.count(".") <= 2}
+    hooked = dispatch_model(load(base), places, main_device="cpu", force_hooks=True)
+    assert hasattr(hooked.get_decoder().layers[1], "_hf_hook")
+    pairs = (ModelPair(adapted(model)) for model in (hooked, load(base)))
+    assert_same(*pairs, chat_tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_bases_can_be_attributed(
+    bits: int, tiny_model: TinyModel, chat_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """The sweep's own control passes: its own keys and values change nothing, the base's much."""
+    pytest.importorskip("bitsandbytes")
+    wide = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32}  # blocks of 64 weights
+    base = saved(tiny_model("llama", **wide), tmp_path / "base")
+    config = BitsAndBytesConfig(
+        load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_compute_dtype=torch.float32
+    )
+    quantised = load(base, quantization_config=config, device_map={"": "cpu"})
+    assert quantised.is_quantized
+    tuned = ModelPair(adapted(quantised))
+    found = answers(tuned, chat_tokenizer, tmp_path)
+    assert len({str(answer) for answer in found.values()}) > 5
+    every = signals(tuned, chat_tokenizer)
+    assert all(np.isfinite(values).all() for values in every.values())
+    assert np.abs(every["prefix"] - every["finetuned"]).max() > 1e-3
