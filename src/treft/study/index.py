@@ -29,7 +29,10 @@ HEADER = """# The paper's claims
 Every claim that a study tests, in the order of the paper's tables, its figures, then its text.
 **The figures of the organism are those of a language model of 1.1 million parameters in a made-up
 world, not the paper's**, which are of models of 7 to 32 billion parameters in theirs: what can be
-compared is the direction of an effect. Brackets hold 95 % intervals."""
+compared is the direction of an effect. Brackets hold 95 % intervals.
+
+Tables 7, 8, 11 and 18 and Figures 3 and 5 to 8 have no study: the notes on the paper that this
+project is built from do not say what they hold."""
 PROVENANCE = """## What the results come from
 
 `code` begins a hash of the code versions of all steps; `result.json` has them (`sources`), and
