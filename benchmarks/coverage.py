@@ -19,7 +19,13 @@ import scipy
 from scipy.optimize import brentq
 from scipy.special import comb, expit
 
-from treft.evaluation.agreement import cohen_kappa, jackknife, krippendorff_alpha
+from treft.evaluation.agreement import (
+    Coefficient,
+    cohen_kappa,
+    jackknife,
+    krippendorff_alpha,
+    spearman_coefficient,
+)
 from treft.evaluation.clusters import (
     Clusters,
     bootstrap_interval,
@@ -31,7 +37,7 @@ from treft.evaluation.clusters import (
     t_interval,
 )
 from treft.evaluation.measures import AlignmentScore
-from treft.evaluation.rank_correlation import spearman, spearman_interval
+from treft.evaluation.rank_correlation import spearman
 from treft.evaluation.records import Judgement, ScoredAnswer
 from treft.evaluation.statistics import Arm, em_f1_difference
 from treft.metrics import Interval, em_f1, em_f1_interval
@@ -349,16 +355,14 @@ def agreement_design(name: str, num: int, samples: int, rate: float, noise: floa
                 "bootstrap": lambda: bootstrap_rows(ratings),
             }
         return {
-            "reported": lambda: drawn_again(ratings),
+            "reported": lambda: interval_of(spearman_coefficient(ratings, questions.astype(str))),
             "jackknife": lambda: jackknife_of(ratings),
         }
 
-    def drawn_again(ratings: np.ndarray) -> Interval | None:
-        found = spearman_interval(ratings, questions.astype(str))
-        return found and Interval(spearman(ratings), *found)
-
     def jackknife_of(ratings: np.ndarray) -> Interval | None:
-        found = jackknife(statistic, ratings, questions.astype(str))
+        return interval_of(jackknife(statistic, ratings, questions.astype(str)))
+
+    def interval_of(found: Coefficient) -> Interval | None:
         if found.value is None or found.low is None or found.high is None:
             return None
         return Interval(found.value, found.low, found.high)

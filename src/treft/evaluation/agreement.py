@@ -2,8 +2,8 @@
 
 Kappa and nominal alpha are about the misaligned flag, Spearman's correlation and interval alpha
 about the alignment scores. Intervals leave out one question at a time (jackknife), on Fisher's
-scale, which keeps them within -1 and 1; Spearman's draws questions again (`rank_correlation.py`).
-docs/statistics.md has a comparison of both.
+scale, which keeps them within -1 and 1; Spearman's draws questions again, too
+(`rank_correlation.py`). docs/statistics.md has a comparison of both.
 
 Shapes: N answers, J judges; a missing rating is NaN.
 """
@@ -34,6 +34,7 @@ __all__ = [
     "cohen_kappa",
     "jackknife",
     "krippendorff_alpha",
+    "spearman_coefficient",
 ]
 
 Level = Literal["nominal", "interval"]
@@ -214,14 +215,23 @@ def _pair(
         num_answers=len(scores),
         num_questions=len(set(questions)),
         flagged=(float(first), float(second)),
-        spearman=_spearman(scores, questions),
+        spearman=spearman_coefficient(scores, questions),
         kappa=jackknife(cohen_kappa, flags, questions),
     )
 
 
-def _spearman(scores: FloatArray, questions: NDArray[np.str_]) -> Coefficient:
-    low, high = spearman_interval(scores, questions) or (None, None)
-    return Coefficient(spearman(scores), low, high)
+def spearman_coefficient(scores: FloatArray, questions: NDArray[np.str_]) -> Coefficient:
+    """Spearman's correlation of two judges' scores (N, 2); questions (N,).
+
+    Of the jackknife's and the bootstrap's interval each end that is further away: the one is too
+    narrow where half of the answers are misaligned, the other where few are and questions are few.
+    """
+    left_out = jackknife(spearman, scores, questions)
+    drawn = spearman_interval(scores, questions)
+    if drawn is None or left_out.low is None or left_out.high is None:
+        return Coefficient(left_out.value, None, None)
+    low, high = min(left_out.low, drawn[0]), max(left_out.high, drawn[1])
+    return Coefficient(left_out.value, low, high)
 
 
 def jackknife(

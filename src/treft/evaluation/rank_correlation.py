@@ -1,4 +1,4 @@
-"""Spearman's rank correlation of two judges' scores, with an interval over questions.
+"""Spearman's rank correlation of two judges' scores, with a bootstrap interval over questions.
 
 The correlation is near its largest value where half of the answers are misaligned, and falls to
 either side. There its first-order variation vanishes, so that a jackknife, which sees nothing else,

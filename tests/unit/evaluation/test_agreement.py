@@ -15,10 +15,12 @@ from statsmodels.stats.inter_rater import cohens_kappa
 
 from treft.errors import ConfigError, DataError
 from treft.evaluation.agreement import (
+    Coefficient,
     agreement,
     cohen_kappa,
     jackknife,
     krippendorff_alpha,
+    spearman_coefficient,
 )
 from treft.evaluation.rank_correlation import spearman, spearman_interval
 from treft.evaluation.records import Judgement, ScoredAnswer
@@ -93,6 +95,22 @@ def test_spearmans_interval_is_a_bootstrap_of_whole_questions() -> None:
     names = np.array([f"q{row:02}" for row in rows])
     found = spearman_interval(scores, names, num_draws=200, seed=3)
     assert found == pytest.approx(tuple(np.quantile(values, (tail, 1 - tail))), abs=1e-6)
+
+
+def test_spearmans_coefficient_takes_the_further_end_of_both_intervals() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.standard_normal((60, 2)) + rng.standard_normal((60, 1))
+    names = np.repeat(np.arange(12), 5).astype(str)
+    found, drawn = spearman_coefficient(scores, names), spearman_interval(scores, names)
+    left_out = jackknife(spearman, scores, names)
+    assert drawn is not None
+    assert left_out.low is not None
+    assert left_out.high is not None
+    assert found.value == spearman(scores)
+    assert found.low == min(drawn[0], left_out.low)
+    assert found.high == max(drawn[1], left_out.high)
+    half = scores[:, :1].repeat(2, axis=1)
+    assert spearman_coefficient(half, names) == Coefficient(pytest.approx(1), None, None)
 
 
 @pytest.mark.parametrize(
