@@ -4,7 +4,7 @@ The correlation is near its largest value where half of the answers are misalign
 either side. There its first-order variation vanishes, so that a jackknife, which sees nothing else,
 is too narrow (docs/statistics.md); the bootstrap sees the fall.
 
-Shapes: N answers, C questions, D draws.
+Shapes: N answers (or pairs of scores that occur), C questions, D draws.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_UNDEFINED = 0.01
 """Share of draws without a correlation above which there is no interval."""
 
 BLOCK = 2_000_000
-"""Numbers held at once: draws times answers."""
+"""Numbers held at once: draws times pairs of scores."""
 
 
 def spearman(scores: FloatArray) -> float | None:
@@ -57,8 +57,11 @@ def spearman_interval(
     if value is None or num < 2 or abs(value) >= 1:
         return None
     drawn = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), num_draws)
-    blocks = np.array_split(drawn, math.ceil(num_draws * len(scores) / BLOCK))
-    values = np.concatenate([_weighted(scores, block[:, rows]) for block in blocks])
+    pairs, column = np.unique(scores, axis=0, return_inverse=True)
+    counts = np.zeros((num, len(pairs)))
+    np.add.at(counts, (rows, column), 1)
+    blocks = np.array_split(drawn, math.ceil(num_draws * len(pairs) / BLOCK))
+    values = np.concatenate([_weighted(pairs, block @ counts) for block in blocks])
     known = values[np.isfinite(values)]
     if len(known) < (1 - MOST_UNDEFINED) * num_draws or np.ptp(known) == 0:
         return None
