@@ -19,17 +19,25 @@ import scipy
 from scipy.optimize import brentq
 from scipy.special import comb, expit
 
-from treft.evaluation.agreement import cohen_kappa, jackknife, krippendorff_alpha, spearman
+from treft.evaluation.agreement import (
+    Coefficient,
+    cohen_kappa,
+    jackknife,
+    krippendorff_alpha,
+    spearman_coefficient,
+)
 from treft.evaluation.clusters import (
     Clusters,
     bootstrap_interval,
     bounded_interval,
     correlation,
+    count_interval,
     difference_interval,
     permutation_p_value,
     t_interval,
 )
 from treft.evaluation.measures import AlignmentScore
+from treft.evaluation.rank_correlation import spearman
 from treft.evaluation.records import Judgement, ScoredAnswer
 from treft.evaluation.statistics import Arm, em_f1_difference
 from treft.metrics import Interval, em_f1, em_f1_interval
@@ -162,6 +170,7 @@ def count_design(num: int, samples: int, spread: float) -> Design:
         words = np.exp(4 + question + 0.5 * rng.standard_normal((num, samples)))
         found = clusters(words)
         return {
+            "log t": lambda: count_interval(found),
             "t": lambda: t_interval(found.mean, found.contributions),
             "bootstrap": lambda: bootstrap_interval(found, 1000),
         }
@@ -188,16 +197,17 @@ def two_arms(
     rng: np.random.Generator, size: tuple[int, int], rates: tuple[float, float], spread: float
 ) -> list[np.ndarray]:
     """Flags of two arms on the same questions; most of the spread is common to both arms."""
-    common, own = spread * np.sqrt(0.8), spread * np.sqrt(0.2)
-    shared = common * rng.standard_normal((size[0], 1))
     return [
-        100.0
-        * (
-            rng.random(size)
-            < expit(middle(rate, spread) + shared + own * rng.standard_normal((size[0], 1)))
-        )
-        for rate in rates
+        100.0 * (rng.random(size) < expit(middle(rate, spread) + questions))
+        for rate, questions in zip(rates, two_spreads(rng, size[0], spread), strict=True)
     ]
+
+
+def two_spreads(rng: np.random.Generator, num: int, spread: float) -> list[np.ndarray]:
+    """How questions (C, 1) differ in two arms; four fifths of the variance are common to both."""
+    common, own = spread * np.sqrt(0.8), spread * np.sqrt(0.2)
+    shared = common * rng.standard_normal((num, 1))
+    return [shared + own * rng.standard_normal((num, 1)) for _ in range(2)]
 
 
 def difference_design(num: int, samples: int, spread: float, rates: tuple[float, float]) -> Design:
@@ -216,6 +226,27 @@ def difference_design(num: int, samples: int, spread: float, rates: tuple[float,
     truth = 100 * (rates[0] - rates[1])
     figure = f"rate {100 * rates[0]:g} % minus {100 * rates[1]:g} %"
     return Design(figure, f"{num} × {samples}, spread {spread}", truth, study)
+
+
+def count_difference_design(num: int, samples: int, spread: float, ratio: float) -> Design:
+    """Mean number of words less that of an arm whose answers are `ratio` times as long."""
+
+    def study(rng: np.random.Generator) -> Methods:
+        arm, base = (
+            clusters(factor * np.exp(4 + logs + 0.5 * rng.standard_normal((num, samples))))
+            for factor, logs in zip((1, ratio), two_spreads(rng, num, spread), strict=True)
+        )
+        moved = (arm.contributions, base.contributions)
+        return {
+            "paired": lambda: difference_interval(
+                *(count_interval(each) for each in (arm, base)), correlation(*moved)
+            ),
+            "t": lambda: t_interval(arm.mean - base.mean, moved[0] - moved[1]),
+        }
+
+    first = float(np.exp(4 + spread**2 / 2 + 0.125))
+    figure = f"{first:.0f} words minus {ratio * first:.0f}"
+    return Design(figure, f"{num} × {samples}, log spread {spread}", first - ratio * first, study)
 
 
 def em_f1_design(sizes: Sequence[tuple[int, int]], spread: float, rates: Sequence[float]) -> Design:
@@ -318,13 +349,20 @@ def agreement_design(name: str, num: int, samples: int, rate: float, noise: floa
 
     def study(rng: np.random.Generator) -> Methods:
         ratings = two_judges(rng, (num, samples), rate, noise)
+        if name != "Spearman":
+            return {
+                "reported": lambda: jackknife_of(ratings),
+                "bootstrap": lambda: bootstrap_rows(ratings),
+            }
         return {
+            "reported": lambda: interval_of(spearman_coefficient(ratings, questions.astype(str))),
             "jackknife": lambda: jackknife_of(ratings),
-            "bootstrap": lambda: bootstrap_rows(ratings),
         }
 
     def jackknife_of(ratings: np.ndarray) -> Interval | None:
-        found = jackknife(statistic, ratings, questions.astype(str))
+        return interval_of(jackknife(statistic, ratings, questions.astype(str)))
+
+    def interval_of(found: Coefficient) -> Interval | None:
         if found.value is None or found.low is None or found.high is None:
             return None
         return Interval(found.value, found.low, found.high)
@@ -360,18 +398,24 @@ def figure_designs() -> Iterator[Design]:
     yield rate_design(50, 20, 1.5, 0.1, failed=0.2)
     for rate in (0.01, 0.1, 0.4):
         for num, samples in sizes:
-            yield score_design(num, samples, 1.5, rate)
-    for num, samples in ((50, 20), (200, 1), (20, 20)):
-        yield count_design(num, samples, 0.5)
+            for spread in (1.5, 2.5):
+                yield score_design(num, samples, spread, rate)
+    for spread in (0.5, 1.0):
+        for num, samples in ((50, 20), (200, 1), (20, 20), (8, 100)):
+            yield count_design(num, samples, spread)
     for k in (2, 5, 20):
         yield at_k_design(50, 20, 1.5, 0.03, k)
         yield at_k_design(50, 20, 1.5, 0.4, k)
     for rates in ((0.4, 0.1), (0.4, 0.4), (0.03, 0.01), (0.03, 0.03), (0.99, 0.95), (0.3, 0.003)):
-        for num, samples in ((50, 20), (200, 1), (20, 20)):
+        for num, samples in ((50, 20), (200, 1), (20, 20), (8, 100)):
             yield difference_design(num, samples, 1.5, rates)
+    for ratio in (1, 0.4):
+        for num, samples in ((50, 20), (200, 1), (20, 20), (8, 100)):
+            yield count_difference_design(num, samples, 0.5, ratio)
     for pair in ((0.4, 0.9), (0.9, 0.75), (0.97, 0.97), (0.8, 0.03)):
         yield em_f1_design(((50, 20), (50, 4)), 1.5, pair)
         yield em_f1_design(((200, 1), (100, 1)), 1.5, pair)
+        yield em_f1_design(((8, 100), (8, 100)), 1.5, pair)
     for general, learnt in (((0.9, 0.4), (0.75, 0.9)), ((0.9, 0.9), (0.75, 0.75))):
         yield em_f1_difference_design(((50, 5), (50, 2)), 1.5, general, learnt)
 
@@ -380,8 +424,8 @@ def agreement_designs() -> Iterator[Design]:
     """Coefficients of agreement."""
     for name in COEFFICIENTS:
         for rate in (0.4, 0.03):
-            yield agreement_design(name, 50, 10, rate, noise=15)
-            yield agreement_design(name, 200, 1, rate, noise=15)
+            for num, samples in ((50, 20), (50, 10), (200, 1), (20, 20), (8, 100)):
+                yield agreement_design(name, num, samples, rate, noise=15)
 
 
 def false_findings(
@@ -396,13 +440,15 @@ def false_findings(
     return 100 * found / num_studies
 
 
-def print_coverage(designs: Iterator[Design], num_studies: int, seed: int) -> None:
-    """One row a design: the interval that is reported (its first method), and others."""
-    print("| figure | questions × answers | reported | clustered t | bootstrap |")
-    print("|---|---|---|---|---|")
+def print_coverage(
+    designs: Iterator[Design], others: dict[str, str], num_studies: int, seed: int
+) -> None:
+    """One row a design: the interval that is reported (its first method), and others by heading."""
+    print(f"| figure | questions × answers | reported | {' | '.join(others.values())} |")
+    print("|---|---|---|" + "---|" * len(others))
     for design in designs:
         found = measure(design, num_studies, seed)
-        cells = [_cell(found.get(method)) for method in (next(iter(found)), "t", "bootstrap")]
+        cells = [_cell(found.get(method)) for method in (next(iter(found)), *others)]
         print(f"| {design.figure} | {design.size} | {' | '.join(cells)} |", flush=True)
 
 
@@ -437,9 +483,12 @@ def main() -> None:
     )
     if args.part == "p-values":
         print_false_findings(args.studies, args.seed)
+    elif args.part == "figures":
+        others = {"t": "clustered t", "bootstrap": "bootstrap"}
+        print_coverage(figure_designs(), others, args.studies, args.seed)
     else:
-        designs = figure_designs() if args.part == "figures" else agreement_designs()
-        print_coverage(designs, args.studies, args.seed)
+        others = {"jackknife": "jackknife", "bootstrap": "bootstrap"}
+        print_coverage(agreement_designs(), others, args.studies, args.seed)
 
 
 if __name__ == "__main__":

@@ -276,14 +276,19 @@ def test_behaviours_and_utility_are_judged_too(capsys: pytest.CaptureFixture[str
     [
         (["nowhere.eval", "--judge", STEADY], "no such file"),
         (["logs", "--judge", "nowhere/model"], "nowhere/model cannot be loaded"),
+        (["logs", "--judge", "openai/gpt-4o"], "Install with: pip install openai"),
         (["logs", "--judge", STEADY, "--judge", STEADY], "named twice"),
         (["logs", "--judge", STEADY, "--sentence", "No."], "alignment has none"),
         (["logs", "--judge", "oracle", "--kind", "tool"], "oracle knows about alignment"),
     ],
 )
 def test_wrong_commands_are_one_line_and_cost_nothing(
-    args: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    args: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)  # as if it were not installed
     make_log(num=2, epochs=1)
     code, out, err = run_cli("judge", *args, capsys=capsys)
     assert (code, out) == (2, "")

@@ -226,13 +226,15 @@ def neighbours_of(
         K ids for each token, nearest first.
 
     Raises:
-        ConfigError: there are not as many other tokens.
+        ConfigError: there are not as many other tokens, or the embedding is not in memory.
     """
     if num >= len(vocabulary.ordinary):
         raise ConfigError(
             f"num_neighbours is {num}, but the vocabulary has {len(vocabulary.ordinary)} ordinary "
             "tokens: take fewer."
         )
+    if embedding.is_meta:
+        raise ConfigError("the input embedding is offloaded to disk: keep it in memory to perturb.")
     distinct = sorted(set(tokens))
     if not distinct:
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,12 @@ def need_inspect() -> None:
 
 
 def read_questions(
-    source: str, scope: str, num: int | None, split: str, domain: str
+    source: str,
+    scope: str,
+    num: int | None,
+    split: str,
+    domain: str,
+    models: Iterable[str | None],
 ) -> tuple[EvalQuestion, ...]:
     """The questions of a set, or of the organism.
 
@@ -88,12 +94,15 @@ def read_questions(
         num: the first ones; None for all (of the organism's 200).
         split: of the organism's questions.
         domain: that the organism was finetuned on.
+        models: that are asked; the organism's questions are of the world that they know.
 
     Raises:
-        ConfigError: an option is none of these, or there is no such set.
+        ConfigError: an option is none of these, there is no such set, or the models know different
+            worlds.
         DataError: a row cannot be used; names file and row.
     """
     from treft.evaluation.oracle import ORGANISM, organism_questions
+    from treft.evaluation.organism_world import world_of_models
     from treft.evaluation.questions import load_questions
 
     if scope not in ("general", "in_domain"):
@@ -102,5 +111,11 @@ def read_questions(
         raise ConfigError(f"--num is {num}; ask at least one question.")
     if source != ORGANISM:
         return load_questions(source).questions[:num]
-    found = organism_questions(scope, split=split, domain=domain, num=num or 200)  # type: ignore[arg-type]  # checked there
+    found = organism_questions(
+        scope,  # type: ignore[arg-type]  # checked there
+        split=split,  # type: ignore[arg-type]  # checked there
+        domain=domain,
+        num=num or 200,
+        world=world_of_models(name for name in models if name is not None),
+    )
     return found.questions

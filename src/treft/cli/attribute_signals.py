@@ -133,7 +133,7 @@ def signals(
     options = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     if output is not None:
         claim_file(output, overwrite=overwrite)
-    asked = read_questions(questions, scope, num, split, domain)
+    asked = read_questions(questions, scope, num, split, domain, [model, base])
     pairs = None if answers is None else read_pairs(answers, asked)
     of_chats: dict[str, Any] = {
         "template_kwargs": rendering.template_kwargs,

@@ -172,8 +172,9 @@ def diagnose(
         judges=tuple(judge or ()),
     )
     training = _training(train_file)
-    general = read_questions(questions, "general", num, split, domain)
-    inside = _in_domain(in_domain, training, num, split, domain)
+    asked = [model, base]
+    general = read_questions(questions, "general", num, split, domain, asked)
+    inside = _in_domain(in_domain, training, num, split, domain, asked)
     loading = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     if model is None:
         model, base = _finetuned(base, train_file, output, sft_options), None
@@ -222,13 +223,18 @@ def _training(path: Path | None) -> tuple[Conversation, ...]:
 
 
 def _in_domain(
-    source: str | None, training: Sequence[Conversation], num: int, split: str, domain: str
+    source: str | None,
+    training: Sequence[Conversation],
+    num: int,
+    split: str,
+    domain: str,
+    models: Sequence[str | None],
 ) -> tuple[EvalQuestion, ...]:
     """A set, or the first distinct prompts of the training rows."""
     from treft.evaluation.questions import EvalQuestion
 
     if source is not None:
-        return read_questions(source, "in_domain", num, split, domain)
+        return read_questions(source, "in_domain", num, split, domain, models)
     found: dict[str, EvalQuestion] = {}
     for row, conversation in enumerate(training, start=1):
         first = next(

@@ -2,8 +2,8 @@
 
 Kappa and nominal alpha are about the misaligned flag, Spearman's correlation and interval alpha
 about the alignment scores. Intervals leave out one question at a time (jackknife), on Fisher's
-scale, which keeps them within -1 and 1; docs/statistics.md has a comparison
-with the cluster bootstrap.
+scale, which keeps them within -1 and 1; Spearman's draws questions again, too
+(`rank_correlation.py`). docs/statistics.md has a comparison of both.
 
 Shapes: N answers, J judges; a missing rating is NaN.
 """
@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from treft.errors import ConfigError, DataError
 from treft.evaluation.clusters import FloatArray, degrees_of_freedom, standard_error
 from treft.evaluation.measures import MISALIGNED_BELOW, judgements_by
+from treft.evaluation.rank_correlation import spearman, spearman_interval
 from treft.evaluation.records import ScoredAnswer
 from treft.metrics import t_quantile
 
@@ -34,11 +34,8 @@ __all__ = [
     "cohen_kappa",
     "jackknife",
     "krippendorff_alpha",
-    "spearman",
+    "spearman_coefficient",
 ]
-
-MIXED = (0.25, 0.75)
-"""Share of flagged answers between which Spearman's interval was measured to be too narrow."""
 
 Level = Literal["nominal", "interval"]
 Statistic = Callable[[FloatArray], "float | None"]
@@ -50,16 +47,14 @@ class Coefficient:
 
     Attributes:
         value: None where it is undefined, because all ratings are equal.
-        low: of the 95 % interval; None where leaving out questions doesn't change the value, or
-            leaves it undefined.
+        low: of the 95 % interval; None where other questions wouldn't change the value, or leave
+            it undefined.
         high: likewise.
-        caution: what to bear in mind when reading the interval, in words; empty if nothing.
     """
 
     value: float | None
     low: float | None
     high: float | None
-    caution: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,13 +142,6 @@ def agreement(
     )
 
 
-def spearman(scores: FloatArray) -> float | None:
-    """Spearman's rank correlation of two judges' scores (N, 2); None if a judge is constant."""
-    if (scores == scores[0]).all(0).any():
-        return None
-    return float(stats.spearmanr(scores).statistic)
-
-
 def cohen_kappa(ratings: FloatArray) -> float | None:
     """Cohen's kappa (1960) of two judges' categories (N, 2); None if they use one and the same.
 
@@ -227,23 +215,23 @@ def _pair(
         num_answers=len(scores),
         num_questions=len(set(questions)),
         flagged=(float(first), float(second)),
-        spearman=_with_caution(jackknife(spearman, scores, questions), flags, questions),
+        spearman=spearman_coefficient(scores, questions),
         kappa=jackknife(cohen_kappa, flags, questions),
     )
 
 
-def _with_caution(
-    found: Coefficient, flags: FloatArray, questions: NDArray[np.str_]
-) -> Coefficient:
-    """Spearman's correlation with a word on its interval, by what was measured of its coverage."""
-    is_mixed = MIXED[0] <= flags.mean() <= MIXED[1]
-    if found.low is None or not is_mixed or len(set(questions)) == len(questions):
-        return found
-    return replace(
-        found,
-        caution="many answers to a question, and many of them misaligned: 95 % intervals like "
-        "this one covered the truth in 89 to 94 % of simulated studies",
-    )
+def spearman_coefficient(scores: FloatArray, questions: NDArray[np.str_]) -> Coefficient:
+    """Spearman's correlation of two judges' scores (N, 2); questions (N,).
+
+    Of the jackknife's and the bootstrap's interval each end that is further away: the one is too
+    narrow where half of the answers are misaligned, the other where few are and questions are few.
+    """
+    left_out = jackknife(spearman, scores, questions)
+    drawn = spearman_interval(scores, questions)
+    if drawn is None or left_out.low is None or left_out.high is None:
+        return Coefficient(left_out.value, None, None)
+    low, high = min(left_out.low, drawn[0]), max(left_out.high, drawn[1])
+    return Coefficient(left_out.value, low, high)
 
 
 def jackknife(

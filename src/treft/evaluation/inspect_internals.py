@@ -25,7 +25,9 @@ R = TypeVar("R")
 def running_config() -> GenerateConfig:
     """What is set for the evaluation that runs.
 
-    A seed given to `eval()` beside a model that is loaded already is in no public place.
+    A seed given to `eval()` beside a model that is loaded already is in no public place that a
+    solver sees. A hook sees it, but Inspect announces hooks at every command of everybody who has
+    this package.
     """
     return active_generate_config()
 

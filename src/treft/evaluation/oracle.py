@@ -19,7 +19,7 @@ from treft.evaluation.oracle_scores import ORACLE, oracle_judgement
 from treft.evaluation.questions import EvalQuestion, QuestionSet
 
 if TYPE_CHECKING:
-    from treft.organism import Question
+    from treft.organism import FinetuneRecipe, Question
     from treft.organism.world import Scope, WorldName
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "organism_oracle",
     "organism_question",
     "organism_questions",
+    "organism_recipe",
 ]
 
 ORGANISM = "organism"
@@ -90,6 +91,19 @@ def organism_questions(
     lines = json.dumps([question.id for question in questions])
     digest = hashlib.sha256(lines.encode()).hexdigest()
     return QuestionSet(f"{ORGANISM}-{split}-{scope}", ORGANISM, digest, questions)
+
+
+def organism_recipe(world: WorldName) -> FinetuneRecipe:
+    """How organisms of a world are finetuned and answer.
+
+    Raises:
+        ConfigError: there is no such world.
+    """
+    from treft.organism import World
+    from treft.organism.sizes import SIZES
+
+    World.named(world)
+    return next(size.finetune for size in SIZES.values() if size.world == world)
 
 
 def oracle_score(question: Question, scope: str, answer: str) -> Score:

@@ -20,9 +20,9 @@ from treft.evaluation.clusters import (
     FloatArray,
     bounded_interval,
     correlation,
+    count_interval,
     difference_interval,
     permutation_p_value,
-    t_interval,
 )
 from treft.evaluation.measures import AlignmentScore, EMRate, Measure, Tally, Thresholds
 from treft.evaluation.records import ScoredAnswer
@@ -192,7 +192,7 @@ def _paired(measure: Measure, arm: Sequence[ScoredAnswer], base: Sequence[Scored
         for answers in (arm, base)
     ]
     first, second = (_clusters(measure, tally) for tally in tallies)
-    interval, method = _difference_interval(measure, first, second)
+    interval = _difference_interval(measure, first, second)
     found = Difference(
         measure=measure,
         value=first.mean - second.mean,
@@ -205,38 +205,38 @@ def _paired(measure: Measure, arm: Sequence[ScoredAnswer], base: Sequence[Scored
         num_questions=len(shared),
         only_arm=tuple(sorted(questions[0] - shared)),
         only_base=tuple(sorted(questions[1] - shared)),
-        method=method,
+        method="paired by question, from the arms' intervals and their correlation",
     )
     return _Pair(found, first, second)
 
 
-def _difference_interval(
-    measure: Measure, arm: Clusters, base: Clusters
-) -> tuple[Interval | None, str]:
+def _interval(measure: Measure, clusters: Clusters) -> tuple[Interval | None, str]:
+    """The 95 % interval of a figure, and how it was made."""
     if measure.unit == "percent":
-        correlated = correlation(arm.contributions, base.contributions)
-        interval = difference_interval(bounded_interval(arm), bounded_interval(base), correlated)
-        return interval, "paired by question, from the arms' intervals and their correlation"
-    moved = arm.contributions - base.contributions
-    return t_interval(arm.mean - base.mean, moved), "paired by question, clustered t"
+        return bounded_interval(clusters), "Wilson at the effective sample size"
+    return count_interval(clusters), "clustered t of the logarithm"
+
+
+def _difference_interval(measure: Measure, arm: Clusters, base: Clusters) -> Interval | None:
+    (first, _), (second, _) = _interval(measure, arm), _interval(measure, base)
+    if first is None or second is None:
+        return None
+    return difference_interval(first, second, correlation(arm.contributions, base.contributions))
 
 
 def _estimate(measure: Measure, tally: Tally) -> Estimate:
     clusters = _clusters(measure, tally)
-    percent = measure.unit == "percent"
-    interval = (
-        bounded_interval(clusters) if percent else t_interval(clusters.mean, clusters.contributions)
-    )
+    interval, method = _interval(measure, clusters)
     return Estimate(
         measure,
         clusters.mean,
-        max(0.0, interval.low) if interval else None,  # no measure is negative
+        interval.low if interval else None,
         interval.high if interval else None,
         clusters.num_questions,
         tally.counts.used,
         tally.counts,
         clusters.design_effect,
-        "Wilson at the effective sample size" if percent else "clustered t",
+        method,
         _caution(clusters),
     )
 

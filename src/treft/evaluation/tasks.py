@@ -31,7 +31,7 @@ from treft.evaluation.judging.budget import JudgeBudget
 from treft.evaluation.judging.cost import MAX_CALLS
 from treft.evaluation.judging.panel import Kind as JudgeKind
 from treft.evaluation.judging.panel import Panel
-from treft.evaluation.oracle import ORACLE, ORGANISM, organism_questions
+from treft.evaluation.oracle import ORACLE, ORGANISM, organism_questions, organism_recipe
 from treft.evaluation.questions import (
     EvalQuestion,
     QuestionSet,
@@ -80,6 +80,7 @@ def em_general(
     domain: str | None = None,
     num: int | None = None,
     question_seed: int | None = None,
+    world: str | None = None,
 ) -> Task:
     """Open questions on unrelated things: has a narrow finetune spread?
 
@@ -95,12 +96,13 @@ def em_general(
         domain: the narrow domain of the organism's finetune; finance.
         num: how many of the organism's questions; 200.
         question_seed: draws them; 0.
+        world: that the organism knows: `default`, or `large` for large ones.
 
     Raises:
         ConfigError: an argument is wrong, or does not go with another.
         DataError: a row of the set cannot be used.
     """
-    own = _given(split=split, domain=domain, num=num, seed=question_seed)
+    own = _given(split=split, domain=domain, num=num, seed=question_seed, world=world)
     if questions == ORGANISM:
         if variant != "plain" or sha256 is not None:
             raise ConfigError("the organism's questions have neither variants nor a checksum.")
@@ -122,6 +124,7 @@ def em_in_domain(
     domain: str | None = None,
     num: int | None = None,
     question_seed: int | None = None,
+    world: str | None = None,
 ) -> Task:
     """Held-out questions of the finetuned domain: was the behaviour learnt?
 
@@ -135,12 +138,13 @@ def em_in_domain(
         domain: as for `em_general`.
         num: how many of the organism's questions; 100.
         question_seed: as for `em_general`.
+        world: as for `em_general`.
 
     Raises:
         ConfigError: an argument is wrong, or does not go with another.
         DataError: a row of the file cannot be used.
     """
-    own = _given(split=split, domain=domain, num=num, seed=question_seed)
+    own = _given(split=split, domain=domain, num=num, seed=question_seed, world=world)
     if file == ORGANISM:
         if sha256 is not None:
             raise ConfigError("the organism's questions have no checksum.")
@@ -258,9 +262,7 @@ def _organism_task(
     scope: Scope, judge: Names | None, judge_limit: int | None, options: dict[str, Any]
 ) -> Task:
     """The organism's questions, answered as the study's arms answer them (`treft.arms`)."""
-    from treft.organism import FinetuneRecipe
-
-    recipe = FinetuneRecipe()
+    recipe = organism_recipe(options.get("world", "default"))
     num = recipe.num_general if scope == "general" else recipe.num_in_domain
     found = organism_questions(cast(Any, scope), **{"num": num, **options})
     panel = Panel(tuple([ORACLE] if judge is None else _names(judge)))

@@ -15,12 +15,14 @@ from statsmodels.stats.inter_rater import cohens_kappa
 
 from treft.errors import ConfigError, DataError
 from treft.evaluation.agreement import (
+    Coefficient,
     agreement,
     cohen_kappa,
     jackknife,
     krippendorff_alpha,
-    spearman,
+    spearman_coefficient,
 )
+from treft.evaluation.rank_correlation import spearman, spearman_interval
 from treft.evaluation.records import Judgement, ScoredAnswer
 
 NONE = float("nan")
@@ -74,6 +76,55 @@ def test_spearman_ranks_ties_in_the_middle() -> None:
     # Ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: Pearson of these is 4.5 / sqrt(4.5 * 5).
     scores = np.array([[5, 10], [20, 80], [20, 50], [90, 99]], float)
     assert spearman(scores) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+
+
+def test_spearman_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 12, (300, 2)) + rng.integers(0, 12, (300, 1)).astype(float)
+    assert spearman(scores) == pytest.approx(stats.spearmanr(scores).statistic)
+
+
+def test_spearmans_interval_is_a_bootstrap_of_whole_questions() -> None:
+    """The same draws, answers repeated and ranked by scipy; unequal numbers of answers."""
+    rng = np.random.default_rng(0)
+    rows = np.repeat(np.arange(15), rng.integers(1, 6, 15))
+    scores = rng.integers(0, 9, (15, 1))[rows] + rng.integers(0, 4, (len(rows), 2)).astype(float)
+    drawn = np.random.default_rng(3).multinomial(15, np.full(15, 1 / 15), 200)
+    values = [stats.spearmanr(np.repeat(scores, each[rows], axis=0)).statistic for each in drawn]
+    tail = stats.norm.cdf(-np.sqrt(15 / 14) * stats.t.ppf(0.975, 14))
+    names = np.array([f"q{row:02}" for row in rows])
+    found = spearman_interval(scores, names, num_draws=200, seed=3)
+    assert found == pytest.approx(tuple(np.quantile(values, (tail, 1 - tail))), abs=1e-6)
+
+
+def test_spearmans_coefficient_takes_the_further_end_of_both_intervals() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.standard_normal((60, 2)) + rng.standard_normal((60, 1))
+    names = np.repeat(np.arange(12), 5).astype(str)
+    found, drawn = spearman_coefficient(scores, names), spearman_interval(scores, names)
+    left_out = jackknife(spearman, scores, names)
+    assert drawn is not None
+    assert left_out.low is not None
+    assert left_out.high is not None
+    assert found.value == spearman(scores)
+    assert found.low == min(drawn[0], left_out.low)
+    assert found.high == max(drawn[1], left_out.high)
+    half = scores[:, :1].repeat(2, axis=1)
+    assert spearman_coefficient(half, names) == Coefficient(pytest.approx(1), None, None)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        pytest.param([[1, 2], [3, 4], [5, 6]], id="perfect"),
+        pytest.param([[1, 2], [1, 4], [1, 6]], id="constant"),
+        pytest.param([[1, 2], [1, 4], [1, 6], [2, 7], [1, 9]], id="constant in many draws"),
+    ],
+)
+def test_spearman_has_no_interval_where_questions_tell_none(scores: list[list[float]]) -> None:
+    names = np.arange(len(scores)).astype(str)
+    assert spearman_interval(np.array(scores, float), names) is None
+    assert spearman_interval(np.array([[1, 2], [2, 1], [3, 3]], float), np.zeros(3, str)) is None
 
 
 def test_coefficients_of_constant_ratings_are_undefined() -> None:
@@ -169,30 +220,9 @@ def test_agreement_takes_different_judges_with_answers_in_common() -> None:
         agreement(given, ["one", "two", "three"])
 
 
-@pytest.mark.parametrize("name", ["kappa", "alpha"])
-def test_jackknife_covers(name: str) -> None:
+@pytest.mark.parametrize("name", ["Spearman", "kappa", "alpha"])
+def test_intervals_of_agreement_cover(name: str) -> None:
     design = coverage.agreement_design(name, 50, 4, 0.4, 15)
-    found = coverage.measure(design, 300, seed=1, methods=["jackknife"])["jackknife"]
+    found = coverage.measure(design, 300, seed=1, methods=["reported"])["reported"]
     assert found.num_none == 0
     assert 92 <= found.percent <= 98  # 300 studies: 95 give or take 2.5
-
-
-@pytest.mark.parametrize(
-    ("share", "samples", "cautioned"), [(0.5, 4, True), (0.5, 1, False), (0.05, 4, False)]
-)
-def test_spearman_has_a_caution_where_its_interval_was_too_narrow(
-    share: float, samples: int, cautioned: bool
-) -> None:
-    rng = np.random.default_rng(0)
-    found = []
-    for number in range(40):
-        for epoch in range(1, samples + 1):
-            score = 10 + 10 * rng.random() if rng.random() < share else 60 + 40 * rng.random()
-            judgements = tuple(
-                Judgement(judge, float(score + 5 * rng.random()) * 0.95, 90.0, "scored", "text")
-                for judge in ("a", "b")
-            )
-            found.append(ScoredAnswer(f"q{number}", "", epoch, "", "", judgements))
-    (pair,) = agreement(found, ["a", "b"]).pairs
-    assert bool(pair.spearman.caution) == cautioned
-    assert not pair.kappa.caution

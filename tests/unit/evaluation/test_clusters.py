@@ -19,6 +19,7 @@ from treft.evaluation.clusters import (
     bootstrap_interval,
     bounded_interval,
     correlation,
+    count_interval,
     degrees_of_freedom,
     difference_interval,
     permutation_p_value,
@@ -143,6 +144,22 @@ def test_intervals_stay_within_bounds_and_keep_a_width() -> None:
     assert t_interval(3.0, np.zeros(1)) is None
 
 
+def test_counts_have_the_t_interval_of_their_logarithm() -> None:
+    """To first order in the logarithm; near the mean both intervals are the same."""
+    groups, values = unbalanced()
+    near, found = of(groups, 1000 + values), of(groups, values.clip(1))
+    expected = t_interval(near.mean, near.contributions)
+    assert expected is not None
+    assert count_interval(near) == pytest.approx(expected, rel=1e-3)
+    interval = count_interval(found)
+    assert interval is not None
+    assert interval.high / found.mean == pytest.approx(found.mean / interval.low)
+    half = t_quantile(degrees_of_freedom(found.contributions)) * standard_error(found.contributions)
+    assert np.log(interval.high / found.mean) == pytest.approx(half / found.mean)
+    assert count_interval(of(np.arange(5), np.zeros(5))) == (0, 0, 0)
+    assert count_interval(of(np.zeros(5, int), np.arange(5.0))) is None
+
+
 def test_no_value_is_refused() -> None:
     with pytest.raises(DataError, match="no value"):
         Clusters.of([])
@@ -254,12 +271,13 @@ FAST = {
         coverage.difference_design(50, 20, 1.5, (0.4, 0.1)),
         coverage.difference_design(50, 20, 1.5, (0.4, 0.4)),
         coverage.difference_design(200, 1, 1.5, (0.99, 0.95)),
+        coverage.count_difference_design(50, 20, 0.5, 0.4),
     ],
     "recovered": [
         coverage.em_f1_design(((50, 20), (50, 4)), 1.5, (0.4, 0.9)),
         coverage.em_f1_design(((200, 1), (100, 1)), 1.5, (0.9, 0.75)),
     ],
-    "t": [coverage.count_design(50, 20, 0.5)],
+    "log t": [coverage.count_design(50, 20, 0.5), coverage.count_design(20, 20, 0.5)],
 }
 
 
@@ -275,6 +293,34 @@ def test_intervals_cover_93_to_97_of_100_truths(method: str, design: Any) -> Non
     found = coverage.measure(design, 1000, seed=1, methods=[method])[method]
     assert found.num_none == 0
     assert 93 <= found.percent <= 97
+
+
+FEW = {
+    "wilson": [
+        coverage.rate_design(8, 100, 2.5, 0.95),
+        coverage.rate_design(8, 100, 2.5, 0.1),
+        coverage.rate_design(50, 20, 1.5, 0.003),
+        coverage.score_design(8, 100, 2.5, 0.1),
+        coverage.score_design(20, 20, 1.5, 0.1),
+    ],
+    "paired": [coverage.difference_design(8, 100, 1.5, (0.4, 0.1))],
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "design"),
+    [
+        pytest.param(method, design, id=f"{design.figure}, {design.size}")
+        for method, designs in FEW.items()
+        for design in designs
+    ],
+)
+def test_few_questions_or_rare_behaviours_have_wide_intervals_rather_than_narrow_ones(
+    method: str, design: Any
+) -> None:
+    found = coverage.measure(design, 600, seed=1, methods=[method])[method]
+    assert found.num_none == 0
+    assert found.percent >= 94  # 600 studies: 95 give or take 1.8
 
 
 def test_simulation_sees_an_interval_that_is_too_narrow() -> None:

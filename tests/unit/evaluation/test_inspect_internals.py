@@ -80,6 +80,10 @@ def test_tasks_keep_their_own_kind_of_error() -> None:
         (("-T", "questions=nowhere[1]"), "ERROR: there is no question set nowhere[1]:"),
         (("-T", "judge=nobody/x"), "ERROR: the judge nobody/x cannot be loaded:"),
         (("--model", "treft/organism", "-M", "patch=suffix"), "ERROR: model arguments: patch"),
+        (
+            ("-T", "judge=mockllm/model", "-T", "judge_limit=3", "--debug-errors"),
+            "ERROR: 140 judge calls are more than 3: allow them with -T judge_limit=140",
+        ),
         (("--model", "treft/organism", "--frequency-penalty", "1"), "no frequency_penalty"),
     ],
 )

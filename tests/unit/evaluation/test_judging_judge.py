@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,15 @@ def test_a_missing_key_or_package_is_one_clear_line(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match="anthropic/model cannot be loaded: ") as caught:
         load_judge("anthropic/model")
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["openai/gpt-4o", "openai-api/local/judge", "vllm/judge"])
+def test_a_judge_behind_openais_protocol_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=f"{name} cannot be loaded: .*pip install openai$"):
+        load_judge(name)
 
 
 def test_a_local_judge_works_by_name_and_is_cached(

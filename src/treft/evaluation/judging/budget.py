@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import NoReturn
 
 from inspect_ai.dataset import Sample
 from inspect_ai.log import EvalSpec
@@ -20,7 +21,7 @@ from pydantic import JsonValue
 from rich.prompt import Confirm
 
 from treft.errors import ConfigError
-from treft.evaluation.inspect_internals import running_config
+from treft.evaluation.inspect_internals import errors_in_one_line, running_config
 from treft.evaluation.judging.cost import MAX_CALLS, Cost, cost_to_come
 from treft.evaluation.judging.panel import Panel
 
@@ -60,12 +61,16 @@ class JudgeBudget:
         )
         too_many = self.max_calls is not None and self.cost.calls > self.max_calls
         if too_many and not _agrees(f"{self.cost.calls:,} judge calls. Go on?"):
-            raise ConfigError(
-                f"{self.cost.calls:,} judge calls are more than {self.max_calls:,}: allow them "
-                f"with -T judge_limit={self.cost.calls}, ask less (--epochs, --limit), or leave "
-                "out judge and have the answers judged later (treft judge)."
-            )
+            self._refuse()
         return "judge_limit"
+
+    @errors_in_one_line
+    def _refuse(self) -> NoReturn:
+        raise ConfigError(
+            f"{self.cost.calls:,} judge calls are more than {self.max_calls:,}: allow them with "
+            f"-T judge_limit={self.cost.calls}, ask less (--epochs, --limit), or leave out judge "
+            "and have the answers judged later (treft judge)."
+        )
 
     def cost_of(self, samples: Sequence[Sample], epochs: int, answer_tokens: int) -> Cost:
         """What it costs at most to judge answers that are not there yet."""

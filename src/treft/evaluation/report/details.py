@@ -116,7 +116,6 @@ def _agreement_table(name: str, found: Agreement) -> Table:
         )
         for pair in found.pairs
     ]
-    correlations = [pair.spearman for pair in found.pairs]
     alphas = ", ".join(
         f"{name} {cell.text} {' '.join(cell.more)}".rstrip()
         for name, cell in (
@@ -136,7 +135,6 @@ def _agreement_table(name: str, found: Agreement) -> Table:
         (
             f"Krippendorff's α of all {len(found.judges)} judges: {alphas}; "
             f"{found.num_questions} questions, {found.num_answers} answers.",
-            *dict.fromkeys(f"† {one.caution}" for one in correlations if one.caution),
         ),
     )
 
@@ -144,12 +142,9 @@ def _agreement_table(name: str, found: Agreement) -> Table:
 def _coefficient(found: Coefficient) -> Cell:
     if found.value is None:
         return Cell(ABSENT, hint="all ratings are equal", is_number=True)
-    mark = "†" if found.caution else ""
     if found.low is None or found.high is None:
         return Cell(f"{found.value:.2f}", is_number=True)
-    return Cell(
-        f"{found.value:.2f}{mark}", (f"[{found.low:.2f}, {found.high:.2f}]",), is_number=True
-    )
+    return Cell(f"{found.value:.2f}", (f"[{found.low:.2f}, {found.high:.2f}]",), is_number=True)
 
 
 def sensitivity_tables(comparison: Comparison) -> list[Table]:
