@@ -1,16 +1,17 @@
 """Where `kv_weight: auto` lands between fixed λ: general against in-domain score on the organism.
 
     python benchmarks/auto_weight.py --output auto.jsonl [--organism FOLDER ...] [--seeds 3]
-        [--weights 0.3 1 3 10 30 100 300] [--budgets 0.0001 0.001 0.01 0.1] [--arm treft]
-        [--split validation]
+        [--weights 0 1 10 100 1000] [--budgets 0.0001 0.01] [--arm treft] [--split validation]
 
-Trains one TReFT arm at each fixed λ and at each budget, everything else equal (`treft.arms`), and
-answers the *validation* questions: a budget or λ chosen here must not be scored on what chose it.
-`--split test` is for a setting that was chosen before.
+Trains one TReFT arm at each fixed λ (0: a plain finetune) and at each budget, everything else equal
+(`treft.arms`), and answers the *validation* questions: a budget or λ chosen here must not be scored
+on what chose it. `--split test` is for settings that were chosen before.
+
 One JSON object a run, on stdout and in `--output`; runs that are there are not run again. A row has
-what the run was (organism, hash of its weights, seed, arm, kv_weight, kv_budget and sizes), its
-general, in_domain and em_f1 in percent, and of the training `last_weight` (λ of the last step),
+what the run was (organism, hash of its weights, seed, arm, kv_weight, kv_budget, sizes and split),
+its general, in_domain and em_f1 in percent, and of the training `last_weight` (λ of the last step),
 `mean_drift` (L_KV over all steps), `last_drift` and `last_sft_loss` (over the last tenth of them).
+Means over all finetunes in the file, with 95 % t intervals, go beside it as Markdown (auto.md).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,13 @@ import torch
 
 from treft.arms import ALL_ARMS, ArmResult, run_arms
 from treft.files import write_whole
+from treft.metrics import over_runs
 from treft.organism import FinetuneRecipe, asset_path
 
 KEY = ("organism", "weights", "seed", "arm", "kv_weight", "kv_budget", "max_steps")
 KEY += ("num_general", "num_in_domain", "split")
+FINETUNE = ("organism", "weights", "seed")
+"""The part of a key that means are taken over."""
 WEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 BUDGETS = (0.0001, 0.001, 0.01, 0.1)
 
@@ -86,6 +91,35 @@ def outcome(result: ArmResult) -> dict[str, Any]:
     }
 
 
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Means over the finetunes of each setting as Markdown, in the order of the file."""
+    settings: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        setting = tuple(row[name] for name in KEY if name not in FINETUNE)
+        settings.setdefault(setting, []).append(row)
+    lines = [
+        "| run | general | in-domain | EM-F1 | mean L_KV | last λ | finetunes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for found in settings.values():
+        first, budget = found[0], found[0]["kv_budget"]
+        run = f"λ {first['kv_weight']:g}" if budget is None else f"auto, budget {budget:g}"
+        scores = [mean(found, name) for name in ("general", "in_domain", "em_f1")]
+        steered = [mean(found, name, ".4g") for name in ("mean_drift", "last_weight")]
+        what = f"{run} ({first['arm']}, {first['split']})"
+        lines.append(f"| {' | '.join([what, *scores, *steered, str(len(found))])} |")
+    return "\n".join(lines) + "\n"
+
+
+def mean(rows: Sequence[Mapping[str, Any]], name: str, style: str = ".1f") -> str:
+    """Of what rows have under a name, with its interval where there are two or more."""
+    values = [float(row[name]) for row in rows if name in row]
+    if len(values) < 2:
+        return format(values[0], style) if values else "–"
+    middle, low, high = (format(part, style) for part in over_runs(values))
+    return f"{middle} [{low}, {high}]"
+
+
 def report(what: str, done: int, total: int) -> None:
     """Progress on one line of stderr."""
     print(f"\r{what}: {done}/{total}   ", end="" if done < total else "\n", file=sys.stderr)
@@ -120,6 +154,7 @@ def main() -> None:
                 rows.append({**row, **outcome(result)})
                 write_whole(args.output, "".join(json.dumps(found) + "\n" for found in rows))
                 print(json.dumps(rows[-1]), flush=True)
+    write_whole(args.output.with_suffix(".md"), table(rows))
 
 
 if __name__ == "__main__":

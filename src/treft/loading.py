@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import (
@@ -23,7 +23,11 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from treft.errors import ConfigError, TemplateError
+from treft.offloading import is_offloaded, weights_at_hand
 from treft.organism import asset_path
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 __all__ = ["LoadOptions", "load_model", "load_tokenizer", "model_path"]
 
@@ -167,6 +171,11 @@ def load_model(
         )
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_load("model", base, error) from error
+    if is_offloaded(model.get_input_embeddings()):
+        raise ConfigError(
+            f"{base} is so large for this machine that even its input embedding was offloaded, "
+            "which prompts go through first: free memory, or quantise it as it loads."
+        )
     if adapter is not None:
         model = _with_adapter(model, base, adapter)
     if "device_map" not in placement:
@@ -276,25 +285,62 @@ def _as_path(named: str) -> Path:
 
 
 def _with_adapter(model: PreTrainedModel, base: str, adapter: str) -> Any:
-    from peft import PeftModel
-
+    put_on = _put_on_offloaded if is_offloaded(model) else _put_on
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of missing weights; they are an error here
-            found = PeftModel.from_pretrained(model, adapter)
-            # Once more, since only this call says which weights found no place.
-            loaded = found.load_adapter(adapter, "default")
+            found, astray = put_on(model, adapter)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(
             f"the adapter {adapter} does not fit on {base}, it may belong to another base: "
             f"{_first(error)}"
         ) from error
-    if astray := [*loaded.missing_keys, *loaded.unexpected_keys]:
+    if astray:
         raise ConfigError(
             f"the adapter {adapter} does not fit on {base}, it belongs to another base: "
             f"{len(astray)} weights are missing or have no place, such as {astray[0]}."
         )
     return found
+
+
+def _put_on(model: PreTrainedModel, adapter: str) -> tuple[PeftModel, list[str]]:
+    """The model with its adapter, and weights that are missing or have no place."""
+    from peft import PeftModel
+
+    found = PeftModel.from_pretrained(model, adapter)
+    # Once more, since only this call says which weights found no place.
+    loaded = found.load_adapter(adapter, "default")
+    return found, [*loaded.missing_keys, *loaded.unexpected_keys]
+
+
+def _put_on_offloaded(model: PreTrainedModel, adapter: str) -> tuple[PeftModel, list[str]]:
+    """The same where layers are elsewhere between forwards; the adapter's weights stay in memory.
+
+    PEFT's own way would place all layers anew and write the base's weights once more, to a path
+    relative to the current folder.
+    """
+    from peft import (
+        PeftConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = PeftConfig.from_pretrained(adapter)
+    config.inference_mode = True
+    found = cast("PeftModel", get_peft_model(model, config, low_cpu_mem_usage=True))
+    for layer in found.modules():
+        if isinstance(layer, BaseTunerLayer):
+            with weights_at_hand(layer.get_base_layer()):  # where its forward will run
+                device = next(layer.get_base_layer().parameters()).device
+            for name in layer.adapter_layer_names:
+                getattr(layer, name).to_empty(device=device)
+    weights = load_peft_weights(adapter, device="cpu")
+    loaded = set_peft_model_state_dict(found, weights)
+    missing = get_peft_model_state_dict(found).keys() - weights.keys()
+    return found, [*loaded.unexpected_keys, *sorted(missing)]
 
 
 def _cannot_load(what: str, name: str, error: Exception) -> ConfigError:

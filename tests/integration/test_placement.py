@@ -14,8 +14,12 @@ from finetuned import pair
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
 
+from treft.attribution.adapter_scale import adapter_scales
+from treft.attribution.diagnose import diagnose
+from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
 from treft.attribution.drift_map import drift_map
 from treft.attribution.margins import AnswerPair, margins
+from treft.attribution.measure import Rendering
 from treft.attribution.model_pair import ModelPair
 from treft.attribution.perturb import Perturbation, PerturbOptions
 from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest
@@ -23,8 +27,11 @@ from treft.attribution.perturb_run import run_perturbation
 from treft.attribution.sweep import SweepOptions
 from treft.attribution.sweep_plan import SweepPlan, SweepRequest
 from treft.attribution.sweep_run import run_sweep
+from treft.errors import ConfigError
 from treft.evaluation.oracle import organism_questions
 from treft.evaluation.sampler import SamplingOptions
+from treft.loading import LoadOptions, load_model
+from treft.offloading import is_offloaded, weights_at_hand
 from treft.patch_spec import PatchSpec
 from treft.reference import ReferenceBank, adapter_off, other_model
 from treft.regions import find_regions
@@ -32,6 +39,15 @@ from treft.regions import find_regions
 TinyModel = Callable[..., Any]
 QUESTIONS = organism_questions("general", split="validation", num=2).questions
 GREEDY = SamplingOptions(temperature=0)
+PLACES = {
+    "model.embed_tokens": "cpu",
+    "model.layers.0": "cpu",
+    "model.layers.1": "disk",
+    "model.layers.2": "cpu",
+    "model.norm": "cpu",
+    "model.rotary_emb": "cpu",
+    "lm_head": "disk",
+}
 SPECS = [PatchSpec("prefix", ("prefix",)), PatchSpec("values", ("query",), kinds=("value",))]
 
 
@@ -52,10 +68,8 @@ def load(folder: Path, **options: Any) -> Any:
 
 def on_disk(folder: Path, off: Path) -> Any:
     """A layer and the head lie on disk and come to the processor for their forward."""
-    places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb"), "cpu")
-    places |= {"model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "cpu"}
-    model = load(folder, device_map={**places, "lm_head": "disk"}, offload_folder=str(off))
-    assert any(parameter.is_meta for parameter in model.parameters())
+    model = load(folder, device_map=PLACES, offload_folder=str(off))
+    assert is_offloaded(model)
     return model
 
 
@@ -124,6 +138,80 @@ def test_layers_on_disk_change_nothing(
     folders = full_pair(tiny_model, tmp_path)
     parted = (on_disk(folder, tmp_path / f"off-{folder.name}") for folder in folders)
     assert_same(ModelPair(*parted), ModelPair(*map(load, folders)), chat_tokenizer, tmp_path)
+
+
+def test_an_adapter_on_a_base_with_layers_on_disk_changes_nothing(
+    tiny_model: TinyModel,
+    chat_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `--device auto` loads what does not fit; the adapter's weights follow their layers."""
+    _, base = full_pair(tiny_model, tmp_path)
+    chat_tokenizer.save_pretrained(base)
+    expected = adapted(load(base))
+    adapter = str(saved(expected, tmp_path / "adapter"))
+    kept = {path.name for path in Path(adapter).iterdir()}
+    off = {"device_map": PLACES, "offload_folder": str(tmp_path / "off")}
+    monkeypatch.setattr("treft.loading._placement", lambda options: off)
+    monkeypatch.chdir(tmp_path / "adapter")
+    found, _ = load_model(str(base), adapter, LoadOptions(device="auto"))
+    assert is_offloaded(found)
+    assert {path.name for path in Path().iterdir()} == kept  # no copy of the base is written
+    assert_same(ModelPair(found), ModelPair(expected), chat_tokenizer, tmp_path)
+    assert adapter_scales(found) == adapter_scales(expected)
+    deeper = saved(adapted(tiny_model("llama", num_hidden_layers=4)), tmp_path / "deeper")
+    with pytest.raises(ConfigError, match="14 weights are missing or have no place"):
+        load_model(str(base), str(deeper), LoadOptions(device="auto", allow_other_base=True))
+
+
+def test_a_diagnosis_of_layers_on_disk_is_that_of_the_same_in_memory(
+    tiny_model: TinyModel, chat_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Sizes of weights too, which no forward brings to memory."""
+    folders = full_pair(tiny_model, tmp_path)
+    parted = (on_disk(folder, tmp_path / f"off-{folder.name}") for folder in folders)
+    options = DiagnoseOptions(rendering=Rendering(max_new_tokens=4))
+    expected, found = (
+        diagnose(
+            DiagnosisPlan.of(Subject(pair, chat_tokenizer, QUESTIONS), tmp_path / name, options)
+        )
+        for name, pair in (
+            ("whole", ModelPair(*map(load, folders))),
+            ("parted", ModelPair(*parted)),
+        )
+    )
+    assert found.diagnosis.loss == pytest.approx(expected.diagnosis.loss, abs=1e-5)
+    assert found.samples == expected.samples
+    assert expected.samples
+    for layer, other in zip(found.adapter, expected.adapter, strict=True):
+        assert layer.delta_norms == other.delta_norms
+        assert layer.drift == pytest.approx(other.drift, abs=1e-5)
+        assert min(layer.delta_norms.values()) > 0
+
+
+def test_a_base_whose_embedding_is_on_disk_is_refused(
+    tiny_model: TinyModel,
+    chat_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = saved(tiny_model("llama", num_hidden_layers=3), tmp_path / "base")
+    chat_tokenizer.save_pretrained(folder)
+    places = {**PLACES, "model.embed_tokens": "disk"}
+    off = {"device_map": places, "offload_folder": str(tmp_path / "off")}
+    monkeypatch.setattr("treft.loading._placement", lambda options: off)
+    with pytest.raises(ConfigError, match="input embedding"):
+        load_model(str(folder), None, LoadOptions(device="auto"))
+
+
+def test_weights_that_nothing_brings_are_refused(tiny_model: TinyModel) -> None:
+    model = tiny_model("llama")
+    with weights_at_hand(model):
+        assert not is_offloaded(model)
+    lost = tiny_model("llama").to("meta")
+    with pytest.raises(ConfigError, match="no hook of Accelerate brings them"):
+        adapter_scales(model, lost)
 
 
 def test_an_adapter_on_a_dispatched_base_changes_nothing(

@@ -220,15 +220,17 @@ def test_a_sweep_visits_each_layer_and_records_each_prefix_once(
         sweep_layers(tuned, chat_tokenizer, [0, 7], reference=base)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_adapter_is_its_own_reference(
-    tiny_model: Callable[..., Any],
+    models: Models,
     chats: list[ChatRegions],
     chat_tokenizer: PreTrainedTokenizerBase,
+    name: str,
 ) -> None:
-    base = tiny_model("qwen2").double()
+    _, base = models(name)
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    tuned = get_peft_model(copy.deepcopy(base), config).double()
+    tuned = get_peft_model(copy.deepcopy(base), config).to(base.dtype)
     batch = padded_batch(chats)
     logits = []
     with torch.no_grad():

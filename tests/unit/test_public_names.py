@@ -30,7 +30,7 @@ CONTRACT = {
 }
 LAYERS = (
     ("errors", "files"),
-    ("rendering", "turns", "regions", "states", "drift", "data"),
+    ("rendering", "turns", "regions", "states", "drift", "data", "offloading"),
     ("recording", "requests", "identity", "reference", "origin", "documents", "batched_drift"),
     ("batching", "residual", "perturbation", "generation_options"),
     ("regularizer", "patching", "patch_spec", "activation", "generation"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from treft.errors import ConfigError, ReferenceMismatchError
+from treft.offloading import weights_at_hand
 from treft.states import pretrained_model
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class AdapterScales:
 def adapter_scales(model: nn.Module, base: nn.Module | None = None) -> AdapterScales:
     """Scale and size of a finetune, from its weights alone; one matrix is held at a time.
 
+    Weights that are offloaded come to memory for it.
+
     Args:
         model: the finetuned model. If it has an active PEFT adapter, the adapter is measured.
         base: the unfinetuned model, needed without an adapter: weights are then compared.
@@ -143,14 +146,20 @@ def _adapted(pretrained: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _change(name: str, module: nn.Module) -> WeightChange:
-    """ΔW of one module of an adapter."""
+    """ΔW of one module of an adapter, wherever its weights are."""
+    with weights_at_hand(module):
+        return _change_at_hand(name, module)
+
+
+def _change_at_hand(name: str, module: nn.Module) -> WeightChange:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import ParamWrapper
     from peft.utils import ModulesToSaveWrapper
 
     if isinstance(module, ModulesToSaveWrapper):
         kept = module.modules_to_save[module.active_adapters[0]]
-        norm = _distance(kept, module.original_module, name)
+        original = dict(module.original_module.named_parameters())
+        norm = _distance(name, dict(kept.named_parameters()), original)
         return WeightChange(name, _layer_of(name), None, norm)
     tuner: Any = module
     if not isinstance(module, LoraLayer):
@@ -195,33 +204,39 @@ def _product_norm(left: Tensor, right: Tensor) -> float:
 
 def _merged_norm(tuner: BaseTunerLayer, name: str) -> float:
     """ΔW of any kind of adapter: a copy of the module is merged in float32."""
-    before = copy.deepcopy(tuner.get_base_layer())
-    _refuse_quantised(before, name)
+    before = dict(copy.deepcopy(tuner.get_base_layer()).named_parameters())
+    _refuse_quantised(name, before.values())
     merged = copy.deepcopy(tuner).float()
     merged.merge(adapter_names=tuner.active_adapters)
-    return _distance(merged.get_base_layer(), before, name)
+    return _distance(name, dict(merged.get_base_layer().named_parameters()), before)
 
 
 def _compared(model: nn.Module, base: nn.Module) -> Iterator[WeightChange]:
-    """The difference of every module that has weights of its own."""
+    """The difference of every module that has weights of its own; tied ones count once."""
     modules = dict(base.named_modules())
+    seen: set[int] = set()
     for name, module in model.named_modules():
-        if not list(module.parameters(recurse=False)):
+        own = dict(module.named_parameters(recurse=False))
+        parts = [part for part, parameter in own.items() if id(parameter) not in seen]
+        seen.update(id(parameter) for parameter in own.values())
+        if not parts:
             continue
         if name not in modules:
             raise ReferenceMismatchError(
                 f"the base has no {name}: it is not the model that this one was finetuned from."
             )
-        yield WeightChange(name, _layer_of(name), None, _distance(module, modules[name], name))
+        with weights_at_hand(module, modules[name]):
+            others = dict(modules[name].named_parameters(recurse=False))
+            norm = _distance(name, {part: module.get_parameter(part) for part in parts}, others)
+        yield WeightChange(name, _layer_of(name), None, norm)
 
 
-def _distance(module: nn.Module, base: nn.Module, name: str) -> float:
-    """Norm of the difference of all parameters of two modules."""
-    _refuse_quantised(module, name)
-    _refuse_quantised(base, name)
-    others = dict(base.named_parameters())
+def _distance(
+    name: str, parameters: Mapping[str, nn.Parameter], others: Mapping[str, nn.Parameter]
+) -> float:
+    """Norm of the difference of parameters of the module `name` and those of its base."""
     total = 0.0
-    for part, parameter in module.named_parameters():
+    for part, parameter in parameters.items():
         other = others.get(part)
         if other is None or other.shape != parameter.shape:
             shape = "none" if other is None else tuple(other.shape)
@@ -229,15 +244,15 @@ def _distance(module: nn.Module, base: nn.Module, name: str) -> float:
                 f"{name}.{part} has the shape {tuple(parameter.shape)}, in the base {shape}: it is "
                 "not the model that this one was finetuned from."
             )
+        _refuse_quantised(name, (parameter, other))
         difference = parameter.detach().float() - other.detach().to(parameter.device).float()
         total += float(difference.square().sum())
     return math.sqrt(total)
 
 
-def _refuse_quantised(module: nn.Module, name: str) -> None:
-    for parameter in module.parameters():
-        if not parameter.is_floating_point():
-            raise ConfigError(
-                f"{name} is quantised, so its change cannot be measured: load model and base in "
-                "bfloat16 or float32 for this."
-            )
+def _refuse_quantised(name: str, parameters: Iterable[nn.Parameter]) -> None:
+    if not all(parameter.is_floating_point() for parameter in parameters):
+        raise ConfigError(
+            f"{name} is quantised, so its change cannot be measured: load model and base in "
+            "bfloat16 or float32 for this."
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
-from treft.attribution.adapter_scale import adapter_scales
+from treft.attribution.adapter_scale import KEY_VALUE_PROJECTIONS, adapter_scales
 from treft.attribution.drift_map import DriftMap
 from treft.attribution.margins import AnswerPair
 from treft.attribution.model_pair import ModelPair
@@ -23,9 +23,6 @@ __all__ = ["adapter_layers", "drift_by_region", "heat_of", "next_command", "samp
 
 NUM_HEATS = 2
 NUM_SAMPLES = 12
-PROJECTIONS = ("k_proj", "v_proj", "qkv_proj")
-"""Those that make keys and values."""
-
 NAMES = {code: name for name, code in REGION_CODES.items()}
 
 
@@ -45,7 +42,8 @@ def adapter_layers(pair: ModelPair, drift: DriftMap) -> tuple[tuple[AdapterLayer
         note = ""
     found = []
     for place, layer in enumerate(drift.layers):
-        here = [one for one in changes if one.layer == layer and one.projection in PROJECTIONS]
+        of_layer = [one for one in changes if one.layer == layer]
+        here = [one for one in of_layer if one.projection in KEY_VALUE_PROJECTIONS]
         scales = {one.scale for one in here}
         found.append(
             AdapterLayer(

@@ -154,7 +154,7 @@ def _weight(
     gain = measured.loss_gain
     if gain is None or gain <= 0 or len(drift) < len(regions) or min(drift) <= 0:
         return "auto", (
-            "λ: give the training rows (--train_file) for a number; auto holds a drift budget."
+            "λ: give the training rows (--train-file) for a number; auto holds a drift budget."
         )
     rate = gain / (sum(drift) / len(drift))
     weight = round_weight(MULTIPLE * rate)

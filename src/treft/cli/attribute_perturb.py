@@ -17,6 +17,7 @@ from treft.cli.options import (
     Device,
     Dtype,
     Json,
+    Quantize,
     Template,
     TemplateKwargs,
     ThinkBlock,
@@ -144,6 +145,7 @@ def perturb(
     think_block: ThinkBlock = True,
     dtype: Dtype = "auto",
     device: Device = None,
+    quantize: Quantize = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_other_base: Annotated[
         bool,
@@ -190,7 +192,7 @@ def perturb(
         template_kwargs=rendering.template_kwargs,
     )
     asked = read_questions(questions, scope, num, split, domain, [model, base])
-    options = LoadOptions(dtype, device, trust_remote_code, allow_other_base)
+    options = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     with stdout_aside():
         panel = panel_for(asked, judge or [])
         plan = PerturbPlan.of(request, asked, names.tokenizer(options, rendering.template))

@@ -16,13 +16,14 @@ from treft.cli.options import (
     Dtype,
     Json,
     Overwrite,
+    Quantize,
     Template,
     TemplateKwargs,
     ThinkBlock,
     TrustRemoteCode,
 )
 from treft.cli.output import claim_file, emit, progress_bars, quiet_libraries, stdout_aside
-from treft.errors import TemplateError
+from treft.errors import ConfigError, TemplateError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,6 +92,7 @@ def signals(
     think_block: ThinkBlock = True,
     dtype: Dtype = "auto",
     device: Device = None,
+    quantize: Quantize = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_other_base: Annotated[
         bool,
@@ -119,11 +121,16 @@ def signals(
     from treft.cli.conversations import read_rendering
     from treft.loading import LoadOptions
 
+    if quantize is not None and base is not None:
+        raise ConfigError(
+            "how much a full finetune changed cannot be told from quantised weights: leave out "
+            "--quantize, or take treft diagnose, which leaves out ‖ΔW‖."
+        )
     names = ModelNames(model, adapter, base)
     chosen: Any = dict.fromkeys(part.strip() for part in regions.split(","))  # checked there
     specs = region_specs(chosen)
     rendering = read_rendering(template, template_kwargs, think_block)
-    options = LoadOptions(dtype, device, trust_remote_code, allow_other_base)
+    options = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     if output is not None:
         claim_file(output, overwrite=overwrite)
     asked = read_questions(questions, scope, num, split, domain, [model, base])

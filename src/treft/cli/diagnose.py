@@ -17,6 +17,7 @@ from treft.cli.options import (
     Device,
     Dtype,
     Json,
+    Quantize,
     Template,
     TemplateKwargs,
     ThinkBlock,
@@ -132,6 +133,7 @@ def diagnose(
     think_block: ThinkBlock = True,
     dtype: Dtype = "auto",
     device: Device = None,
+    quantize: Quantize = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_other_base: Annotated[
         bool,
@@ -173,7 +175,7 @@ def diagnose(
     asked = [model, base]
     general = read_questions(questions, "general", num, split, domain, asked)
     inside = _in_domain(in_domain, training, num, split, domain, asked)
-    loading = LoadOptions(dtype, device, trust_remote_code, allow_other_base)
+    loading = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     if model is None:
         model, base = _finetuned(base, train_file, output, sft_options), None
     names = ModelNames(model, adapter, base)

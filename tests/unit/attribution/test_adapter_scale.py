@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from finetuned import ARCHITECTURES, add_noise
+from finetuned import ARCHITECTURES, add_noise, pair
 from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 
@@ -159,6 +159,21 @@ def test_a_full_finetune_is_compared_with_its_base(tiny_model: Callable[..., Any
     assert scales.norm(1, ["v_proj"]) == pytest.approx(5.0, rel=1e-5)
     assert scales.norm(0) == 0
     assert scales.norm() == pytest.approx(5.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_weight_of_a_full_finetune_counts_once(
+    tiny_model: Callable[..., Any], name: str
+) -> None:
+    """Tied embeddings (Gemma) once, and weights beside modules (GPT-OSS's sinks) alone."""
+    tuned, base = pair(tiny_model, name)
+    flat = torch.cat(
+        [
+            (one - other).detach().float().flatten()
+            for one, other in zip(tuned.parameters(), base.parameters(), strict=True)
+        ]
+    )
+    assert adapter_scales(tuned, base).norm() == pytest.approx(float(flat.norm()), rel=1e-5)
 
 
 def test_what_cannot_be_measured_is_refused(tiny_model: Callable[..., Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finetuned import chat_pair
+from finetuned import ARCHITECTURES, FLOAT32_ONLY, chat_pair
 from transformers import PreTrainedTokenizerBase
 
 from treft.activation import patched_residual
@@ -44,7 +44,7 @@ def by_hand(
     return float(chances[range(len(tail)), tail].mean())
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_margins_are_those_of_an_overwritten_stream(
     tiny_model: Callable[..., Any],
     chat_tokenizer: PreTrainedTokenizerBase,
@@ -54,6 +54,7 @@ def test_margins_are_those_of_an_overwritten_stream(
     tuned, base = chat_pair(tiny_model, name)
     found = layer_margins(tuned, chat_tokenizer, pairs, base=base, batch_size=2)
     num_layers = tuned.config.num_hidden_layers
+    atol = 2e-4 if name in FLOAT32_ONLY else 2e-6
     assert list(found.patched) == [layer_name(layer) for layer in range(num_layers)]
     for layer in range(num_layers):
         expected = []
@@ -64,10 +65,10 @@ def test_margins_are_those_of_an_overwritten_stream(
                 for answer in (pair.base_answer, pair.finetuned_answer)
             )
             expected.append(one - other)
-        np.testing.assert_allclose(found.patched[layer_name(layer)], expected, atol=2e-6)
+        np.testing.assert_allclose(found.patched[layer_name(layer)], expected, atol=atol)
     last = found.patched[layer_name(num_layers - 1)]
-    np.testing.assert_allclose(last, found.finetuned, atol=1e-6)  # nothing reads the last stream
-    assert np.abs(found.patched[layer_name(0)] - found.finetuned).max() > 1e-4
+    np.testing.assert_allclose(last, found.finetuned, atol=atol)  # nothing reads the last stream
+    assert np.abs(found.patched[layer_name(0)] - found.finetuned).max() > 10 * atol
 
 
 def test_layers_that_are_not_there_are_refused(
