@@ -33,8 +33,10 @@ from treft.evaluation.sampler import SamplingOptions
 from treft.loading import LoadOptions, load_model
 from treft.offloading import is_offloaded, weights_at_hand
 from treft.patch_spec import PatchSpec
+from treft.recording import record
 from treft.reference import ReferenceBank, adapter_off, other_model
 from treft.regions import find_regions
+from treft.requests import region_requests
 
 TinyModel = Callable[..., Any]
 QUESTIONS = organism_questions("general", split="validation", num=2).questions
@@ -245,3 +247,15 @@ def test_quantised_bases_can_be_attributed(
     every = signals(tuned, chat_tokenizer)
     assert all(np.isfinite(values).all() for values in every.values())
     assert np.abs(every["prefix"] - every["finetuned"]).max() > 1e-3
+
+
+def test_a_reference_has_the_same_states_wherever_its_layers_are(
+    tiny_model: TinyModel, chat_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    _, base = full_pair(tiny_model, tmp_path)
+    whole, parted = load(base), on_disk(base, tmp_path / "off")
+    chat = find_regions(chat_tokenizer, QUESTIONS[0].messages, add_generation_prompt=True)
+    (request,) = region_requests(chat, "prefix")
+    recorded, again = (record(model, [request])[0] for model in (whole, parted))
+    for layer, states in recorded.items():
+        torch.testing.assert_close(states, again[layer])
