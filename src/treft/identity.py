@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -14,6 +15,7 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 import treft
+from treft.offloading import weights_at_hand
 from treft.states import pretrained_model
 
 __all__ = ["Identity", "identify"]
@@ -81,6 +83,8 @@ class Identity:
 def identify(model: nn.Module, template_hash: str = "", adapter: str | None = None) -> Identity:
     """Describe a model as it is now; cheap, a few numbers of each weight matrix are read.
 
+    Weights that are offloaded come to memory for it, matrix by matrix.
+
     Args:
         model: a Transformers model, possibly wrapped. An adapter's own weights do not count, so a
             base model and the same model with an adapter on top share their identity.
@@ -116,21 +120,30 @@ def _model_id(pretrained: PreTrainedModel) -> str:
     return Path(name).resolve().name if name and Path(name).is_dir() else name
 
 
-NamedParameters = list[tuple[str, nn.Parameter]]
+class _Weight(NamedTuple):
+    """A parameter by its module, since that of an offloaded module comes and goes."""
+
+    owner: nn.Module
+    part: str
 
 
-def _split_parameters(pretrained: PreTrainedModel) -> tuple[NamedParameters, NamedParameters]:
+NamedWeights = list[tuple[str, _Weight]]
+
+
+def _split_parameters(pretrained: PreTrainedModel) -> tuple[NamedWeights, NamedWeights]:
     """The decoder's base parameters, named as if there were no adapter, and the adapters'."""
     decoder = pretrained.get_decoder()
     wrappers = set(_adapter_module_names(decoder))
-    base: NamedParameters = []
-    adapters: NamedParameters = []
-    for name, parameter in decoder.named_parameters():
+    base: NamedWeights = []
+    adapters: NamedWeights = []
+    for name, _ in decoder.named_parameters():
+        owner, _, part = name.rpartition(".")
+        weight = _Weight(decoder.get_submodule(owner), part)
         plain = _name_without_wrappers(name, wrappers)
         if plain is None:
-            adapters.append((name, parameter))
+            adapters.append((name, weight))
         else:
-            base.append((plain, parameter))
+            base.append((plain, weight))
     return base, adapters
 
 
@@ -158,25 +171,26 @@ def _adapter_module_names(decoder: nn.Module) -> Iterator[str]:
             yield name
 
 
-def _of_adapter(adapters: NamedParameters, adapter: str) -> NamedParameters:
+def _of_adapter(adapters: NamedWeights, adapter: str) -> NamedWeights:
     """One adapter's parameters, under names that do not depend on what it is called here."""
     marker = f".{adapter}"
     return [(name.replace(marker, ""), value) for name, value in adapters if marker in name]
 
 
-def _fingerprint(parameters: NamedParameters) -> str:
-    return _digest(_samples(parameters))
+def _fingerprint(weights: NamedWeights) -> str:
+    return _digest(_samples(weights))
 
 
-def _samples(parameters: NamedParameters) -> Iterator[bytes]:
+def _samples(weights: NamedWeights) -> Iterator[bytes]:
     """Name, shape and evenly spaced entries of each matrix, in order of name."""
-    for name, parameter in sorted(parameters, key=lambda pair: pair[0]):
-        if parameter.dim() < 2 or parameter.is_meta:
+    for name, (owner, part) in sorted(weights, key=lambda pair: pair[0]):
+        if owner.get_parameter(part).dim() < 2:
             continue
-        flat = parameter.detach().reshape(-1)
-        step = max(1, flat.numel() // NUM_SAMPLES)
-        chosen = flat[::step][:NUM_SAMPLES].contiguous().cpu()
-        yield f"{name}{tuple(parameter.shape)}".encode()
+        with weights_at_hand(owner):
+            flat = owner.get_parameter(part).detach().reshape(-1)
+            step = max(1, flat.numel() // NUM_SAMPLES)
+            chosen = flat[::step][:NUM_SAMPLES].contiguous().cpu()
+        yield f"{name}{tuple(owner.get_parameter(part).shape)}".encode()
         yield chosen.view(torch.uint8).numpy().tobytes()
 
 

@@ -30,6 +30,7 @@ from treft.attribution.sweep_run import run_sweep
 from treft.errors import ConfigError
 from treft.evaluation.oracle import organism_questions
 from treft.evaluation.sampler import SamplingOptions
+from treft.identity import identify
 from treft.loading import LoadOptions, load_model
 from treft.offloading import is_offloaded, weights_at_hand
 from treft.patch_spec import PatchSpec
@@ -249,13 +250,16 @@ def test_quantised_bases_can_be_attributed(
     assert np.abs(every["prefix"] - every["finetuned"]).max() > 1e-3
 
 
-def test_a_reference_has_the_same_states_wherever_its_layers_are(
+def test_a_reference_recorded_in_memory_serves_layers_on_disk_and_no_other_model(
     tiny_model: TinyModel, chat_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    _, base = full_pair(tiny_model, tmp_path)
+    """Its states are the same either way, and so is whose they are."""
+    tuned, base = full_pair(tiny_model, tmp_path)
     whole, parted = load(base), on_disk(base, tmp_path / "off")
     chat = find_regions(chat_tokenizer, QUESTIONS[0].messages, add_generation_prompt=True)
     (request,) = region_requests(chat, "prefix")
     recorded, again = (record(model, [request])[0] for model in (whole, parted))
     for layer, states in recorded.items():
         torch.testing.assert_close(states, again[layer])
+    assert identify(parted).weights == identify(whole).weights
+    assert identify(parted).weights != identify(on_disk(tuned, tmp_path / "other")).weights
