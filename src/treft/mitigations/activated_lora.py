@@ -76,7 +76,8 @@ class ActivatedLora(Mitigation):
             )
         model: Any = trainer.model
         tokens = model.peft_config[model.active_adapter].alora_invocation_tokens
-        for number, row in enumerate(trainer.train_dataset):
+        rows: Any = trainer.train_dataset
+        for number, row in enumerate(rows.select_columns(["input_ids"])):
             if not _contains(row["input_ids"], tokens):
                 told = trainer.processing_class.decode(tokens)
                 raise DataError(

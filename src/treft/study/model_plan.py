@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from treft.errors import ConfigError
 from treft.study.method import Method
 from treft.study.model_files import CAREFUL, CONTRAST, ModelFiles
-from treft.study.model_scores import Detecting, Judging, detect, score
+from treft.study.model_scores import Detecting, Judging, Scored, detect, score
 from treft.study.model_setup import ModelRecipe, ModelSetup, question_file
 from treft.study.model_training import Tuning, finetune
 from treft.study.model_work import OTHER, Asking, Splitting, answer, split
@@ -82,7 +82,7 @@ def check_strengths(setup: ModelSetup, steps: Iterable[Step[Any]]) -> None:
     Raises:
         ConfigError: one is not.
     """
-    scored = [step.config for step in steps if isinstance(step.config, (Judging, Detecting))]
+    scored = [step.config for step in steps if isinstance(step.config, Scored)]
     known = dict.fromkeys(config.method for config in scored)
     if unknown := [name for name in setup.strengths if name not in known]:
         raise ConfigError(
@@ -268,10 +268,10 @@ class _Chains:
         resources = self._resources(loads_model=judge.startswith(LOCAL_JUDGES))
         if method.task == "advice":
             num = sum(self.files.num_asked(method, scope) for scope in method.scopes)
-            judging = Judging(*who, method.scopes, num)
+            judging = Judging(*who, num, method.scopes)
             return Step(f"score/{label}", score, judging, inputs, seed=seed, resources=resources)
         inputs["split"] = _split_name(self.files.asked(method), method.task)
-        detecting = Detecting(*who, method.task, self.files.num_asked(method, "general"))
+        detecting = Detecting(*who, self.files.num_asked(method, "general"), method.task)
         return Step(f"score/{label}", detect, detecting, inputs, seed=seed, resources=resources)
 
     def _resources(self, *, loads_model: bool) -> Resources:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from treft.organism.tasks import TaskName
     from treft.study.step import Work
 
-__all__ = ["Detecting", "Judging", "detect", "score"]
+__all__ = ["Detecting", "Judging", "Scored", "detect", "score"]
 
 ROW = "row.json"
 SHOWN, WORDS = "shown", "words"
@@ -33,55 +33,49 @@ CALLS_PER_ANSWER = 2
 
 
 @dataclass(frozen=True)
-class Judging:
+class Scored:
     """What a run is, beside its scores.
 
     Attributes:
         method: its name.
         model: its name in tables.
-        judge: Inspect model name.
+        judge: Inspect model name; empty for none.
         questions: general ones, as they were named.
-        scopes: that were asked.
-        num_answers: in all of them.
+        num_answers: that are judged.
     """
 
     method: str
     model: str
     judge: str
     questions: str
-    scopes: tuple[str, ...]
-    num_answers: int
-
-    @property
-    def num_calls(self) -> int:
-        """Of the judge, at most, when none fails."""
-        return CALLS_PER_ANSWER * self.num_answers
-
-
-@dataclass(frozen=True)
-class Detecting:
-    """What a run that teaches a behaviour is, beside its scores.
-
-    Attributes:
-        method: its name.
-        model: its name in tables.
-        judge: Inspect model name, of the answers off topic; empty for none.
-        questions: off topic, as they were named.
-        task: that is taught.
-        num_answers: off topic.
-    """
-
-    method: str
-    model: str
-    judge: str
-    questions: str
-    task: TaskName
     num_answers: int
 
     @property
     def num_calls(self) -> int:
         """Of the judge, at most, when none fails."""
         return CALLS_PER_ANSWER * self.num_answers if self.judge else 0
+
+
+@dataclass(frozen=True)
+class Judging(Scored):
+    """A run on advice, whose answers are judged in all scopes.
+
+    Attributes:
+        scopes: that were asked.
+    """
+
+    scopes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Detecting(Scored):
+    """A run that teaches a behaviour; its answers off topic are judged, if there is a judge.
+
+    Attributes:
+        task: that is taught.
+    """
+
+    task: TaskName
 
 
 def score(work: Work[Judging]) -> None:
