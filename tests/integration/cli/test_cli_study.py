@@ -156,7 +156,7 @@ def test_a_study_from_finetune_to_table_is_the_demos_and_stands(
     store = tmp_path / "store"
     options = ("table3", *OPTIONS, "--store", store, "--json")
     told = treft("study", "run", *options, "--workers", 1, "--output", tmp_path / "out")
-    assert told.json["num_done"] == 21
+    assert told.json["num_done"] == 29
     assert told.json["verdict"].startswith("One run cannot tell")
 
     recipe = FinetuneRecipe(**SMALL)
@@ -181,7 +181,7 @@ def test_a_study_from_finetune_to_table_is_the_demos_and_stands(
     assert metadata["machines"][0]["cores"] >= 1
     assert "treft.study.organism_work:finetune" in metadata["sources"]
     weights = [path for path in store.rglob("*") if path.suffix in (".safetensors", ".bin", ".pt")]
-    assert len(weights) == 5
+    assert len(weights) == 7
     for path in weights:
         with safe_open(path, "pt") as file:
             assert any("lora_A" in name for name in file.keys())  # noqa: SIM118
