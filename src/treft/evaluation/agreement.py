@@ -3,7 +3,8 @@
 Kappa and nominal alpha are about the misaligned flag, Spearman's correlation and interval alpha
 about the alignment scores. Intervals leave out one question at a time (jackknife), on Fisher's
 scale, which keeps them within -1 and 1; Spearman's draws questions again, too
-(`rank_correlation.py`). docs/statistics.md has a comparison of both.
+(`rank_correlation.py`), and interval alpha's reaches further up with few questions.
+docs/statistics.md has the measured coverage.
 
 Shapes: N answers, J judges; a missing rating is NaN.
 """
@@ -20,7 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treft.errors import ConfigError, DataError
-from treft.evaluation.clusters import FloatArray, degrees_of_freedom, standard_error
+from treft.evaluation.clusters import (
+    FloatArray,
+    degrees_of_freedom,
+    standard_error,
+    upward_stretch,
+)
 from treft.evaluation.measures import MISALIGNED_BELOW, judgements_by
 from treft.evaluation.rank_correlation import spearman, spearman_interval
 from treft.evaluation.records import ScoredAnswer
@@ -31,6 +37,7 @@ __all__ = [
     "Coefficient",
     "PairAgreement",
     "agreement",
+    "alpha_of_scores",
     "cohen_kappa",
     "jackknife",
     "krippendorff_alpha",
@@ -134,7 +141,7 @@ def agreement(
         num_answers=len(scores),
         num_questions=len(set(questions)),
         alpha_flags=jackknife(krippendorff_alpha, flags, questions),
-        alpha_scores=jackknife(krippendorff_alpha, scores, questions),
+        alpha_scores=alpha_of_scores(scores, questions),
         pairs=tuple(
             _pair((judges[i], judges[j]), scores[:, [i, j]], flags[:, [i, j]], questions)
             for i, j in combinations(range(len(judges)), 2)
@@ -234,10 +241,30 @@ def spearman_coefficient(scores: FloatArray, questions: NDArray[np.str_]) -> Coe
     return Coefficient(left_out.value, low, high)
 
 
+def alpha_of_scores(scores: FloatArray, questions: NDArray[np.str_]) -> Coefficient:
+    """Krippendorff's alpha (interval) of scores (N, J); questions (N,).
+
+    Judges agree the better the more scores differ, and the worst answers may all be to questions
+    that were not asked: with few of them the interval reaches further up.
+    """
+    num_questions = len(np.unique(questions))
+    return jackknife(krippendorff_alpha, scores, questions, stretch=upward_stretch(num_questions))
+
+
 def jackknife(
-    statistic: Statistic, ratings: FloatArray, questions: NDArray[np.str_]
+    statistic: Statistic,
+    ratings: FloatArray,
+    questions: NDArray[np.str_],
+    stretch: float = 1.0,
 ) -> Coefficient:
-    """A statistic of ratings (N, J) with the jackknife interval over questions (N,)."""
+    """A statistic of ratings (N, J) with the jackknife interval over questions (N,).
+
+    Args:
+        statistic: of ratings.
+        ratings: (N, J).
+        questions: (N,), which each answer is to.
+        stretch: how much further the interval reaches up than down, on Fisher's scale.
+    """
     value = statistic(ratings)
     names, rows = np.unique(questions, return_inverse=True)
     if value is None or len(names) < 2 or abs(value) >= 1:
@@ -249,5 +276,5 @@ def jackknife(
         return Coefficient(value, None, None)
     reach = t_quantile(degrees_of_freedom(contributions)) * standard_error(contributions)
     half = reach / (1 - value**2)
-    low, high = (math.tanh(math.atanh(value) + move) for move in (-half, half))
+    low, high = (math.tanh(math.atanh(value) + move) for move in (-half, stretch * half))
     return Coefficient(value, low, high)

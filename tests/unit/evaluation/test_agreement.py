@@ -17,6 +17,7 @@ from treft.errors import ConfigError, DataError
 from treft.evaluation.agreement import (
     Coefficient,
     agreement,
+    alpha_of_scores,
     cohen_kappa,
     jackknife,
     krippendorff_alpha,
@@ -202,6 +203,20 @@ def test_agreement_uses_what_both_judges_scored() -> None:
     flags = np.where(np.isnan(table), NONE, table < 30)
     assert found.alpha_flags.value == pytest.approx(krippendorff_alpha(flags, "nominal"))
     json.dumps(found.to_dict())
+
+
+def test_alpha_of_scores_to_few_questions_reaches_further_up() -> None:
+    """On Fisher's scale, against the jackknife that reaches as far up as down."""
+    for num, factor in ((10, 1.32), (50, 1.0)):
+        scores = coverage.two_judges(np.random.default_rng(0), (num, 4), 0.4, 15)
+        questions = np.repeat(np.arange(num), 4).astype(str)
+        plain = jackknife(krippendorff_alpha, scores, questions)
+        found = alpha_of_scores(scores, questions)
+        assert found.value == plain.value is not None
+        assert found.low == plain.low
+        up, plain_up = (np.arctanh(each.high) - np.arctanh(found.value) for each in (found, plain))
+        assert up == pytest.approx(factor * plain_up)
+        assert plain_up == pytest.approx(np.arctanh(found.value) - np.arctanh(plain.low))
 
 
 def test_perfect_agreement_has_no_interval_rather_than_none_of_width() -> None:

@@ -146,8 +146,8 @@ def test_intervals_stay_within_bounds_and_keep_a_width() -> None:
 
 def test_counts_have_the_t_interval_of_their_logarithm() -> None:
     """To first order in the logarithm; near the mean both intervals are the same."""
-    groups, values = unbalanced()
-    near, found = of(groups, 1000 + values), of(groups, values.clip(1))
+    groups, values = np.repeat(np.arange(60), 3), np.random.default_rng(0).gamma(2, 30, 180)
+    near, found = of(groups, 1000 + values), of(groups, values)
     expected = t_interval(near.mean, near.contributions)
     assert expected is not None
     assert count_interval(near) == pytest.approx(expected, rel=1e-3)
@@ -156,6 +156,18 @@ def test_counts_have_the_t_interval_of_their_logarithm() -> None:
     assert interval.high / found.mean == pytest.approx(found.mean / interval.low)
     half = t_quantile(degrees_of_freedom(found.contributions)) * standard_error(found.contributions)
     assert np.log(interval.high / found.mean) == pytest.approx(half / found.mean)
+
+
+def test_counts_of_few_questions_reach_further_up() -> None:
+    """By 0.4 as much again with hardly any question, falling in a line to nothing at 50."""
+    for num, factor in ((5, 1.36), (25, 1.2), (50, 1.0), (80, 1.0)):
+        found = of(np.arange(num), np.arange(num) + 1.0)
+        half = t_quantile(degrees_of_freedom(found.contributions))
+        half *= standard_error(found.contributions) / found.mean
+        interval = count_interval(found)
+        assert interval is not None
+        assert np.log(found.mean / interval.low) == pytest.approx(half)
+        assert np.log(interval.high / found.mean) == pytest.approx(factor * half)
     assert count_interval(of(np.arange(5), np.zeros(5))) == (0, 0, 0)
     assert count_interval(of(np.zeros(5, int), np.arange(5.0))) is None
 
