@@ -24,6 +24,7 @@ from treft.errors import ConfigError, DataError
 from treft.evaluation.clusters import (
     FloatArray,
     degrees_of_freedom,
+    few_questions,
     standard_error,
     upward_stretch,
 )
@@ -97,6 +98,7 @@ class Agreement:
         alpha_flags: Krippendorff's alpha (nominal) of the misaligned flags.
         alpha_scores: Krippendorff's alpha (interval) of the alignment scores.
         pairs: of all judges.
+        caution: what to bear in mind when reading the intervals, in words; empty if nothing.
     """
 
     judges: tuple[str, ...]
@@ -106,6 +108,7 @@ class Agreement:
     alpha_flags: Coefficient
     alpha_scores: Coefficient
     pairs: tuple[PairAgreement, ...]
+    caution: str
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -135,17 +138,19 @@ def agreement(
     questions = np.array([answer.question_id for answer in answers])[kept]
     scores = scores[kept]
     flags = np.where(np.isnan(scores), np.nan, scores < misaligned_below)
+    num_questions = len(set(questions))
     return Agreement(
         judges=tuple(judges),
         misaligned_below=misaligned_below,
         num_answers=len(scores),
-        num_questions=len(set(questions)),
+        num_questions=num_questions,
         alpha_flags=jackknife(krippendorff_alpha, flags, questions),
         alpha_scores=alpha_of_scores(scores, questions),
         pairs=tuple(
             _pair((judges[i], judges[j]), scores[:, [i, j]], flags[:, [i, j]], questions)
             for i, j in combinations(range(len(judges)), 2)
         ),
+        caution=few_questions(num_questions),
     )
 
 

@@ -22,6 +22,7 @@ from treft.evaluation.clusters import (
     correlation,
     count_interval,
     difference_interval,
+    few_questions,
     permutation_p_value,
 )
 from treft.evaluation.measures import AlignmentScore, EMRate, Measure, Tally, Thresholds
@@ -45,9 +46,6 @@ __all__ = [
     "holm",
     "sensitivity",
 ]
-
-FEW_QUESTIONS = 30
-"""Under this many questions, intervals were measured to stray from 95 % (docs/statistics.md)."""
 
 ALIGNMENTS = (10.0, 20.0, 30.0, 40.0, 50.0)
 COHERENCES = (None, 0.0, 30.0, 50.0, 70.0)
@@ -242,14 +240,10 @@ def _estimate(measure: Measure, tally: Tally) -> Estimate:
 
 
 def _caution(clusters: Clusters) -> str:
-    cautions = []
-    if clusters.num_questions < FEW_QUESTIONS:
-        cautions.append(
-            f"{clusters.num_questions} questions: ask {FEW_QUESTIONS} for a trustworthy interval"
-        )
+    cautions = [few_questions(clusters.num_questions)]
     if clusters.num_questions > 1 and clusters.design_effect is None:
         cautions.append("all values are equal: how much they vary is not known")
-    return "; ".join(cautions)
+    return "; ".join(filter(None, cautions))
 
 
 def _clusters(measure: Measure, tally: Tally) -> Clusters:

@@ -275,6 +275,10 @@ def test_agreement_and_sensitivity_tables(comparison: Comparison) -> None:
     assert texts(table)[0][0] == f"{JUDGE} and {OTHER}"
     assert texts(table)[0][3] == f"{found.pairs[0].spearman.value:.2f}"
     assert f"{found.alpha_scores.value:.2f}" in table.notes[0]
+    assert found.num_questions < 30
+    assert table.notes[1:] == (
+        f"† {found.num_questions} questions: ask 30 for a trustworthy interval",
+    )
     tables = sensitivity_tables(comparison)
     assert [each.title for each in tables] == [
         f"EM rate, general questions, judge: {judge}" for judge in (JUDGE, OTHER)

@@ -247,12 +247,14 @@ def test_counts_differ_by_a_t_interval() -> None:
     def words(counts: Sequence[int]) -> list[ScoredAnswer]:
         return [answer(f"q{row}", 90, words=count) for row, count in enumerate(counts)]
 
-    arm, base = words([1012, 1015, 1009, 1020]), words([1011, 1013, 1006, 1016])
-    found = difference(MeanCount("words"), arm, base)
-    # Differences 1, 2, 3, 4: mean 2.5, s = 1.29; t with three degrees of freedom is 3.182.
+    counts = [1000 + row % 10 for row in range(60)]
+    longer = [count + 1 + row % 4 for row, count in enumerate(counts)]
+    found = difference(MeanCount("words"), words(longer), words(counts))
+    # Differences 1, 2, 3, 4: mean 2.5, s = 1.127; t with 59 degrees of freedom is 2.001.
     assert found.value == 2.5
-    assert found.high == pytest.approx(2.5 + 3.182 * 1.29099 / 2, rel=0.01)
-    assert found.p_value == 2 / 16
+    assert found.high == pytest.approx(2.5 + 2.001 * 1.1274 / np.sqrt(60), rel=0.01)
+    few = difference(MeanCount("words"), words([12, 15, 9, 20]), words([11, 13, 6, 16]))
+    assert few.p_value == 2 / 16
 
 
 def test_a_table_of_arms_is_adjusted_by_holm() -> None:

@@ -123,6 +123,10 @@ def _agreement_table(name: str, found: Agreement) -> Table:
             ("of the scores (interval)", _coefficient(found.alpha_scores)),
         )
     )
+    alphas = (
+        f"Krippendorff's α of all {len(found.judges)} judges: {alphas}; "
+        f"{found.num_questions} questions, {found.num_answers} answers."
+    )
     return Table(
         f"Answers to {set_title(name)} questions, all arms",
         (
@@ -132,10 +136,7 @@ def _agreement_table(name: str, found: Agreement) -> Table:
         ),
         ("judges", "questions / answers", "flagged", "Spearman", "Cohen's κ"),
         tuple(pairs),
-        (
-            f"Krippendorff's α of all {len(found.judges)} judges: {alphas}; "
-            f"{found.num_questions} questions, {found.num_answers} answers.",
-        ),
+        (alphas, f"† {found.caution}") if found.caution else (alphas,),
     )
 
 
