@@ -30,9 +30,6 @@ __all__ = ["Judge", "JudgeOptions", "load_judge", "one_line"]
 
 logger = logging.getLogger(__name__)
 
-_MODEL_ARGS: dict[str, dict[str, Any]] = {"hf": {"do_sample": False}}
-"""Inspect's `hf` provider samples unless told otherwise, and fails at temperature 0."""
-
 
 @dataclass(frozen=True)
 class JudgeOptions:
@@ -72,7 +69,7 @@ def load_judge(name: str | Model) -> Model:
     if isinstance(name, Model):
         return name
     try:
-        return get_model(_cacheable(name), **_MODEL_ARGS.get(name.partition("/")[0], {}))
+        return get_model(_cacheable(name), **_model_args(name.partition("/")[0]))
     except Exception as error:  # providers raise what they like
         raise ConfigError(f"the judge {name} cannot be loaded: {one_line(error)}") from None
 
@@ -85,6 +82,17 @@ def one_line(error: Exception) -> str:
         text = str(error)
     words = " ".join(without_secrets(text).split()).removeprefix("ERROR: ")
     return words or type(error).__name__
+
+
+def _model_args(provider: str) -> dict[str, Any]:
+    """What Inspect's providers must be told to judge."""
+    if provider == "hf":
+        return {"do_sample": False}  # it samples unless told otherwise, and fails at temperature 0
+    if provider == "vllm" and os.environ.get("VLLM_BASE_URL"):
+        # The server's address is part of a cache entry's key: it has to be known from the first
+        # call on, or that call is paid again.
+        return {"lazy_init": False}
+    return {}
 
 
 def _cacheable(name: str) -> str:
