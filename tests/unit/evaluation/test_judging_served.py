@@ -1,4 +1,4 @@
-"""Judges that a server runs: vLLM's and others behind OpenAI's protocol, through Inspect's providers.
+"""Judges that a server runs: vLLM's and others of OpenAI's protocol, by Inspect's providers.
 
 The server here answers as a vLLM server does, by rule, and keeps what it was asked. Inspect keeps
 the address of a vLLM server by the model's name, so each test has its own.
