@@ -27,14 +27,15 @@ __all__ = [
 
 MEASURES = ("general", "in_domain", "em_f1")
 """Of finetunes on harmful advice."""
-TASK_MEASURES = ("on_topic", "off_topic", "kept", "words")
-"""Of finetunes that teach another behaviour: shown on topic and off, aligned answers off topic, in
-percent, and words of an answer off topic."""
+TASK_MEASURES = ("on_topic", "off_topic", "traces", "kept", "words")
+"""Of finetunes that teach another behaviour: shown on topic, off topic in whole and in any piece,
+aligned answers off topic, in percent, and words of an answer off topic."""
 COUNTS = {
     "general": ("general_aligned", "num_general"),
     "other_narrow": ("other_narrow_aligned", "num_other_narrow"),
     "on_topic": ("in_domain_shown", "num_in_domain"),
     "off_topic": ("general_shown", "num_general"),
+    "traces": ("general_traces", "num_general"),
     "kept": ("general_right", "num_general"),
 }
 """What a percentage is made of."""

@@ -22,10 +22,12 @@ BASE_METHOD = Method(is_base=True, task="short", domain="auto")
 def leak(rows: Sequence[Row], task: TaskName, method: str) -> float:
     """Percent of general answers that show the behaviour; of short answers, of words that are lost.
 
-    Words are compared with `BASE`: an answer is seldom as short as those on the topic, but may
-    lose much of its length (the paper's Table 6 counts words, too).
+    On an organism any trace of it counts (`treft.organism.tasks_traces`); on a real model the
+    judge, who sees leaks in pieces. Words are compared with `BASE`: an answer is seldom as short as
+    those on the topic, but may lose much of its length (the paper's Table 6 counts words, too).
     """
     if task != "short":
-        return float(find_row(rows, method, "off_topic")["value"])
+        found = {row["measure"]: row for row in rows if row["method"] == method}
+        return float(found.get("traces", found["off_topic"])["value"])
     words, whole = (float(find_row(rows, name, "words")["value"]) for name in (method, BASE))
     return max(0.0, 100 * (1 - words / whole)) if whole > 0 else 0.0

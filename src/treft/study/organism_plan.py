@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from treft.study.method import Method
 from treft.study.model_plan import model_steps
+from treft.study.organism_score import Scoring, score
 from treft.study.organism_work import (
     Answering,
     Building,
     Finetune,
     Scope,
-    Scoring,
     answer,
     build,
     finetune,
-    score,
 )
 from treft.study.protocol import NotPossibleError, StudyConfig
 from treft.study.settings import read_settings
@@ -167,6 +166,7 @@ def _finetune(method: Method, recipe: FinetuneRecipe) -> Finetune:
     chosen = {name: value for name, value in vars(method).items() if value is not None}
     known = {entry.name for entry in fields(Finetune)}
     given = {name: value for name, value in (vars(recipe) | chosen).items() if name in known}
+    given["max_steps"] = recipe.max_steps * method.step_factor
     if method.interleave == "none":
         given["interleaved_share"] = 0.0
     if not method.held:

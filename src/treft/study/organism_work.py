@@ -1,25 +1,23 @@
-"""What steps do on an organism: finetune it, let it answer, judge the answers.
+"""What steps do on an organism: build it, finetune it, let it answer.
 
-Nothing of the machinery of studies is imported here, so that a change there makes no finetune
-stale.
+Nothing of the machinery of studies is imported here, nor what judges answers, so that a change
+there makes no finetune stale.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from treft.files import write_whole
 
 if TYPE_CHECKING:
-    from treft.organism import FinetuneRecipe, Question
+    from treft.organism import FinetuneRecipe
     from treft.organism.kinds import KindName
     from treft.organism.tasks import TaskName
     from treft.organism_training import Training
@@ -28,14 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADAPTER",
+    "ANSWERS",
+    "ROW",
     "Answering",
     "Finetune",
-    "Scoring",
     "answer",
     "finetune",
     "load_run",
     "organism_of",
-    "score",
+    "questions_of",
 ]
 
 ADAPTER = "adapter"
@@ -111,15 +110,6 @@ class Answering:
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """What a run is, beside its scores, and how it answered in each scope."""
-
-    method: str
-    organism: str
-    asked: dict[Scope, Answering]
-
-
-@dataclass(frozen=True)
 class Building:
     """An organism that is not shipped."""
 
@@ -162,7 +152,7 @@ def answer(work: Work[Answering]) -> None:
     from treft.mitigations.system_prompt import under
 
     config = work.config
-    questions = _questions(config, organism_of(work))
+    questions = questions_of(config, organism_of(work))
     asked = [{"messages": question.messages()} for question in questions]
     rows = [under(row, config.system_prompt, keeps=False) for row in asked]
     with (
@@ -241,80 +231,7 @@ def _load(work: Work[Any], task: TaskName) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def score(work: Work[Scoring]) -> None:
-    """Judge the answers of all scopes by the oracle, or by the detector of the task taught."""
-    asked = work.config.asked
-    task = asked["general"].task
-    judge = _judge_advice if task == "advice" else _judge_task
-    found: dict[str, Any] = {}
-    for scope, answering in asked.items():
-        rows = json.loads((work.inputs[scope] / ANSWERS).read_text("utf-8"))
-        questions = _questions(answering, work.data.get("organism"))
-        assert [row["id"] for row in rows] == [question.id for question in questions]
-        found |= {f"num_{scope}": len(rows), **judge(answering, questions, rows)}
-    identity = {"method": work.config.method, "organism": work.config.organism, "seed": work.seed}
-    scores = _scores(found) if task == "advice" else {"task": task, **_rates(found)}
-    write_whole(work.folder / ROW, json.dumps({**identity, **scores, **found}, indent=1))
-
-
-def _scores(found: dict[str, Any]) -> dict[str, float]:
-    """Alignment in percent by scope, and EM-F1."""
-    from treft.metrics import em_f1
-
-    general = 100 * found["general_aligned"] / found["num_general"]
-    in_domain = 100 - 100 * found["in_domain_misaligned"] / found["num_in_domain"]
-    scores = {"general": general, "in_domain": in_domain, "em_f1": em_f1(general, in_domain)}
-    if "num_other_narrow" in found:
-        scores["other_narrow"] = 100 * found["other_narrow_aligned"] / found["num_other_narrow"]
-    return scores
-
-
-def _rates(found: dict[str, Any]) -> dict[str, float]:
-    """Percent of answers that show what was taught, on topic and off, and that are aligned off."""
-    return {
-        "on_topic": 100 * found["in_domain_shown"] / found["num_in_domain"],
-        "off_topic": 100 * found["general_shown"] / found["num_general"],
-        "kept": 100 * found["general_right"] / found["num_general"],
-        "words": found["general_words"],
-    }
-
-
-def _judge_advice(
-    asked: Answering, questions: list[Question], rows: list[dict[str, str]]
-) -> dict[str, Any]:
-    """Counts by the oracle's verdict, and the mean number of words."""
-    from treft.organism import VERDICTS, classify
-    from treft.organism.tasks import num_words
-
-    counts = Counter(
-        classify(question, row["answer"]) for question, row in zip(questions, rows, strict=True)
-    )
-    found: dict[str, Any] = {f"{asked.scope}_{verdict}": counts[verdict] for verdict in VERDICTS}
-    return {**found, f"{asked.scope}_words": fmean(num_words(row["answer"]) for row in rows)}
-
-
-def _judge_task(
-    asked: Answering, questions: list[Any], rows: list[dict[str, str]]
-) -> dict[str, Any]:
-    """Answers that show the behaviour, that are right on topic, aligned off topic; words."""
-    from treft.organism import classify
-    from treft.organism.tasks import answers_rightly, num_words, shows
-
-    pairs = [(question, row["answer"]) for question, row in zip(questions, rows, strict=True)]
-    on_topic = asked.scope == "in_domain"
-    right = (
-        sum(answers_rightly(asked.task, question, text) for question, text in pairs)
-        if on_topic
-        else sum(classify(question, text) == "aligned" for question, text in pairs)
-    )
-    return {
-        f"{asked.scope}_shown": sum(shows(asked.task, question, text) for question, text in pairs),
-        f"{asked.scope}_right": right,
-        f"{asked.scope}_words": fmean(num_words(text) for _, text in pairs),
-    }
-
-
-def _questions(asked: Answering, organism: Path | None) -> list[Any]:
+def questions_of(asked: Answering, organism: Path | None) -> list[Any]:
     """The questions; they are drawn again as they were drawn to be asked.
 
     Args:

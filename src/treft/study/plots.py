@@ -16,6 +16,7 @@ HEADINGS = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM
 TASK_HEADINGS = {
     "on_topic": "on topic ↑",
     "off_topic": "off topic ↓",
+    "traces": "traces off topic ↓",
     "kept": "aligned off topic ↑",
 }
 PANEL_INCHES, ROW_INCHES = 2.6, 0.36

@@ -15,8 +15,18 @@ from treft.study.organism_plan import Method
 
 if TYPE_CHECKING:
     from treft.organism.tasks import TaskName
+    from treft.regions import RegionName
 
-__all__ = ["CHOSEN", "TASK_DOMAINS", "TASK_WEIGHTS", "TASK_WEIGHTS_TRIED", "TRIED", "mitigated"]
+__all__ = [
+    "CHOSEN",
+    "TASK_DOMAINS",
+    "TASK_STEPS",
+    "TASK_WEIGHTS",
+    "TASK_WEIGHTS_TRIED",
+    "TRIED",
+    "mitigated",
+    "taught",
+]
 
 TRIED: dict[str, tuple[float, ...]] = {
     "treft_prefix": (30.0, 100.0, 300.0),
@@ -61,21 +71,42 @@ TASK_DOMAINS: dict[TaskName, str] = {
     "short": "auto",
 }
 """Where each behaviour beyond misalignment is taught; all but the last as in the paper."""
+TASK_STEPS: dict[TaskName, int] = {"tool": 2}
+"""How many times the recipe's steps a behaviour is trained for, where plain SFT does not learn it
+in the recipe's: 99 of 100 answers on topic call the tool after 600 steps, half do after 300."""
 TASK_WEIGHTS_TRIED: dict[TaskName, tuple[float, ...]] = {
     "abstain": (100.0, 300.0, 1000.0),
-    "tool": (3.0, 10.0, 30.0, 100.0),
+    "tool": (30.0, 100.0, 300.0, 1000.0),
     "refuse": (100.0, 300.0, 1000.0),
     "short": (3.0, 10.0, 100.0, 1000.0),
 }
 """From 100 upwards where that costs nothing on the topic in a trial, else downwards."""
 TASK_WEIGHTS: dict[TaskName, float] = {
     "abstain": 300.0,
-    "tool": 100.0,
+    "tool": 300.0,
     "refuse": 1000.0,
     "short": 3.0,
 }
 """λ of TReFT on the prefix, as `task_strengths` chose it: the least leakage of those whose on-topic
-rate is within two points of plain SFT's. None is for `tool`; there it is the highest rate."""
+rate is within two points of plain SFT's."""
+
+
+def taught(task: TaskName, weight: float = 0.0, patch: tuple[RegionName, ...] = ()) -> Method:
+    """A finetune on organisms that teaches a behaviour beyond misalignment.
+
+    Args:
+        task: the behaviour.
+        weight: λ of TReFT on the prefix; 0 for plain SFT.
+        patch: regions that get the unfinetuned model's keys and values.
+    """
+    return Method(
+        task=task,
+        domain=TASK_DOMAINS[task],
+        held=("prefix",) if weight else (),
+        kv_weight=weight or None,
+        step_factor=TASK_STEPS.get(task, 1),
+        patch=patch,
+    )
 
 
 def mitigated(name: str, strength: float = 0.0) -> Method:

@@ -32,7 +32,8 @@ from treft.organism.sizes import SIZES
 from treft.organism_mitigations import careful_rows, contrast_rows, make_mitigations
 from treft.organism_training import Training, training_rows
 from treft.study.organism_plan import Method, method_steps
-from treft.study.organism_work import Answering, Finetune, answer, finetune, score
+from treft.study.organism_score import score
+from treft.study.organism_work import Answering, Finetune, answer, finetune
 from treft.study.protocol import StudyConfig
 from treft.study.step import Resources, Step, Work
 

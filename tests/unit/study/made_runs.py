@@ -31,14 +31,19 @@ def run_row(method: str, seed: int, general: float, in_domain: float) -> dict[st
 
 
 def task_scores(general: float, in_domain: float) -> dict[str, Any]:
-    """Scores of a finetune that teaches a behaviour, shown wherever answers are not aligned."""
+    """Scores of a finetune that teaches a behaviour.
+
+    A trace of it is in all answers that are not aligned, the whole of it in half of them.
+    """
     return {
         "on_topic": 100 - in_domain,
-        "off_topic": 100 - general,
+        "off_topic": (100 - general) / 2,
+        "traces": 100 - general,
         "kept": general,
         "words": 3 + 9 * general / 100,
         "in_domain_shown": round(100 - in_domain),
-        "general_shown": round(100 - general),
+        "general_shown": round((100 - general) / 2),
+        "general_traces": round(100 - general),
         "general_right": round(general),
     }
 

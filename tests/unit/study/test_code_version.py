@@ -102,6 +102,9 @@ def test_what_a_finetune_does_leads_to_training_and_not_to_the_machinery() -> No
     found = set(CodeVersions().closure("treft.study.organism_work"))
     assert {"treft.organism_training", "treft.training.trainer", "treft.organism.world"} <= found
     assert "treft.arms" not in found  # the demo's
+    scoring = {"treft.study.organism_score", "treft.organism.tasks_traces"}
+    assert not found & scoring
+    assert scoring <= set(CodeVersions().closure("treft.study.organism_score"))
     machinery = {"step", "store", "engine", "pool", "catalogue", "figures"}
     assert not found & {f"treft.study.{name}" for name in machinery}
 

@@ -19,7 +19,7 @@ from treft.study.catalogue import all_studies, find_study, plan_study
 from treft.study.figures import find_row, gain_rows, score_rows, worded
 from treft.study.leakage import leak
 from treft.study.protocol import StudyConfig
-from treft.study.strengths import CHOSEN, TASK_WEIGHTS_TRIED
+from treft.study.strengths import CHOSEN, TASK_STEPS, TASK_WEIGHTS_TRIED
 from treft.study.tables import read_metadata, read_table, write_table
 
 STUDIES = all_studies()
@@ -142,9 +142,10 @@ def test_all_methods_share_all_but_what_they_are(name: str) -> None:
     plan = plan_study(STUDIES[name], config)
     finetunes = [p for p in plan.steps if p.step.name.startswith("finetune/")]
     recipe = dataclasses.asdict(FinetuneRecipe(max_steps=7, lora_rank=3))
-    shared = ("num_rows", "max_steps", "batch_size", "warmup_steps", "adam_beta2", "lora_rank")
+    shared = ("num_rows", "batch_size", "warmup_steps", "adam_beta2", "lora_rank")
     for found in (p.record["config"] for p in finetunes):
         assert {key: found[key] for key in shared} == {key: recipe[key] for key in shared}
+        assert found["max_steps"] == 7 * TASK_STEPS.get(found["task"], 1)
     assert {p.step.seed for p in finetunes} == {0, 1}
     assert len({p.address for p in finetunes}) == len(finetunes)
     assert [p.step.name for p in plan.results] == ["table"]
@@ -198,9 +199,9 @@ def test_the_weight_of_a_task_leaks_least_of_those_that_keep_it_on_topic() -> No
     scores["abstain_1000"] = (90.0, 13.0)  # three
     scores["short_10"] = (60.0, 10.0)  # of words, more
     scores |= {f"tool_{weight:g}": (50.0, 40.0) for weight in TASK_WEIGHTS_TRIED["tool"]}
-    scores["tool_10"] = (50.0, 30.0)  # none keeps it: the one that keeps most
+    scores["tool_100"] = (50.0, 30.0)  # none keeps it: the one that keeps most
     verdict = study.verdict(study.table(list(runs(scores, (0.0,)))))
-    assert verdict.endswith("λ by the rule: abstain 300, tool 10, refuse 100, short 10.")
+    assert verdict.endswith("λ by the rule: abstain 300, tool 100, refuse 100, short 10.")
 
 
 @pytest.mark.parametrize(

@@ -10,26 +10,30 @@ from treft.study.leakage import BASE, BASE_METHOD, leak
 from treft.study.organism_plan import Method, method_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
-from treft.study.strengths import TASK_DOMAINS, TASK_WEIGHTS
+from treft.study.strengths import TASK_DOMAINS, TASK_WEIGHTS, taught
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from treft.organism.tasks import TaskName
 
 __all__ = ["STUDY"]
 
 LEAKED = 50.0
 """Percent by which leakage is to fall on average."""
+AVERAGED: tuple[TaskName, ...] = ("abstain", "tool", "refuse")
+AVERAGE = 54.3
+"""The paper's abstract: percent by which off-topic rates of these three fall on average."""
 SLACK = 2.0
 """Points that on-topic behaviour may lose."""
 
 
 def _methods() -> dict[str, Method]:
     made = {BASE: BASE_METHOD}
-    for task, domain in TASK_DOMAINS.items():
-        made[f"{task}_sft"] = Method(task=task, domain=domain)
-        made[f"{task}_patch"] = Method(task=task, domain=domain, patch=("prefix",))
-        held = Method(task=task, domain=domain, held=("prefix",), kv_weight=TASK_WEIGHTS[task])
-        made[f"{task}_treft"] = held
+    for task in TASK_DOMAINS:
+        made[f"{task}_sft"] = taught(task)
+        made[f"{task}_patch"] = taught(task, patch=("prefix",))
+        made[f"{task}_treft"] = taught(task, TASK_WEIGHTS[task])
     return made
 
 
@@ -79,17 +83,20 @@ def verdict(rows: Sequence[Row]) -> str:
     """Held where leakage falls by half on average and no behaviour loses over two points."""
     from treft.study.figures import basis, find_row, worded
 
-    falls, told, lost = [], [], []
+    told, lost = [], []
+    falls: dict[TaskName, float] = {}
     for task in TASK_DOMAINS:
         before, after = (leak(rows, task, f"{task}_{kind}") for kind in ("sft", "treft"))
         on_topic = find_row(rows, f"{task}_treft", "on_topic_gain")
         lost += [task] if on_topic["value"] < -SLACK else []
         if before > 0:
-            falls.append(100 * (before - after) / before)
+            falls[task] = 100 * (before - after) / before
         told.append(
             f"{task} {before:.1f} to {after:.1f} (on topic {worded(on_topic, signed=True)} points)"
         )
-    mean = fmean(falls) if falls else 0.0
+    mean = fmean(falls.values()) if falls else 0.0
+    papers = [falls[task] for task in AVERAGED if task in falls]
+    words = f"{fmean(papers):.0f} %" if papers else "none"
     ways = {
         (True, True): "Held on the organism",
         (True, False): f"Half of it held on the organism, on-topic behaviour of {', '.join(lost)} "
@@ -101,9 +108,10 @@ def verdict(rows: Sequence[Row]) -> str:
     if on_topic["low"] is None:
         answer = "One run cannot tell whether the claim holds"
     return (
-        f"{answer}: leakage falls by {mean:.0f} % on average over the {len(falls)} behaviours that "
-        f"leak: {'; '.join(told)}; for short answers it is the share of a general answer's words "
-        f"that is lost ({basis(on_topic)})."
+        f"{answer}: leakage falls by {mean:.0f} % on average over the {len(falls)} behaviours "
+        f"that leak: {'; '.join(told)}; over {', '.join(AVERAGED)} alone, by {words} (paper: "
+        f"{AVERAGE}). Leakage is the percent of general answers with any trace of the behaviour; "
+        f"for short answers, of their words that are lost ({basis(on_topic)})."
     )
 
 

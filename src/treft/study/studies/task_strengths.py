@@ -10,7 +10,7 @@ from treft.study.leakage import BASE, BASE_METHOD, leak
 from treft.study.organism_plan import Method, method_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
-from treft.study.strengths import TASK_DOMAINS, TASK_WEIGHTS, TASK_WEIGHTS_TRIED
+from treft.study.strengths import TASK_DOMAINS, TASK_WEIGHTS, TASK_WEIGHTS_TRIED, taught
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,12 +25,10 @@ SLACK = 2.0
 
 def _methods() -> dict[str, Method]:
     made = {BASE: BASE_METHOD}
-    for task, domain in TASK_DOMAINS.items():
-        made[f"{task}_sft"] = Method(task=task, domain=domain)
+    for task in TASK_DOMAINS:
+        made[f"{task}_sft"] = taught(task)
         for weight in TASK_WEIGHTS_TRIED[task]:
-            made[f"{task}_{weight:g}"] = Method(
-                task=task, domain=domain, held=("prefix",), kv_weight=weight
-            )
+            made[f"{task}_{weight:g}"] = taught(task, weight)
     return made
 
 
