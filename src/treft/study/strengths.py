@@ -82,9 +82,9 @@ TASK_WEIGHTS_TRIED: dict[TaskName, tuple[float, ...]] = {
 }
 """From 100 upwards where that costs nothing on the topic in a trial, else downwards."""
 TASK_WEIGHTS: dict[TaskName, float] = {
-    "abstain": 300.0,
+    "abstain": 1000.0,
     "tool": 300.0,
-    "refuse": 1000.0,
+    "refuse": 300.0,
     "short": 3.0,
 }
 """λ of TReFT on the prefix, as `task_strengths` chose it: the least leakage of those whose on-topic

@@ -84,5 +84,7 @@ def plot(rows: Sequence[Row]) -> Figure:
     return task_plot(rows, "λ of behaviours on the organism, percent")
 
 
-COST = "14 finetunes of about 50 CPU seconds each: 6 minutes on two cores"
+COST = (
+    "18 finetunes of about 38 CPU seconds each, five of them twice as long: 8 minutes on two cores"
+)
 STUDY = Study("task_strengths", CLAIM, COST, steps, table, verdict, plot)
