@@ -203,7 +203,7 @@ def _check_quantization(name: str) -> None:
     if name not in QUANTIZATIONS:
         raise ConfigError(f"quantize is {name!r}; use one of {', '.join(QUANTIZATIONS)}.")
     if find_spec("bitsandbytes") is None:
-        raise ConfigError("quantised weights need bitsandbytes: pip install bitsandbytes")
+        raise ConfigError("quantised weights need bitsandbytes: pip install 'treft[quant]'")
 
 
 def _base_and_adapter(

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-import numpy as np
 from scipy import stats
 
 from treft.errors import ConfigError
@@ -21,7 +20,6 @@ from treft.errors import ConfigError
 __all__ = [
     "Z_95",
     "Interval",
-    "bootstrap_em_f1",
     "em_f1",
     "em_f1_interval",
     "over_runs",
@@ -119,27 +117,6 @@ def over_runs(values: Sequence[float]) -> Interval:
     mean = fmean(values)
     half = t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
-
-
-def bootstrap_em_f1(
-    general: Sequence[bool], in_domain: Sequence[bool], num_draws: int = 2000, seed: int = 0
-) -> Interval:
-    """EM-F1 of one run with a percentile bootstrap over its questions.
-
-    Args:
-        general: for each general answer, whether it is aligned.
-        in_domain: for each in-domain answer, whether it is misaligned (learnt).
-        num_draws: bootstrap samples.
-        seed: of the draws.
-    """
-    rng = np.random.default_rng(seed)
-    shares = [fmean(general), fmean(in_domain)]
-    # Flags drawn with replacement: their number of hits is binomial.
-    sizes = [len(general), len(in_domain)]
-    aligned, learnt = (rng.binomial(sizes, shares, (num_draws, 2)) / sizes).T
-    draws = 100 * stats.hmean((aligned, learnt), axis=0)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return Interval(em_f1(100 * shares[0], 100 - 100 * shares[1]), float(low), float(high))
 
 
 def t_quantile(degrees: float, probability: float = 0.975) -> float:

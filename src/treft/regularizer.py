@@ -30,6 +30,7 @@ from treft.recording import RecordedStates, ReferenceRequest
 from treft.reference import ReferenceBank
 from treft.regions import REGION_CODES, RegionName
 from treft.requests import PostfixReference, own_request, postfix_requests, prefix_request
+from treft.residual import resolve_layers
 from treft.states import KeyValue, States, capture, listen, pretrained_model
 
 __all__ = ["Document", "KVRegularizer", "Penalty", "check_region_weights", "documents_of_batch"]
@@ -137,7 +138,7 @@ class KVRegularizer:
         self.kinds = tuple(
             kind for kind, held in zip(KeyValue._fields, (keys, values), strict=True) if held
         )
-        self.layers = None if layers is None else _resolve_layers(model, layers)
+        self.layers = None if layers is None else tuple(resolve_layers(model, layers))
         self.postfix_reference = postfix_reference
         self._parts = {REGION_CODES[name]: part for part, name in enumerate(self.regions)}
         self._documents: Sequence[Document] | None = None
@@ -361,15 +362,3 @@ def check_region_weights(
         raise ConfigError(
             f"{option} must be finite numbers ≥ 0, not all of them 0; got {dict(weights)}."
         )
-
-
-def _resolve_layers(model: nn.Module, layers: Sequence[int]) -> tuple[int, ...]:
-    """Ascending indices from 0, without doubles."""
-    num_layers = int(pretrained_model(model).config.get_text_config(decoder=True).num_hidden_layers)
-    unknown = [layer for layer in layers if not -num_layers <= layer < num_layers]
-    if unknown or not layers:
-        raise ConfigError(
-            f"layers must be some of 0 to {num_layers - 1} (negative from the last), "
-            f"not {list(layers)}."
-        )
-    return tuple(sorted({layer % num_layers for layer in layers}))

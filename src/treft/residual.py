@@ -140,13 +140,17 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def resolve_layers(model: nn.Module, layers: int | Sequence[int]) -> list[int]:
-    """Ascending layer indices, counted from 0."""
+    """Ascending indices of decoder layers, counted from 0, without doubles.
+
+    Raises:
+        ConfigError: the model has no such layer, or none is named.
+    """
     wanted = [layers] if isinstance(layers, int) else list(layers)
-    num_layers = len(decoder_layers(model))
+    num_layers = int(pretrained_model(model).config.get_text_config(decoder=True).num_hidden_layers)
     unknown = [layer for layer in wanted if not -num_layers <= layer < num_layers]
     if unknown or not wanted:
         raise ConfigError(
-            f"layers to patch are some of 0 to {num_layers - 1} (negative from the last), not "
+            f"layers are some of 0 to {num_layers - 1} (negative from the last), not "
             f"{unknown or wanted}."
         )
     return sorted({layer % num_layers for layer in wanted})

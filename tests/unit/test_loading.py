@@ -142,7 +142,7 @@ def test_quantised_weights_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError, match="2bit"):
         LoadOptions(quantize="2bit")
     monkeypatch.setattr("treft.loading.find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+    with pytest.raises(ConfigError, match=r"pip install 'treft\[quant\]'"):
         LoadOptions(quantize="4bit")
 
 

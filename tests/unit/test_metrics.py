@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import random
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap, ttest_1samp
+from scipy.stats import ttest_1samp
 from statsmodels.stats.proportion import proportion_confint
 
 from treft.errors import ConfigError
 from treft.metrics import (
     Interval,
-    bootstrap_em_f1,
     em_f1,
     em_f1_interval,
     over_runs,
@@ -148,42 +146,3 @@ def test_em_f1_interval_keeps_a_width_at_the_edges() -> None:
     assert em_f1_interval(full, none) == pytest.approx((100, low, 100))
     assert em_f1_interval(none, full) == pytest.approx((0, 0, em_f1(7, 93)))
     assert em_f1_interval(none, none) == pytest.approx((0, 0, em_f1(7, 0)))
-
-
-def test_bootstrap_covers_the_true_em_f1() -> None:
-    rng = random.Random(0)
-    general, learnt = 0.8, 0.9
-    truth = em_f1(100 * general, 100 - 100 * learnt)
-    hits = 0
-    for study in range(60):
-        interval = bootstrap_em_f1(
-            [rng.random() < general for _ in range(200)],
-            [rng.random() < learnt for _ in range(100)],
-            num_draws=200,
-            seed=study,
-        )
-        assert interval.low <= interval.mean <= interval.high
-        hits += interval.low <= truth <= interval.high
-    assert 51 <= hits <= 60  # 95 % of 60 is 57; P(fewer than 51) is below 1 % when coverage is 93 %
-
-
-def test_bootstrap_is_that_of_the_questions() -> None:
-    general = np.array([True] * 31 + [False] * 9)
-    learnt = np.array([True] * 50 + [False] * 10)
-
-    def score(aligned: np.ndarray, learnt: np.ndarray, axis: int) -> np.ndarray:
-        g, k = 100 * aligned.mean(axis), 100 * learnt.mean(axis)
-        return 2 * g * k / (g + k)
-
-    expected = bootstrap(
-        (general, learnt), score, method="percentile", n_resamples=20_000, rng=1
-    ).confidence_interval
-    found = bootstrap_em_f1(list(general), list(learnt), num_draws=20_000)
-    assert found.low == pytest.approx(expected.low, abs=0.4)
-    assert found.high == pytest.approx(expected.high, abs=0.4)
-
-
-def test_bootstrap_repeats_and_has_no_width_without_variation() -> None:
-    mixed = [True, False, True, True]
-    assert bootstrap_em_f1(mixed, mixed, 50) == bootstrap_em_f1(mixed, mixed, 50)
-    assert bootstrap_em_f1([True] * 4, [True] * 4, 50) == (100, 100, 100)
