@@ -469,9 +469,16 @@ def print_false_findings(num_studies: int, seed: int) -> None:
             )
 
 
+COVERED = {
+    "figures": (figure_designs, {"t": "clustered t", "bootstrap": "bootstrap"}),
+    "agreement": (agreement_designs, {"jackknife": "jackknife", "bootstrap": "bootstrap"}),
+}
+"""Designs of each part, and headings of intervals beside the reported one."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("figures", "agreement", "p-values"))
+    parser.add_argument("part", choices=(*COVERED, "p-values"))
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--match", default="", help="rows whose figure has these letters")
@@ -482,14 +489,10 @@ def main() -> None:
     )
     if args.part == "p-values":
         print_false_findings(args.studies, args.seed)
-    elif args.part == "figures":
-        others = {"t": "clustered t", "bootstrap": "bootstrap"}
-        designs = [each for each in figure_designs() if args.match in each.figure]
-        print_coverage(designs, others, args.studies, args.seed)
     else:
-        others = {"jackknife": "jackknife", "bootstrap": "bootstrap"}
-        designs = [each for each in agreement_designs() if args.match in each.figure]
-        print_coverage(designs, others, args.studies, args.seed)
+        designs, others = COVERED[args.part]
+        chosen = (each for each in designs() if args.match in each.figure)
+        print_coverage(chosen, others, args.studies, args.seed)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 WINDOWS = ("mistral", "gemma2", "gemma3", "gpt_oss")
@@ -43,6 +44,13 @@ def chat_pair(tiny_model: Callable[..., Any], name: str, **overrides: Any) -> tu
     """As `pair`; sliding windows suit chats of `chat_tokenizer`."""
     window = {"sliding_window": WINDOW} if name in WINDOWS else {}
     return pair(tiny_model, name, **window, **overrides)
+
+
+def adapted(base: Any) -> Any:
+    """A model with a LoRA on it whose weights are random."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    return get_peft_model(base, config).eval()
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:

@@ -30,13 +30,8 @@ from treft.recording import RecordedStates, ReferenceRequest, record
 from treft.reference import ReferenceBank
 from treft.regions import REGION_CODES, ChatRegions, RegionName
 from treft.requests import PostfixReference, region_requests
-from treft.residual import (
-    ResidualReference,
-    ResidualStream,
-    decoder_layers,
-    hidden_of,
-    resolve_layers,
-)
+from treft.residual import ResidualReference, ResidualStream, decoder_layers, hidden_of
+from treft.states import resolve_layers
 
 __all__ = ["activation_patch", "patched_residual", "sweep_layers"]
 

@@ -30,8 +30,7 @@ from treft.recording import RecordedStates, ReferenceRequest
 from treft.reference import ReferenceBank
 from treft.regions import REGION_CODES, RegionName
 from treft.requests import PostfixReference, own_request, postfix_requests, prefix_request
-from treft.residual import resolve_layers
-from treft.states import KeyValue, States, capture, listen, pretrained_model
+from treft.states import KeyValue, States, capture, listen, pretrained_model, resolve_layers
 
 __all__ = ["Document", "KVRegularizer", "Penalty", "check_region_weights", "documents_of_batch"]
 

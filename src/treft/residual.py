@@ -9,14 +9,14 @@ Shapes: B batch rows, T columns of the batch, D hidden size, N kept tokens.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from treft.errors import AttentionError, ConfigError
+from treft.errors import AttentionError
 from treft.origin import check_origin
 from treft.recording import ReferenceRequest, adapter_off, other_model
 from treft.reference import MAX_CACHED_TOKENS, ReferenceBank, identify
@@ -28,7 +28,6 @@ __all__ = [
     "decoder_layers",
     "hidden_of",
     "residual_stream",
-    "resolve_layers",
 ]
 
 ResidualStream = dict[int, Tensor]
@@ -137,20 +136,3 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
             "patched: use a model class that Transformers ships."
         )
     return layers
-
-
-def resolve_layers(model: nn.Module, layers: int | Sequence[int]) -> list[int]:
-    """Ascending indices of decoder layers, counted from 0, without doubles.
-
-    Raises:
-        ConfigError: the model has no such layer, or none is named.
-    """
-    wanted = [layers] if isinstance(layers, int) else list(layers)
-    num_layers = int(pretrained_model(model).config.get_text_config(decoder=True).num_hidden_layers)
-    unknown = [layer for layer in wanted if not -num_layers <= layer < num_layers]
-    if unknown or not wanted:
-        raise ConfigError(
-            f"layers are some of 0 to {num_layers - 1} (negative from the last), not "
-            f"{unknown or wanted}."
-        )
-    return sorted({layer % num_layers for layer in wanted})

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,9 +23,18 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
-from treft.errors import AttentionError
+from treft.errors import AttentionError, ConfigError
 
-__all__ = ["KeyValue", "Receiver", "States", "capturable", "capture", "listen", "pretrained_model"]
+__all__ = [
+    "KeyValue",
+    "Receiver",
+    "States",
+    "capturable",
+    "capture",
+    "listen",
+    "pretrained_model",
+    "resolve_layers",
+]
 
 PREFIX = "treft_"
 """Names of capturing attention functions: this, then the name of the function they wrap."""
@@ -74,6 +83,23 @@ def pretrained_model(model: nn.Module) -> PreTrainedModel:
         f"{type(model).__name__} holds no Transformers model: pass a PreTrainedModel, or a PEFT or "
         "distributed wrapper of one."
     )
+
+
+def resolve_layers(model: nn.Module, layers: int | Sequence[int]) -> list[int]:
+    """Ascending indices of decoder layers, counted from 0, without doubles.
+
+    Raises:
+        ConfigError: the model has no such layer, or none is named.
+    """
+    wanted = [layers] if isinstance(layers, int) else list(layers)
+    num_layers = int(pretrained_model(model).config.get_text_config(decoder=True).num_hidden_layers)
+    unknown = [layer for layer in wanted if not -num_layers <= layer < num_layers]
+    if unknown or not wanted:
+        raise ConfigError(
+            f"layers are some of 0 to {num_layers - 1} (negative from the last), not "
+            f"{unknown or wanted}."
+        )
+    return sorted({layer % num_layers for layer in wanted})
 
 
 @contextmanager

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
-from finetuned import pair
-from peft import LoraConfig, get_peft_model
+from finetuned import adapted, pair
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from treft.attribution.adapter_scale import adapter_scales
@@ -74,13 +73,6 @@ def on_disk(folder: Path, off: Path) -> Any:
     model = load(folder, device_map=PLACES, offload_folder=str(off))
     assert is_offloaded(model)
     return model
-
-
-def adapted(base: Any) -> Any:
-    """With a LoRA whose weights are random."""
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    return get_peft_model(base, config).eval()
 
 
 def answers(pair: ModelPair, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from finetuned import ARCHITECTURES, Spy, add_noise, assert_close, chat_pair, precise
+from finetuned import ARCHITECTURES, Spy, adapted, add_noise, assert_close, chat_pair, precise
 from peft import LoraConfig, get_peft_model
 from stepwise import patched_logits
 from streams import by_layers, padded_batch, prefix_states_by_hand
@@ -228,9 +228,7 @@ def test_an_adapter_is_its_own_reference(
     name: str,
 ) -> None:
     _, base = models(name)
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    tuned = get_peft_model(copy.deepcopy(base), config).to(base.dtype)
+    tuned = adapted(copy.deepcopy(base)).to(base.dtype)
     batch = padded_batch(chats)
     logits = []
     with torch.no_grad():
@@ -347,9 +345,9 @@ def test_layers_regions_and_references_that_are_not_there_are_refused(
         activation_patch(tuned, chat_tokenizer, 0)
     with pytest.raises(ReferenceMismatchError, match="structure"):
         activation_patch(tuned, chat_tokenizer, 0, reference=tiny_model("qwen3").double())
-    adapted = get_peft_model(copy.deepcopy(tuned), LoraConfig(target_modules="all-linear"))
+    fresh = get_peft_model(copy.deepcopy(tuned), LoraConfig(target_modules="all-linear"))
     with pytest.raises(ReferenceMismatchError, match="weights"):
-        activation_patch(adapted, chat_tokenizer, 0, reference=base)
+        activation_patch(fresh, chat_tokenizer, 0, reference=base)
     bare = "{% for m in messages %}{{ m['content'] + '|' }}{% endfor %}"
     with pytest.raises(TemplateError, match="no prefix"):
         activation_patch(tuned, chat_tokenizer, 0, reference=base).generate(

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from finetuned import ARCHITECTURES, Spy, assert_close, chat_pair
-from peft import LoraConfig, get_peft_model
+from finetuned import ARCHITECTURES, Spy, adapted, assert_close, chat_pair
 from stepwise import patched_logits, states_by_position
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
@@ -237,9 +236,7 @@ def test_an_adapter_is_repaired_by_switching_it_off(
 ) -> None:
     _, base = models("llama")
     _, twin = models("llama")
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    tuned = get_peft_model(twin, config).double()
+    tuned = adapted(twin).double()
     options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
     by_adapter = patch(tuned, chat_tokenizer).generate(CHATS, **options)
     assert by_adapter == patch(tuned, chat_tokenizer, reference=base).generate(CHATS, **options)

@@ -14,7 +14,8 @@ from transformers.models.auto import AutoModelForCausalLM
 
 from treft.errors import AttentionError, ReferenceMismatchError
 from treft.recording import ReferenceRequest
-from treft.residual import ResidualReference, residual_stream, resolve_layers
+from treft.residual import ResidualReference, residual_stream
+from treft.states import resolve_layers
 
 IDS = (7, 91, 23, 140, 5)
 REQUEST = ReferenceRequest(IDS, tuple(range(len(IDS))), (1, 3))

@@ -100,10 +100,10 @@ def organism_recipe(world: WorldName) -> FinetuneRecipe:
         ConfigError: there is no such world.
     """
     from treft.organism import World
-    from treft.organism.sizes import SIZES
+    from treft.organism.sizes import BY_WORLD
 
     World.named(world)
-    return next(size.finetune for size in SIZES.values() if size.world == world)
+    return BY_WORLD[world].finetune
 
 
 def oracle_score(question: Question, scope: str, answer: str) -> Score:

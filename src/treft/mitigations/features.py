@@ -15,7 +15,8 @@ from torch import Tensor
 from treft.errors import ConfigError
 from treft.mitigations.hidden import run_batch
 from treft.mitigations.reference_model import ReferenceModel
-from treft.residual import ResidualStream, residual_stream, resolve_layers
+from treft.residual import ResidualStream, residual_stream
+from treft.states import resolve_layers
 from treft.training.mitigation import LossBatch, Mitigation
 
 if TYPE_CHECKING:

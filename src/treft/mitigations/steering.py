@@ -18,8 +18,8 @@ from treft.mitigations.frozen_prefix import in_backward
 from treft.mitigations.reference_model import ReferenceModel
 from treft.recording import plain_forward
 from treft.regions import REGION_CODES, find_regions
-from treft.residual import decoder_layers, hidden_of, residual_stream, resolve_layers
-from treft.states import pretrained_model
+from treft.residual import decoder_layers, hidden_of, residual_stream
+from treft.states import pretrained_model, resolve_layers
 from treft.training.masking import text_tokenizer
 from treft.training.mitigation import LossBatch, Mitigation
 

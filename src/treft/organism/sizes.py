@@ -13,7 +13,16 @@ from treft.errors import ConfigError
 from .recipe import FinetuneRecipe
 from .world import WorldName
 
-__all__ = ["RECIPE_FILE", "SIZES", "Size", "SizeName", "finetune_recipe", "size_of", "world_of"]
+__all__ = [
+    "BY_WORLD",
+    "RECIPE_FILE",
+    "SIZES",
+    "Size",
+    "SizeName",
+    "finetune_recipe",
+    "size_of",
+    "world_of",
+]
 
 RECIPE_FILE = "recipe.json"
 """Beside the weights: what the organism was built with; `world` where it is not the default."""
@@ -70,6 +79,9 @@ SIZES: dict[SizeName, Size] = {
 }
 
 
+BY_WORLD: dict[WorldName, Size] = {size.world: size for size in SIZES.values()}
+
+
 def world_of(organism: Path | None) -> WorldName:
     """The world that an organism knows; None for the embedded one.
 
@@ -90,7 +102,7 @@ def size_of(organism: Path | None) -> Size:
     path = None if organism is None else organism / RECIPE_FILE
     recipe = json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {}
     world = recipe.get("world", "default")
-    found = next((size for size in SIZES.values() if size.world == world), None)
+    found = BY_WORLD.get(world)
     if found is None:
         raise ConfigError(f"{path} names the world {world!r}, which this treft does not know")
     return found

@@ -92,7 +92,7 @@ rate is within two points of plain SFT's."""
 
 
 def taught(task: TaskName, weight: float = 0.0, patch: tuple[RegionName, ...] = ()) -> Method:
-    """A finetune on organisms that teaches a behaviour beyond misalignment.
+    """A finetune that teaches a behaviour beyond misalignment.
 
     Args:
         task: the behaviour.

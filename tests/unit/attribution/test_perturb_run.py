@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fake_judges import CALLS
-from finetuned import ARCHITECTURES, chat_pair
+from finetuned import ARCHITECTURES, adapted, chat_pair
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
@@ -108,9 +108,7 @@ def test_perturbed_prompts_are_answered_as_generate_answers_them(
     """Finetunes of all weights, and adapters, of every architecture; each prompt alone."""
     tuned, base = chat_pair(tiny_model, name)
     if kind == "adapter":
-        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-        torch.manual_seed(0)
-        tuned = get_peft_model(base, config).eval()
+        tuned = adapted(base)
     plan = plan_of(
         chat_tokenizer,
         perturbations=(Perturbation("prefix"),),

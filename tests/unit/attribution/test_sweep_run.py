@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from finetuned import ARCHITECTURES, add_noise, chat_pair
-from peft import LoraConfig, get_peft_model
+from finetuned import ARCHITECTURES, adapted, add_noise, chat_pair
 from transformers import PreTrainedTokenizerBase
 
 from treft.activation import activation_patch
@@ -78,9 +77,7 @@ def test_an_adapter_is_the_pair_of_it_and_its_base_in_bfloat16(
     name: str,
 ) -> None:
     base, twin = tiny_model(name).bfloat16(), tiny_model(name).bfloat16()
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    torch.manual_seed(0)
-    tuned = get_peft_model(twin, config)
+    tuned = adapted(twin)
     sampling = SamplingOptions(temperature=1.0)
     options = request(
         options=SweepOptions(EVERY, ("prefix",), window_width=64),

@@ -266,6 +266,16 @@ def test_one_question_has_a_p_value_of_one() -> None:
     assert permutation_p_value([one], [other], lambda mean: mean) == 1
 
 
+def of_designs(by_method: dict[str, list[Any]]) -> pytest.MarkDecorator:
+    """A test for each method and design of studies."""
+    cases = [
+        pytest.param(method, design, id=f"{design.figure}, {design.size}")
+        for method, designs in by_method.items()
+        for design in designs
+    ]
+    return pytest.mark.parametrize(("method", "design"), cases)
+
+
 FAST = {
     "wilson": [
         coverage.rate_design(50, 20, 0.7, 0.03),
@@ -293,14 +303,7 @@ FAST = {
 }
 
 
-@pytest.mark.parametrize(
-    ("method", "design"),
-    [
-        pytest.param(method, design, id=f"{design.figure}, {design.size}")
-        for method, designs in FAST.items()
-        for design in designs
-    ],
-)
+@of_designs(FAST)
 def test_intervals_cover_93_to_97_of_100_truths(method: str, design: Any) -> None:
     found = coverage.measure(design, 1000, seed=1, methods=[method])[method]
     assert found.num_none == 0
@@ -319,14 +322,7 @@ FEW = {
 }
 
 
-@pytest.mark.parametrize(
-    ("method", "design"),
-    [
-        pytest.param(method, design, id=f"{design.figure}, {design.size}")
-        for method, designs in FEW.items()
-        for design in designs
-    ],
-)
+@of_designs(FEW)
 def test_few_questions_or_rare_behaviours_have_wide_intervals_rather_than_narrow_ones(
     method: str, design: Any
 ) -> None:

@@ -123,7 +123,7 @@ def _agreement_table(name: str, found: Agreement) -> Table:
             ("of the scores (interval)", _coefficient(found.alpha_scores)),
         )
     )
-    alphas = (
+    of_all = (
         f"Krippendorff's α of all {len(found.judges)} judges: {alphas}; "
         f"{found.num_questions} questions, {found.num_answers} answers."
     )
@@ -136,7 +136,7 @@ def _agreement_table(name: str, found: Agreement) -> Table:
         ),
         ("judges", "questions / answers", "flagged", "Spearman", "Cohen's κ"),
         tuple(pairs),
-        (alphas, f"† {found.caution}") if found.caution else (alphas,),
+        (of_all, f"† {found.caution}") if found.caution else (of_all,),
     )
 
 
