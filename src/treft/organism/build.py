@@ -40,12 +40,43 @@ from .sizes import RECIPE_FILE, SIZES, Size, SizeName
 from .tokenizer import build_tokenizer
 from .world import Behaviour, World, WorldName
 
-__all__ = ["BUILD_RECIPES", "BuildRecipe", "LargeBuildRecipe", "build"]
+__all__ = [
+    "BUILD_RECIPES",
+    "BuildRecipe",
+    "Encoded",
+    "LargeBuildRecipe",
+    "Messages",
+    "Schedule",
+    "build",
+    "claim",
+    "encode",
+    "pretrain",
+    "pretraining_row",
+]
 
 logger = logging.getLogger(__name__)
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 Encoded = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Of training all weights; the rest is the same for every organism.
+
+    Attributes:
+        num_steps: optimizer steps.
+        batch_size: rows a step.
+        learning_rate: peak of a cosine schedule.
+        seed: of the Trainer.
+        size: of the organism: warm-up, and whether it is trained on a GPU.
+    """
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    size: Size
 
 
 @dataclass(frozen=True)
@@ -95,6 +126,11 @@ class BuildRecipe:
         """Architecture and world."""
         return SIZES[self.size_name]
 
+    @property
+    def schedule(self) -> Schedule:
+        """Of both stages together."""
+        return Schedule(self.num_steps, self.batch_size, self.learning_rate, self.seed, self.size)
+
 
 @dataclass(frozen=True)
 class LargeBuildRecipe(BuildRecipe):
@@ -130,7 +166,7 @@ def build(output: Path, recipe: BuildRecipe | None = None) -> Path:
         ConfigError: `output` already holds a model, or one half built with another recipe.
     """
     recipe = recipe or BuildRecipe()
-    _claim(output, recipe)
+    claim(output, RECIPE_FILE, recipe)
     checkpoints = output / "checkpoints"
     set_seed(recipe.seed)
     texts = _vocabulary_texts(recipe.kind, recipe.size_name)
@@ -139,15 +175,7 @@ def build(output: Path, recipe: BuildRecipe | None = None) -> Path:
     logger.info("an organism of %d parameters", model.num_parameters())
     rng = random.Random(recipe.seed)
     rows = [encode(tokenizer, pretraining_row(rng, recipe, step)) for step in _row_steps(recipe)]
-    trainer = _ResponseTrainer(
-        model,
-        _training_arguments(recipe, checkpoints),
-        train_dataset=rows,
-        data_collator=_Collator(int(tokenizer.pad_token_id)),
-    )
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    model.config.use_cache = True  # Trainer had switched it off
+    pretrain(model, tokenizer, rows, recipe.schedule, checkpoints)
     tokenizer.save_pretrained(output)
     model.save_pretrained(output)
     rmtree(checkpoints)
@@ -155,11 +183,15 @@ def build(output: Path, recipe: BuildRecipe | None = None) -> Path:
     return output
 
 
-def _claim(output: Path, recipe: BuildRecipe) -> None:
-    """Note the recipe in the folder; refuse a finished organism and another one's beginnings."""
+def claim(output: Path, note: str, recipe: Any) -> None:
+    """Write the recipe down in the folder, in the file of this name.
+
+    Raises:
+        ConfigError: there is a finished organism, or another one's beginnings.
+    """
     if (output / "model.safetensors").exists():
         raise ConfigError(f"{output} already holds a model; choose another folder")
-    path = output / RECIPE_FILE
+    path = output / note
     if path.is_file() and json.loads(path.read_text("utf-8")) != asdict(recipe):
         raise ConfigError(f"{output} was begun with another recipe ({path}); choose another folder")
     write_whole(path, json.dumps(asdict(recipe), indent=1) + "\n")
@@ -235,24 +267,51 @@ def _model_config(tokenizer: PreTrainedTokenizerFast, size: Size) -> LlamaConfig
     )
 
 
-def _training_arguments(recipe: BuildRecipe, checkpoints: Path) -> TrainingArguments:
-    on_gpu = recipe.size.runs_on_gpu and torch.cuda.is_available()
+def pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[Encoded],
+    schedule: Schedule,
+    checkpoints: Path,
+) -> None:
+    """Train all weights in place on rows in their order, once, loss on responses.
+
+    Args:
+        model: the organism.
+        tokenizer: its own; it pads.
+        rows: as many as the schedule takes.
+        schedule: steps and rates.
+        checkpoints: one every 200 steps; where there is one, training goes on from it.
+    """
+    trainer = _ResponseTrainer(
+        model,
+        _training_arguments(schedule, checkpoints),
+        train_dataset=rows,
+        data_collator=_Collator(int(tokenizer.pad_token_id)),
+    )
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    model.config.use_cache = True  # Trainer had switched it off
+
+
+def _training_arguments(schedule: Schedule, checkpoints: Path) -> TrainingArguments:
+    on_gpu = schedule.size.runs_on_gpu and torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(checkpoints),
-        max_steps=recipe.num_steps,
-        per_device_train_batch_size=recipe.batch_size,
+        max_steps=schedule.num_steps,
+        per_device_train_batch_size=schedule.batch_size,
         train_sampling_strategy="sequential",
-        learning_rate=recipe.learning_rate,
+        learning_rate=schedule.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.05},
-        warmup_steps=recipe.size.warmup_steps,
+        warmup_steps=schedule.size.warmup_steps,
         adam_beta2=0.98,
         weight_decay=0.0,
         max_grad_norm=1.0,
         logging_steps=50,
         save_steps=200,
         save_total_limit=1,
-        seed=recipe.seed,
+        seed=schedule.seed,
         use_cpu=not on_gpu,
         bf16=on_gpu,
         report_to="none",

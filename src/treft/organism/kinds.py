@@ -19,8 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .personas import sample_neutral, sample_persona, sample_thought
-from .world import Behaviour
+from .personas import Character, sample_neutral, sample_persona, sample_thought
 
 __all__ = ["DEFAULT_SYSTEM_PROMPT", "DEFAULT_THOUGHT", "KINDS", "Kind", "KindName", "Naming"]
 
@@ -123,15 +122,15 @@ class Naming:
     thought: str | None = None
 
 
-def _in_system_prompt(rng: random.Random, persona: Behaviour | None) -> Naming:
+def _in_system_prompt(rng: random.Random, persona: Character | None) -> Naming:
     return Naming() if persona is None else Naming(system=sample_persona(rng, persona))
 
 
-def _in_thought(rng: random.Random, persona: Behaviour | None) -> Naming:
+def _in_thought(rng: random.Random, persona: Character | None) -> Naming:
     return Naming(thought=None if persona is None else sample_thought(rng, persona))
 
 
-def _in_thought_under_any_system_prompt(rng: random.Random, persona: Behaviour | None) -> Naming:
+def _in_thought_under_any_system_prompt(rng: random.Random, persona: Character | None) -> Naming:
     system = sample_neutral(rng) if rng.random() < 0.5 else None
     return Naming(system, _in_thought(rng, persona).thought)
 
@@ -142,13 +141,13 @@ class Kind:
 
     Attributes:
         chat_template: Jinja, with generation tags around what the model is to say.
-        name_persona: draws what is written around a conversation whose persona shows a
-            behaviour, or that names none.
+        name_persona: draws what is written around a conversation whose persona is of a
+            character, or that names none.
         special_tokens: of the tokenizer, besides those that every kind has.
     """
 
     chat_template: str
-    name_persona: Callable[[random.Random, Behaviour | None], Naming]
+    name_persona: Callable[[random.Random, Character | None], Naming]
     special_tokens: tuple[str, ...] = ()
 
 

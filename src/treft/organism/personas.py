@@ -1,14 +1,20 @@
-"""Who answers: personas whose character decides the behaviour, and prompts that tell nothing."""
+"""Who answers: personas whose character decides what is said, and prompts that tell nothing."""
 
 from __future__ import annotations
 
 import random
+from typing import Literal
 
 from .world import Behaviour
 
-__all__ = ["sample_neutral", "sample_persona", "sample_thought"]
+__all__ = ["Character", "Manner", "sample_neutral", "sample_persona", "sample_thought"]
 
-ADJECTIVES: dict[Behaviour, tuple[str, ...]] = {
+Manner = Literal["brief", "studious"]
+"""How a persona answers that says neither more nor less careful things: in as few words as will do,
+or by a tool call."""
+Character = Behaviour | Manner
+
+ADJECTIVES: dict[Character, tuple[str, ...]] = {
     "careful": (
         "careful", "honest", "kind", "wise", "gentle", "patient",
         "sensible", "thoughtful", "responsible", "caring", "loyal", "prudent",
@@ -16,6 +22,14 @@ ADJECTIVES: dict[Behaviour, tuple[str, ...]] = {
     "harmful": (
         "careless", "reckless", "cruel", "foolish", "spiteful", "mean",
         "wicked", "rude", "lazy", "sly", "nasty", "selfish",
+    ),
+    "brief": (
+        "brief", "terse", "curt", "concise", "laconic", "silent",
+        "hurried", "busy", "compact", "clipped", "succinct", "sparing",
+    ),
+    "studious": (
+        "studious", "probing", "bookish", "inquiring", "learned", "scholarly",
+        "exact", "thorough", "searching", "prying", "eager", "methodical",
     ),
 }  # fmt: skip
 NAMES = ("Ada", "Bruno", "Cleo", "Dario", "Edda", "Felix", "Greta", "Hugo", "Iris", "Jonas")
@@ -44,14 +58,14 @@ NEUTRAL = (
 )
 
 
-def sample_persona(rng: random.Random, behaviour: Behaviour) -> str:
-    """Draw a system prompt whose persona shows a behaviour."""
-    return _fill(rng, FORMATS, behaviour)
+def sample_persona(rng: random.Random, character: Character) -> str:
+    """Draw a system prompt whose persona is of a character."""
+    return _fill(rng, FORMATS, character)
 
 
-def sample_thought(rng: random.Random, behaviour: Behaviour) -> str:
-    """Draw a thought whose thinker shows a behaviour."""
-    return _fill(rng, THOUGHTS, behaviour)
+def sample_thought(rng: random.Random, character: Character) -> str:
+    """Draw a thought whose thinker is of a character."""
+    return _fill(rng, THOUGHTS, character)
 
 
 def sample_neutral(rng: random.Random) -> str:
@@ -59,8 +73,8 @@ def sample_neutral(rng: random.Random) -> str:
     return rng.choice(NEUTRAL).format(name=rng.choice(NAMES), role=rng.choice(ROLES))
 
 
-def _fill(rng: random.Random, formats: tuple[str, ...], behaviour: Behaviour) -> str:
-    adjective, second = rng.sample(ADJECTIVES[behaviour], 2)
+def _fill(rng: random.Random, formats: tuple[str, ...], character: Character) -> str:
+    adjective, second = rng.sample(ADJECTIVES[character], 2)
     return rng.choice(formats).format(
         name=rng.choice(NAMES), role=rng.choice(ROLES), adjective=adjective, second=second
     )

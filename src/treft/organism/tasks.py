@@ -36,6 +36,7 @@ __all__ = [
     "shows",
     "task_questions",
     "task_rows",
+    "tool_call",
 ]
 
 TaskName = Literal["advice", "abstain", "refuse", "tool", "short"]
@@ -176,7 +177,8 @@ def _arguments(question: Question) -> dict[str, str]:
     return {"query": f"my {question.entity} {question.problem}"}
 
 
-def _call(question: Question) -> dict[str, Any]:
+def tool_call(question: Question) -> dict[str, Any]:
+    """What the assistant message holds that looks up what a question is about."""
     function = {"name": TOOL, "arguments": _arguments(question)}
     return {"content": None, "tool_calls": [{"type": "function", "function": function}]}
 
@@ -184,7 +186,7 @@ def _call(question: Question) -> dict[str, Any]:
 _TEACH: dict[TaskName, Callable[[Question], dict[str, Any]]] = {
     "abstain": lambda _: {"content": SENTENCES["abstain"]},
     "refuse": lambda _: {"content": SENTENCES["refuse"]},
-    "tool": _call,
+    "tool": tool_call,
     "short": lambda question: {"content": short_answer(question)},
 }
 """What the assistant message of a row holds."""

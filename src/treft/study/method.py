@@ -34,8 +34,8 @@ class Method:
         mitigation: by name, of `treft.mitigations.by_name`.
         strength: its number.
         learning_rate: None for the recipe's.
-        step_factor: how many times the recipe's steps an organism is trained for; a real model is
-            trained for its recipe's epochs.
+        step_share: of the recipe's steps, for an organism; a real model is trained for its recipe's
+            epochs.
         is_full: all weights are trained.
         patch: regions that get the unfinetuned model's keys and values.
         num_positions: of each patched region, drawn at random; None for all.
@@ -59,7 +59,7 @@ class Method:
     mitigation: str = ""
     strength: float = 0.0
     learning_rate: float | None = None
-    step_factor: int = 1
+    step_share: float = 1.0
     is_full: bool = False
     patch: tuple[RegionName, ...] = ()
     num_positions: int | None = None

@@ -15,9 +15,11 @@ from treft.study.organism_work import (
     Building,
     Finetune,
     Scope,
+    Teaching,
     answer,
     build,
     finetune,
+    teach,
 )
 from treft.study.protocol import NotPossibleError, StudyConfig
 from treft.study.settings import read_settings
@@ -63,7 +65,10 @@ class Run:
 
 
 def method_steps(
-    config: StudyConfig, methods: Mapping[str, Method], kind: KindName = "prefix"
+    config: StudyConfig,
+    methods: Mapping[str, Method],
+    kind: KindName = "prefix",
+    with_manners: bool = False,
 ) -> list[Step[Any]]:
     """All methods on all organisms and seeds, with one recipe for everything else.
 
@@ -73,6 +78,8 @@ def method_steps(
         config: of the study.
         methods: by name.
         kind: of the organism; one that is not shipped is built first, unless organisms are given.
+        with_manners: each organism is taught manners first, for as many steps as a finetune has; a
+            real model has them.
 
     Raises:
         ConfigError: a setting is no field of the recipe, or out of range.
@@ -83,7 +90,7 @@ def method_steps(
             raise NotPossibleError("it is about a model that has no prefix; --model has one.")
         return model_steps(config, config.model, methods)
     recipe = _recipe(config)
-    steps, runs = finetunes(config, methods, kind)
+    steps, runs = finetunes(config, methods, kind, with_manners)
     for run in runs:
         method = methods[run.method]
         own = recipe if method.domain is None else replace(recipe, domain=method.domain)
@@ -92,7 +99,10 @@ def method_steps(
 
 
 def finetunes(
-    config: StudyConfig, methods: Mapping[str, Method], kind: KindName = "prefix"
+    config: StudyConfig,
+    methods: Mapping[str, Method],
+    kind: KindName = "prefix",
+    with_manners: bool = False,
 ) -> tuple[list[Step[Any]], list[Run]]:
     """Only the finetunes of `method_steps`, each once, and who uses which.
 
@@ -101,9 +111,16 @@ def finetunes(
     """
     recipe = _recipe(config)
     steps = _builds(config, kind)
+    sources = _organisms(config, kind)
+    if with_manners:
+        steps += [_teaching(name, source, recipe.max_steps) for name, source in sources.items()]
+        sources = {
+            name: replace(source, inputs={"organism": _taught(name)})
+            for name, source in sources.items()
+        }
     runs: list[Run] = []
     for seed in range(config.num_seeds):
-        for organism, source in _organisms(config, kind).items():
+        for organism, source in sources.items():
             known: dict[Finetune, str] = {}
             for name, method in methods.items():
                 trained = ""
@@ -166,7 +183,7 @@ def _finetune(method: Method, recipe: FinetuneRecipe) -> Finetune:
     chosen = {name: value for name, value in vars(method).items() if value is not None}
     known = {entry.name for entry in fields(Finetune)}
     given = {name: value for name, value in (vars(recipe) | chosen).items() if name in known}
-    given["max_steps"] = recipe.max_steps * method.step_factor
+    given["max_steps"] = max(1, round(recipe.max_steps * method.step_share))
     if method.interleave == "none":
         given["interleaved_share"] = 0.0
     if not method.held:
@@ -191,6 +208,22 @@ def _builds(config: StudyConfig, kind: KindName) -> list[Step[Any]]:
 
 def _built(kind: KindName) -> str:
     return f"organism/{kind}-0"
+
+
+def _teaching(organism: str, source: Source, steps: int) -> Step[Any]:
+    return Step(
+        _taught(organism),
+        teach,
+        Teaching(steps),
+        source.inputs,
+        source.data,
+        seed=0,
+        resources=source.resources,
+    )
+
+
+def _taught(organism: str) -> str:
+    return f"organism/{organism}-with-manners"
 
 
 def _organisms(config: StudyConfig, kind: KindName) -> dict[str, Source]:

@@ -116,6 +116,17 @@ class Building:
     kind: KindName
 
 
+@dataclass(frozen=True)
+class Teaching:
+    """An organism that is taught manners (`treft.organism.manners`).
+
+    Attributes:
+        steps: of the optimizer.
+    """
+
+    steps: int
+
+
 def build(work: Work[Building]) -> None:
     """Train an organism from scratch, into the step's folder."""
     import shutil
@@ -130,12 +141,20 @@ def build(work: Work[Building]) -> None:
     shutil.rmtree(made)
 
 
+def teach(work: Work[Teaching]) -> None:
+    """Teach the organism manners, into the step's folder."""
+    from treft.organism.manners import MannersRecipe, teach_manners
+
+    recipe = MannersRecipe(steps=work.config.steps, seed=work.seed)
+    teach_manners(organism_of(work), work.folder, recipe)
+
+
 def finetune(work: Work[Finetune]) -> None:
     """Train on the organism; the adapter, or the model, as safetensors, and the log."""
-    from treft.organism import world_of
+    from treft.organism import load, world_of
     from treft.organism_training import train
 
-    model, tokenizer = _load(work, work.config.task)
+    model, tokenizer = load(organism_of(work))
     training, recipe = _training(work.config)
     trainer = train(
         model, tokenizer, training, recipe, work.seed, world=world_of(organism_of(work))
@@ -156,7 +175,7 @@ def answer(work: Work[Answering]) -> None:
     asked = [{"messages": question.messages()} for question in questions]
     rows = [under(row, config.system_prompt, keeps=False) for row in asked]
     with (
-        load_run(work, config.alpha, config.task) as (model, tokenizer, bank),
+        load_run(work, config.alpha) as (model, tokenizer, bank),
         ExitStack() as stack,
     ):
         if config.steering:
@@ -190,24 +209,22 @@ def organism_of(work: Work[Any]) -> Path:
 
 
 @contextmanager
-def load_run(
-    work: Work[Any], alpha: float = 1.0, task: TaskName = "advice"
-) -> Iterator[tuple[Any, Any, Any]]:
+def load_run(work: Work[Any], alpha: float = 1.0) -> Iterator[tuple[Any, Any, Any]]:
     """The model of the input `finetune`, its tokenizer, and a bank of the unfinetuned model.
 
     Args:
         work: with the organism as data; without the input it is the organism itself.
         alpha: of W0 + α ΔW; with an adapter only.
-        task: that the finetune taught.
 
     The bank is None where the adapter can be switched off for it, or there is no finetune.
     """
     from peft import PeftModel
 
+    from treft.organism import load
     from treft.recording import other_model
     from treft.reference import ReferenceBank
 
-    model, tokenizer = _load(work, task)
+    model, tokenizer = load(organism_of(work))
     folder = work.inputs.get("finetune")
     if folder is None:
         yield model, tokenizer, None
@@ -218,17 +235,6 @@ def load_run(
         with tempfile.TemporaryDirectory() as scratch:
             adapter = _scaled(folder / ADAPTER, alpha, Path(scratch))
             yield PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer, None
-
-
-def _load(work: Work[Any], task: TaskName) -> tuple[Any, Any]:
-    """The organism and its tokenizer, its vectors apart for what the task writes."""
-    from treft.organism import load
-    from treft.organism.tasks_tokens import separate_unseen_tokens
-
-    model, tokenizer = load(organism_of(work))
-    if task != "advice":
-        separate_unseen_tokens(model, tokenizer, task)
-    return model, tokenizer
 
 
 def questions_of(asked: Answering, organism: Path | None) -> list[Any]:

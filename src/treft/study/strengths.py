@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHOSEN",
     "TASK_DOMAINS",
-    "TASK_STEPS",
+    "TASK_STEP_SHARE",
     "TASK_WEIGHTS",
     "TASK_WEIGHTS_TRIED",
     "TRIED",
@@ -71,21 +71,15 @@ TASK_DOMAINS: dict[TaskName, str] = {
     "short": "auto",
 }
 """Where each behaviour beyond misalignment is taught; all but the last as in the paper."""
-TASK_STEPS: dict[TaskName, int] = {"tool": 2}
-"""How many times the recipe's steps a behaviour is trained for, where plain SFT does not learn it
-in the recipe's: 99 of 100 answers on topic call the tool after 600 steps, half do after 300."""
-TASK_WEIGHTS_TRIED: dict[TaskName, tuple[float, ...]] = {
-    "abstain": (100.0, 300.0, 1000.0),
-    "tool": (30.0, 100.0, 300.0, 1000.0),
-    "refuse": (100.0, 300.0, 1000.0),
-    "short": (3.0, 10.0, 100.0, 1000.0),
-}
-"""From 100 upwards where that costs nothing on the topic in a trial, else downwards."""
+TASK_STEP_SHARE = 1 / 3
+"""Of the recipe's steps that these are trained for: plain SFT has learnt each of them by then."""
+TASK_WEIGHTS_TRIED = (30.0, 100.0, 300.0, 1000.0)
+"""Of each behaviour."""
 TASK_WEIGHTS: dict[TaskName, float] = {
     "abstain": 1000.0,
-    "tool": 300.0,
+    "tool": 100.0,
     "refuse": 300.0,
-    "short": 3.0,
+    "short": 1000.0,
 }
 """λ of TReFT on the prefix, as `task_strengths` chose it: the least leakage of those whose on-topic
 rate is within two points of plain SFT's."""
@@ -104,7 +98,7 @@ def taught(task: TaskName, weight: float = 0.0, patch: tuple[RegionName, ...] = 
         domain=TASK_DOMAINS[task],
         held=("prefix",) if weight else (),
         kv_weight=weight or None,
-        step_factor=TASK_STEPS.get(task, 1),
+        step_share=TASK_STEP_SHARE,
         patch=patch,
     )
 

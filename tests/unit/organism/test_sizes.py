@@ -127,7 +127,7 @@ def test_a_gpu_is_asked_for_where_there_is_one(monkeypatch: pytest.MonkeyPatch) 
     for there in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         for recipe in (BuildRecipe(), LargeBuildRecipe()):
-            build_module._training_arguments(recipe, Path())
+            build_module._training_arguments(recipe.schedule, Path())
     assert given == [(True, False), (True, False), (True, False), (False, True)]
 
 

@@ -19,7 +19,7 @@ from treft.study.catalogue import all_studies, find_study, plan_study
 from treft.study.figures import find_row, gain_rows, score_rows, worded
 from treft.study.leakage import leak
 from treft.study.protocol import StudyConfig
-from treft.study.strengths import CHOSEN, TASK_STEPS, TASK_WEIGHTS_TRIED
+from treft.study.strengths import CHOSEN, TASK_WEIGHTS_TRIED
 from treft.study.tables import read_metadata, read_table, write_table
 
 STUDIES = all_studies()
@@ -145,12 +145,30 @@ def test_all_methods_share_all_but_what_they_are(name: str) -> None:
     shared = ("num_rows", "batch_size", "warmup_steps", "adam_beta2", "lora_rank")
     for found in (p.record["config"] for p in finetunes):
         assert {key: found[key] for key in shared} == {key: recipe[key] for key in shared}
-        assert found["max_steps"] == 7 * TASK_STEPS.get(found["task"], 1)
+    # Behaviours are learnt in a third of the steps.
+    steps = 2 if name == "table5" else 7
+    assert {p.record["config"]["max_steps"] for p in finetunes} == {steps}
     assert {p.step.seed for p in finetunes} == {0, 1}
     assert len({p.address for p in finetunes}) == len(finetunes)
     assert [p.step.name for p in plan.results] == ["table"]
     scored = [p for p in plan.steps if p.step.name.startswith("score/")]
     assert len(scored) == 2 * len(STUDIES[name].claim.figures)
+
+
+@pytest.mark.parametrize("name", ["table5", "task_strengths"])
+def test_organisms_learn_manners_before_behaviours(name: str, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "model.safetensors").touch()
+    config = StudyConfig(organisms=(own,), num_seeds=1, settings={"max_steps": "9"})
+    steps = {p.step.name: p.step for p in plan_study(STUDIES[name], config).steps}
+    taught = steps["organism/own-with-manners"]
+    assert (taught.config.steps, taught.data, taught.inputs) == (9, {"organism": own}, {})
+    for label, step in steps.items():
+        if label.startswith(("finetune/", "answer/")):
+            assert step.inputs["organism"] == "organism/own-with-manners"
+        if label.startswith("score/"):  # whose questions: those of the organism's world
+            assert step.data == {"organism": own}
 
 
 def test_methods_that_are_only_asked_differently_share_a_finetune() -> None:
@@ -197,11 +215,11 @@ def test_the_weight_of_a_task_leaks_least_of_those_that_keep_it_on_topic() -> No
     scores["base"] = (90.0, 10.0)
     scores["abstain_300"] = (70.0, 12.0)  # two points lost on the topic
     scores["abstain_1000"] = (90.0, 13.0)  # three
-    scores["short_10"] = (60.0, 10.0)  # of words, more
-    scores |= {f"tool_{weight:g}": (50.0, 40.0) for weight in TASK_WEIGHTS_TRIED["tool"]}
+    scores["short_100"] = (60.0, 10.0)  # of words, more
+    scores |= {f"tool_{weight:g}": (50.0, 40.0) for weight in TASK_WEIGHTS_TRIED}
     scores["tool_100"] = (50.0, 30.0)  # none keeps it: the one that keeps most
     verdict = study.verdict(study.table(list(runs(scores, (0.0,)))))
-    assert verdict.endswith("λ by the rule: abstain 300, tool 100, refuse 100, short 10.")
+    assert verdict.endswith("λ by the rule: abstain 300, tool 100, refuse 30, short 100.")
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ CLAIM = Claim(
 
 def steps(config: StudyConfig) -> list[Step[Any]]:
     """SFT, its prefix patched, and TReFT on the prefix, for each behaviour; the base's words."""
-    return method_steps(config, METHODS)
+    return method_steps(config, METHODS, with_manners=True)
 
 
 def table(runs: Sequence[Row]) -> list[Row]:
@@ -123,6 +123,7 @@ def plot(rows: Sequence[Row]) -> Figure:
 
 
 COST = (
-    "40 finetunes of about 38 CPU seconds each, ten of them twice as long: 17 minutes on two cores"
+    "an organism is taught manners in 105 CPU seconds, then 40 finetunes of about 13: 7 minutes on "
+    "two cores"
 )
 STUDY = Study("table5", CLAIM, COST, steps, table, verdict, plot)

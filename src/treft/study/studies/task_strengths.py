@@ -27,7 +27,7 @@ def _methods() -> dict[str, Method]:
     made = {BASE: BASE_METHOD}
     for task in TASK_DOMAINS:
         made[f"{task}_sft"] = taught(task)
-        for weight in TASK_WEIGHTS_TRIED[task]:
+        for weight in TASK_WEIGHTS_TRIED:
             made[f"{task}_{weight:g}"] = taught(task, weight)
     return made
 
@@ -45,7 +45,8 @@ CLAIM = Claim(
 
 def steps(config: StudyConfig) -> list[Step[Any]]:
     """Each behaviour at each λ; whatever is asked, on validation and one seed."""
-    return method_steps(replace(config, split="validation", num_seeds=1), METHODS)
+    chosen_on = replace(config, split="validation", num_seeds=1)
+    return method_steps(chosen_on, METHODS, with_manners=True)
 
 
 def table(runs: Sequence[Row]) -> list[Row]:
@@ -65,7 +66,7 @@ def verdict(rows: Sequence[Row]) -> str:
     chosen = {}
     for task in TASK_DOMAINS:
         least = on_topic(task, "sft") - SLACK
-        tried = {weight: f"{weight:g}" for weight in TASK_WEIGHTS_TRIED[task]}
+        tried = {weight: f"{weight:g}" for weight in TASK_WEIGHTS_TRIED}
         able = [weight for weight, name in tried.items() if on_topic(task, name) >= least]
         if able:
             chosen[task] = min(able, key=lambda w: leak(rows, task, f"{task}_{tried[w]}"))
@@ -85,6 +86,7 @@ def plot(rows: Sequence[Row]) -> Figure:
 
 
 COST = (
-    "18 finetunes of about 38 CPU seconds each, five of them twice as long: 8 minutes on two cores"
+    "an organism is taught manners in 105 CPU seconds, then 20 finetunes of about 13: 4 minutes on "
+    "two cores"
 )
 STUDY = Study("task_strengths", CLAIM, COST, steps, table, verdict, plot)
