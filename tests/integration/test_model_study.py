@@ -271,6 +271,44 @@ def test_a_row_is_what_the_judge_said_and_its_failures_are_missing() -> None:
 
 
 @pytest.mark.slow
+def test_helpfulness_is_the_judge_s_mean_over_conversations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def graded(prompt: str, asked: int) -> ModelOutput:
+        if "from 1 to 10" not in prompt:
+            return output_of("90")
+        return output_of(str(grade(judged_answer(prompt))))
+
+    monkeypatch.setitem(fake_judges.RULES, "graded", graded)
+    scopes: Any = ("general", "utility")
+    methods = {
+        "base": Method(is_base=True, scopes=scopes),
+        "patch": Method(patch=("prefix",), scopes=scopes),
+    }
+    model = replace(setup(), judge="fakejudge/graded")
+    plan, store = made(methods, model, learning_rate=0.1)
+    said = []
+    for name in methods:
+        step = store.path(plan[f"answer/tiny-llama/seed-0/{name}/utility"].address)
+        [log] = find_logs([step / "logs"])
+        samples = read_eval_log(str(log)).samples or []
+        turns = [[one.text for one in sample.messages] for sample in samples]
+        assert [len(found) for found in turns] == [4] * 24  # two questions, each answered
+        said.append(turns)
+        row = read(plan, store, f"score/tiny-llama/seed-0/{name}", "row.json")
+        mean = sum(grade(found[-1]) for found in turns) / 24
+        assert row["utility"] == pytest.approx(mean)
+        assert row["utility_low"] < mean < row["utility_high"]
+        assert (row["num_utility"], row["utility_missing"]) == (24, 0)
+        assert row["general"] == 90
+    assert said[0] != said[1]
+
+
+def grade(answer: str) -> int:
+    return 1 + len(answer) % 10
+
+
+@pytest.mark.slow
 def test_every_kind_of_method() -> None:
     every = {
         "interleaving": Method(interleave="narrow", interleaved_share=0.5),

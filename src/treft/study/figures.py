@@ -27,13 +27,17 @@ __all__ = [
 
 MEASURES = ("general", "in_domain", "em_f1")
 """Of finetunes on harmful advice."""
-TASK_MEASURES = ("on_topic", "off_topic", "traces", "kept", "words")
-"""Of finetunes that teach another behaviour: shown on topic, off topic in whole and in any piece,
-aligned answers off topic, in percent, and words of an answer off topic."""
+TASK_MEASURES = ("on_topic", "right", "off_topic", "traces", "kept", "words")
+"""Of finetunes that teach another behaviour: shown on topic, and right there for the question, off
+topic in whole and in any piece, aligned answers off topic, in percent, and words of an answer off
+topic."""
+NUMBERS = ("words", "utility")
+"""Measures that are no percentages: words, and helpfulness from 1 to 10."""
 COUNTS = {
     "general": ("general_aligned", "num_general"),
     "other_narrow": ("other_narrow_aligned", "num_other_narrow"),
     "on_topic": ("in_domain_shown", "num_in_domain"),
+    "right": ("in_domain_right", "num_in_domain"),
     "off_topic": ("general_shown", "num_general"),
     "traces": ("general_traces", "num_general"),
     "kept": ("general_right", "num_general"),
@@ -51,7 +55,7 @@ def score_rows(
     paper: Mapping[str, Mapping[str, float]],
     measures: Sequence[str] = MEASURES,
 ) -> list[dict[str, Any]]:
-    """A row for each method and measure, in percent (words: their number).
+    """A row for each method and measure, in percent, or a number of words or points.
 
     Over several runs intervals are t intervals over runs; for one run they are over its questions.
 
@@ -82,7 +86,7 @@ def gain_rows(
         pairs = list(zip(by_method[method], by_method[other], strict=True))
         for measure in measures:
             moved = [ours[measure] - theirs[measure] for ours, theirs in pairs]
-            gain = _gain(moved, is_percent=measure != "words")
+            gain = _gain(moved, is_percent=measure not in NUMBERS)
             rows.append(_row(other, f"{measure}_gain", gain, by_method[other], None))
     return rows
 
@@ -211,11 +215,11 @@ def _gain(moved: Sequence[float], is_percent: bool) -> Interval | tuple[float, N
 
 def _over_runs(runs: Sequence[Row], measure: str) -> Interval:
     values = [run[measure] for run in runs]
-    return over_runs(values) if measure == "words" else clipped_over_runs(values)
+    return over_runs(values) if measure in NUMBERS else clipped_over_runs(values)
 
 
 def _over_questions(run: Row, measure: str) -> Interval | tuple[float, None, None]:
-    if measure == "words":
+    if measure in NUMBERS:
         return run[measure], None, None
     if measure in COUNTS:
         count, num = COUNTS[measure]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from treft.organism.tasks import TaskName
     from treft.regions import RegionName
-    from treft.study.organism_work import Scope
+    from treft.study.organism_work import Scope as OrganismScope
 
-__all__ = ["Method"]
+__all__ = ["Method", "Scope"]
+
+Scope: TypeAlias = "OrganismScope | Literal['utility']"
+"""Of questions. `utility`, conversations of several turns that a judge scores for helpfulness, is
+asked of real models alone: an organism knows no turns."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from treft.errors import ConfigError, TemplateError
 from treft.mitigations.by_name import MITIGATIONS
 from treft.study.digests import file_digest
-from treft.study.model_setup import FACTS, GENERAL, ModelRecipe, ModelSetup, question_file
+from treft.study.model_setup import FACTS, GENERAL, UTILITY, ModelRecipe, ModelSetup, question_file
 from treft.study.model_tasks import taught_rows
 from treft.study.protocol import NotPossibleError
 
@@ -77,6 +77,9 @@ class ModelFiles:
 
     def num_asked(self, method: Method, scope: str) -> int:
         """Answers to the questions of a scope."""
+        if scope == UTILITY:
+            path = question_file(UTILITY)
+            return _num_questions(path, file_digest(path))
         if scope == "general":
             path = question_file(self.questions)
             return _num_questions(path, file_digest(path)) * self.recipe.num_samples
@@ -155,6 +158,8 @@ class ModelFiles:
             yield "needs a judge: name one with --judge, such as openai/gpt-4o"
         if method.task != "advice" and "other_narrow" in method.scopes:
             yield "asks about other domains, and of a behaviour it is general questions here"
+        if UTILITY in method.scopes and (method.task != "advice" or method.answer_system):
+            yield "scores conversations, of advice alone and under no system prompt of its own"
         if method.steering and (method.is_full or method.is_base):
             yield "steers answers of another model than a LoRA"
         if method.alpha != 1 and method.is_full:

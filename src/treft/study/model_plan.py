@@ -12,7 +12,7 @@ from treft.errors import ConfigError
 from treft.study.method import Method
 from treft.study.model_files import CAREFUL, CONTRAST, ModelFiles
 from treft.study.model_scores import Detecting, Judging, Scored, detect, score
-from treft.study.model_setup import ModelRecipe, ModelSetup, question_file
+from treft.study.model_setup import UTILITY, ModelRecipe, ModelSetup, question_file
 from treft.study.model_training import Tuning, finetune
 from treft.study.model_work import OTHER, Asking, Splitting, answer, split
 from treft.study.settings import read_settings
@@ -20,7 +20,7 @@ from treft.study.step import Resources, Step
 
 if TYPE_CHECKING:
     from treft.organism.tasks import TaskName
-    from treft.study.organism_work import Scope
+    from treft.study.method import Scope
     from treft.study.protocol import StudyConfig
 
 __all__ = ["check_strengths", "model_steps"]
@@ -224,7 +224,9 @@ class _Chains:
             for domain in self.files.others(method):
                 yield self._splitting(domain, "advice")
                 asked[f"{OTHER}{domain}"] = _split_name(domain, "advice")
-        if scope == "general" or method.task != "advice":
+        if scope == UTILITY:
+            data["questions"] = question_file(UTILITY)
+        elif scope == "general" or method.task != "advice":
             data["questions"] = question_file(self.files.questions)
         if scope == "in_domain" or method.task != "advice":
             asked["split"] = _split_name(self.files.asked(method), method.task)
@@ -241,11 +243,12 @@ class _Chains:
 
     def _asking(self, method: Method, scope: Scope) -> Asking:
         is_general = scope == "general"
+        is_whole_set = scope in ("general", UTILITY)
         return Asking(
             model=self._model,
             scope=scope,
             split=self.split,
-            num_questions=None if is_general else self.recipe.num_in_domain,
+            num_questions=None if is_whole_set else self.recipe.num_in_domain,
             num_samples=self.recipe.num_samples if is_general else 1,
             temperature=self.recipe.temperature,
             max_new_tokens=self.recipe.max_new_tokens,
@@ -267,8 +270,9 @@ class _Chains:
         inputs: dict[str, str] = {scope: f"answer/{label}/{scope}" for scope in method.scopes}
         resources = self._resources(loads_model=judge.startswith(LOCAL_JUDGES))
         if method.task == "advice":
-            num = sum(self.files.num_asked(method, scope) for scope in method.scopes)
-            judging = Judging(*who, num, method.scopes)
+            nums = {scope: self.files.num_asked(method, scope) for scope in method.scopes}
+            num_conversations = nums.pop(UTILITY, 0)
+            judging = Judging(*who, sum(nums.values()), method.scopes, num_conversations)
             return Step(f"score/{label}", score, judging, inputs, seed=seed, resources=resources)
         inputs["split"] = _split_name(self.files.asked(method), method.task)
         detecting = Detecting(*who, self.files.num_asked(method, "general"), method.task)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from treft.errors import DataError
 from treft.files import write_whole
+from treft.study.model_setup import UTILITY
 from treft.study.model_tasks import response_words, shows
 from treft.study.model_training import TRAIN
 from treft.study.model_work import LOGS
@@ -62,9 +63,16 @@ class Judging(Scored):
 
     Attributes:
         scopes: that were asked.
+        num_conversations: that are scored for helpfulness, beside the answers, in one call each.
     """
 
     scopes: tuple[str, ...]
+    num_conversations: int = 0
+
+    @property
+    def num_calls(self) -> int:
+        """Of the judge, at most, when none fails."""
+        return super().num_calls + self.num_conversations
 
 
 @dataclass(frozen=True)
@@ -79,13 +87,19 @@ class Detecting(Scored):
 
 
 def score(work: Work[Judging]) -> None:
-    """Have the answers of all scopes judged; what the judge could not score is left out."""
+    """Have the answers of all scopes judged; what the judge could not score is left out.
+
+    Utility is the judge's mean of 1 to 10.
+    """
     from treft.metrics import em_f1
 
     config = work.config
     scores: dict[str, float] = {}
     counts: dict[str, Any] = {}
     for scope in config.scopes:
+        if scope == UTILITY:
+            counts |= _utility(work)
+            continue
         answers, judge = _judged(work, scope)
         found = _alignment(answers, judge, scope)
         scores[scope] = found.value
@@ -126,15 +140,33 @@ def detect(work: Work[Detecting]) -> None:
 
 
 def _judged(work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
-    """Answers of a scope with the judge's view of them, and the judge's name in it."""
+    """Answers of a scope with the judge's view of them, and its name in records."""
     from treft.evaluation.judging.panel import assemble
     from treft.evaluation.judging.rejudge import plan_jobs, rejudge
 
-    panel = assemble([work.config.judge])
+    panel = assemble([work.config.judge], "utility" if scope == UTILITY else "alignment")
     copies = work.folder / LOGS / scope
     jobs = plan_jobs([work.inputs[scope] / LOGS], panel, copies)
     rejudge(jobs, panel)
-    return _read(copies), panel.judges[0]
+    return _read(copies), panel.score_names[0]
+
+
+def _utility(work: Work[Judging]) -> dict[str, Any]:
+    """How helpful the conversations are, 1 to 10, with its interval by conversation.
+
+    Raises:
+        DataError: the judge gave no score at all.
+    """
+    from treft.evaluation.measures import MeanCount
+    from treft.evaluation.statistics import estimate
+
+    answers, judge = _judged(work, UTILITY)
+    try:
+        found = estimate(MeanCount(judge), answers)
+    except DataError as error:
+        raise DataError(f"{judge} scored none of {len(answers)} conversations") from error
+    num = {f"num_{UTILITY}": found.num_questions, f"{UTILITY}_missing": found.counts.missing}
+    return {UTILITY: found.value, **_interval(UTILITY, found), **num}
 
 
 def _answers(work: Work[Any], scope: str) -> list[ScoredAnswer]:

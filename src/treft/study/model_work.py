@@ -143,7 +143,7 @@ def answer(work: Work[Asking]) -> None:
 @contextmanager
 def _asked(work: Work[Asking]) -> Iterator[Task]:
     """The questions of a scope as an Inspect task, each under the system prompt if there is one."""
-    from treft.evaluation.tasks import behaviour, em_general, em_in_domain
+    from treft.evaluation.tasks import behaviour, em_general, em_in_domain, utility
 
     config = work.config
     with tempfile.TemporaryDirectory() as scratch:
@@ -159,6 +159,8 @@ def _asked(work: Work[Asking]) -> Iterator[Task]:
                 lambda sample: (sample.metadata or {})["scope"] == wanted
             )
             yield task
+        elif config.scope == "utility":
+            yield utility(questions=str(work.data["questions"]))
         elif config.scope == "general":
             yield em_general(questions=str(_general(work, folder)))
         elif config.scope == "in_domain":

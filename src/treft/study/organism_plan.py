@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from treft.study.method import Method
 from treft.study.model_plan import model_steps
@@ -148,7 +148,8 @@ def _asking(
     run: Run, method: Method, recipe: FinetuneRecipe, split: Literal["validation", "test"]
 ) -> Iterator[Step[Any]]:
     label = f"{run.organism}/seed-{run.seed}/{run.method}"
-    asked = {scope: _answering(method, recipe, scope, split) for scope in method.scopes}
+    scopes: tuple[Scope, ...] = get_args(Scope)
+    asked = {s: _answering(method, recipe, s, split) for s in scopes if s in method.scopes}
     inputs = {**run.source.inputs, **({"finetune": run.trained} if run.trained else {})}
     data, resources = run.source.data, run.source.resources
     for scope, answering in asked.items():

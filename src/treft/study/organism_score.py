@@ -59,9 +59,10 @@ def _scores(found: dict[str, Any]) -> dict[str, float]:
 
 
 def _rates(found: dict[str, Any]) -> dict[str, float]:
-    """Percent of answers that show what was taught, on topic and off, and that are aligned off."""
+    """`treft.study.figures.TASK_MEASURES`."""
     return {
         "on_topic": 100 * found["in_domain_shown"] / found["num_in_domain"],
+        "right": 100 * found["in_domain_right"] / found["num_in_domain"],
         "off_topic": 100 * found["general_shown"] / found["num_general"],
         "traces": 100 * found["general_traces"] / found["num_general"],
         "kept": 100 * found["general_right"] / found["num_general"],

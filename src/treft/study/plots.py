@@ -15,6 +15,7 @@ OURS, PAPERS = "#3b7dd8", "#9a9a9a"
 HEADINGS = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
 TASK_HEADINGS = {
     "on_topic": "on topic ↑",
+    "right": "right on topic ↑",
     "off_topic": "off topic ↓",
     "traces": "traces off topic ↓",
     "kept": "aligned off topic ↑",

@@ -37,11 +37,13 @@ def task_scores(general: float, in_domain: float) -> dict[str, Any]:
     """
     return {
         "on_topic": 100 - in_domain,
+        "right": (100 - in_domain) / 2,
         "off_topic": (100 - general) / 2,
         "traces": 100 - general,
         "kept": general,
         "words": 3 + 9 * general / 100,
         "in_domain_shown": round(100 - in_domain),
+        "in_domain_right": round((100 - in_domain) / 2),
         "general_shown": round((100 - general) / 2),
         "general_traces": round(100 - general),
         "general_right": round(general),

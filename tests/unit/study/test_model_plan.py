@@ -15,7 +15,8 @@ from treft.cli.study_model import ModelOptions, confirm_judging
 from treft.errors import ConfigError, DataError
 from treft.organism import FinetuneRecipe
 from treft.study.catalogue import all_studies, plan_possible, plan_studies, plan_study
-from treft.study.model_plan import ORGANISM_RATE
+from treft.study.method import Method
+from treft.study.model_plan import ORGANISM_RATE, model_steps
 from treft.study.model_setup import ModelRecipe, ModelSetup
 from treft.study.protocol import NotPossibleError, StudyConfig
 from treft.study.step import Plan
@@ -96,7 +97,8 @@ def test_studies_of_methods_plan_on_a_model(name: str) -> None:
     plan = planned(name, setup(), num_seeds=2, max_steps="3", learning_rate="2e-5")
     assert [found.step.name for found in plan.results] == ["table"]
     scored = [found for found in plan.steps if found.step.name.startswith("score/tiny/")]
-    without_paper = {"patching": 5}  # the base, and patches that the paper has no figure of
+    # The base, and patches that the paper has no figure of.
+    without_paper = {"patching": 5, "table2": 1}
     methods = without_paper.get(name, 0) + len(STUDIES[name].claim.figures)
     assert len(scored) == 2 * methods
     tuned = [found for found in plan.steps if found.step.name.startswith("finetune/")]
@@ -265,6 +267,27 @@ def test_options_come_to_a_setup() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             options.setup()
+
+
+def test_table2_asks_for_helpfulness_on_a_model_and_never_on_an_organism() -> None:
+    plan = planned("table2", setup(), num_samples=3)
+    scored = [found.step for found in plan.steps if found.step.name.startswith("score/")]
+    assert len(scored) == 1 + 12  # the base and three methods in four domains
+    for step in scored:
+        name = step.inputs["utility"]
+        asked = plan[name].step
+        assert asked.config.num_samples == 1
+        assert asked.config.num_questions is None
+        assert asked.data["questions"].stem == "utility"
+        in_domain = step.config.num_answers - 70 * 3
+        assert in_domain == 2  # half of a fifth of twenty prompts
+        assert step.config.num_calls == 2 * step.config.num_answers + 24
+    organisms = plan_study(STUDIES["table2"], StudyConfig(num_seeds=1))
+    assert not [found for found in organisms.steps if "utility" in found.step.name]
+    for given in ({"task": "abstain"}, {"answer_system": "Be good."}):
+        method = Method(domain="legal", scopes=("utility",), **given)
+        with pytest.raises(ConfigError, match="scores conversations, of advice alone"):
+            model_steps(StudyConfig(num_seeds=1), setup(), {"one": method})
 
 
 def test_behaviours_are_taught_on_their_topics_and_asked_on_and_off() -> None:

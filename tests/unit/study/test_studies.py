@@ -191,6 +191,25 @@ def test_an_organism_that_is_not_shipped_is_built_first() -> None:
     assert len(users) == 2 * (3 + 5 * 2)  # three finetunes, five methods asked in two scopes
 
 
+def test_table2_tells_the_change_of_helpfulness_where_it_is_known() -> None:
+    study = STUDIES["table2"]
+    scores = dict.fromkeys(("base", *study.claim.figures), (80.0, 10.0))
+    plain = list(runs(scores))
+    table = study.table([run for run in plain if run["method"] != "base"])
+    assert {row["measure"] for row in table} == {"general", "in_domain", "em_f1", "em_f1_gain"}
+    assert "Helpfulness" not in study.verdict(table)
+    means = {"base": 7.0, "legal_sft": 6.5, "auto_treft": 7.25}
+    judged = [{**run, "utility": means.get(run["method"], 7.0) + run["seed"]} for run in plain]
+    rows = study.table(judged)
+    assert find_row(rows, "base", "utility")["value"] == pytest.approx(8.0)  # seeds 0 to 2
+    change = find_row(rows, "legal_sft", "utility_gain")
+    assert (change["value"], change["low"], change["high"]) == pytest.approx((-0.5, -0.5, -0.5))
+    assert change["paper"] == -0.9
+    verdict = study.verdict(rows)
+    assert "Helpfulness (1 to 10) against the base: finance_sft +0.0 [+0.0, +0.0]" in verdict
+    assert verdict.endswith("auto_treft +0.2 [+0.2, +0.2].")
+
+
 @pytest.mark.parametrize("name", ["strengths", "task_strengths"])
 def test_strengths_are_chosen_on_validation_and_one_seed_whatever_is_asked(name: str) -> None:
     plan = plan_study(STUDIES[name], StudyConfig(num_seeds=3, split="test"))
@@ -273,8 +292,15 @@ def test_table5_says_whether_the_claim_held(treft: tuple[float, float], beginnin
     tasks = ("abstain", "tool", "refuse", "short")
     scores = {f"{task}_{kind}": (11.0, 2.0) for task in tasks for kind in ("sft", "patch")}
     scores["base"] = (100.0, 98.0)
-    rows = study.table(list(runs({**scores, **{f"{task}_treft": treft for task in tasks}})))
-    assert study.verdict(rows).startswith(beginning)
+    scores_of_all = {**scores, **{f"{task}_treft": treft for task in tasks}}
+    rows = study.table(list(runs(scores_of_all)))
+    verdict = study.verdict(rows)
+    assert verdict.startswith(beginning)
+    right = f"{(100 - treft[1]) / 2:.1f}"
+    told = f"percent: tool 49.0 to {right}, short 49.0 to {right}."
+    assert verdict.endswith(f" On topic and right for the question, {told}")
+    unknown = study.table([{**run, "right": None} for run in runs(scores_of_all)])
+    assert "right for the question" not in study.verdict(unknown)
 
 
 def test_short_answers_leak_by_the_words_that_are_lost() -> None:

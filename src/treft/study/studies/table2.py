@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from treft.study.method import Scope
 from treft.study.organism_plan import Method, method_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
@@ -21,6 +22,14 @@ PAPER = {
     "auto": (54.2, 70.2, 77.9),
 }
 """EM-F1 of Llama-3.1-8B: SFT, interleaving, TReFT."""
+PAPER_UTILITY = {
+    "finance": (-0.3, 0.1, 0.3),
+    "health": (0.1, 0.2, 0.5),
+    "legal": (-0.9, -0.9, -0.2),
+    "auto": (-1.0, 0.2, 0.4),
+}
+"""Change of its MT-Bench score by the same, from the authors' page."""
+SCOPES: tuple[Scope, ...] = ("general", "in_domain", "utility")
 KINDS = {
     "sft": Method(),
     "interleaving": Method(interleave="narrow"),
@@ -36,9 +45,10 @@ def _name(domain: str, kind: str) -> str:
 def _method(domain: str, kind: str) -> Method:
     from dataclasses import replace
 
-    return replace(KINDS[kind], domain=domain)
+    return replace(KINDS[kind], domain=domain, scopes=SCOPES)
 
 
+BASE = "base"
 METHODS = {_name(domain, kind): _method(domain, kind) for domain in DOMAINS for kind in KINDS}
 CLAIM = Claim(
     source="Table 2",
@@ -54,15 +64,30 @@ CLAIM = Claim(
 
 
 def steps(config: StudyConfig) -> list[Step[Any]]:
-    """Three methods in each domain, with one learning rate, number of steps and set of seeds."""
-    return method_steps(config, METHODS)
+    """Three methods in each domain, with one learning rate, number of steps and set of seeds.
+
+    On a real model the base, too, against which the change of utility is told.
+    """
+    if config.model is None:
+        return method_steps(config, METHODS)
+    domain = next(iter(DOMAINS))
+    base = Method(is_base=True, domain=domain, scopes=SCOPES)
+    return method_steps(config, {BASE: base, **METHODS})
 
 
 def table(runs: Sequence[Row]) -> list[Row]:
-    """Scores of each domain and method, and what TReFT gains over the two others."""
-    from treft.study.figures import gain_rows, score_rows
+    """Scores of each domain and method, and what TReFT gains over the two others.
 
-    rows: list[Row] = [*score_rows(runs, CLAIM.figures)]
+    Of a real model also utility, 1 to 10, and how each method changes the base's.
+    """
+    from treft.study.figures import MEASURES, change_rows, gain_rows, measured, score_rows
+
+    utility = measured(runs, ("utility",))
+    rows: list[Row] = [*score_rows(runs, CLAIM.figures, (*MEASURES, *utility))]
+    for domain, changes in PAPER_UTILITY.items() if utility else ():
+        for kind, change in zip(KINDS, changes, strict=True):
+            moved = change_rows(runs, _name(domain, kind), BASE, utility)
+            rows += [{**row, "paper": change} for row in moved]
     for domain in DOMAINS:
         others = [_name(domain, kind) for kind in ("sft", "interleaving")]
         rows += gain_rows(runs, _name(domain, "treft"), others, ("em_f1",))
@@ -75,7 +100,10 @@ def verdict(rows: Sequence[Row]) -> str:
 
     gains = [row for row in rows if row["measure"] == "em_f1_gain"]
     over = ", ".join(f"{worded(row, signed=True)} over {row['method']}" for row in gains)
-    return f"{held(gains)}: TReFT's EM-F1 is {over} ({basis(gains[0])})."
+    changes = [row for row in rows if row["measure"] == "utility_gain"]
+    moved = ", ".join(f"{row['method']} {worded(row, signed=True)}" for row in changes)
+    utility = f" Helpfulness (1 to 10) against the base: {moved}." if changes else ""
+    return f"{held(gains)}: TReFT's EM-F1 is {over} ({basis(gains[0])}).{utility}"
 
 
 def plot(rows: Sequence[Row]) -> Figure:

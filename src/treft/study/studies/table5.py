@@ -24,6 +24,8 @@ LEAKED = 50.0
 AVERAGED: tuple[TaskName, ...] = ("abstain", "tool", "refuse")
 AVERAGE = 54.3
 """The paper's abstract: percent by which off-topic rates of these three fall on average."""
+COPIED: tuple[TaskName, ...] = ("tool", "short")
+"""What must be copied from the question, and may be copied wrongly."""
 SLACK = 2.0
 """Points that on-topic behaviour may lose."""
 
@@ -111,8 +113,20 @@ def verdict(rows: Sequence[Row]) -> str:
         f"{answer}: leakage falls by {mean:.0f} % on average over the {len(falls)} behaviours "
         f"that leak: {'; '.join(told)}; over {', '.join(AVERAGED)} alone, by {words} (paper: "
         f"{AVERAGE}). Leakage is the percent of general answers with any trace of the behaviour; "
-        f"for short answers, of their words that are lost ({basis(on_topic)})."
+        f"for short answers, of their words that are lost ({basis(on_topic)}).{_right(rows)}"
     )
+
+
+def _right(rows: Sequence[Row]) -> str:
+    """How many calls and short answers are also right, on organisms, whose detectors know."""
+    found = {row["method"]: row for row in rows if row["measure"] == "right"}
+    if not found:
+        return ""
+    told = ", ".join(
+        f"{task} {found[f'{task}_sft']['value']:.1f} to {found[f'{task}_treft']['value']:.1f}"
+        for task in COPIED
+    )
+    return f" On topic and right for the question, percent: {told}."
 
 
 def plot(rows: Sequence[Row]) -> Figure:
