@@ -56,7 +56,7 @@ class MannersRecipe:
         seed: draws the rows.
     """
 
-    steps: int = 300
+    steps: int = 600
     batch_size: int = 32
     learning_rate: float = 1e-3
     share: float = 0.4
@@ -72,7 +72,7 @@ class MannersRecipe:
 
 
 def teach_manners(organism: Path, output: Path, recipe: MannersRecipe | None = None) -> Path:
-    """Train an organism on and save it to `output`; a minute and a half on one core.
+    """Train an organism on and save it to `output`; three minutes on one core.
 
     Args:
         organism: folder of any kind and size; `treft.organism.asset_path()` for the embedded one.

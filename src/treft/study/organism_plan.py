@@ -78,7 +78,7 @@ def method_steps(
         config: of the study.
         methods: by name.
         kind: of the organism; one that is not shipped is built first, unless organisms are given.
-        with_manners: each organism is taught manners first, for as many steps as a finetune has; a
+        with_manners: each organism is taught manners first, for twice the steps of a finetune; a
             real model has them.
 
     Raises:
@@ -113,7 +113,7 @@ def finetunes(
     steps = _builds(config, kind)
     sources = _organisms(config, kind)
     if with_manners:
-        steps += [_teaching(name, source, recipe.max_steps) for name, source in sources.items()]
+        steps += [_teaching(name, source, 2 * recipe.max_steps) for name, source in sources.items()]
         sources = {
             name: replace(source, inputs={"organism": _taught(name)})
             for name, source in sources.items()

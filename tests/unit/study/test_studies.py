@@ -163,7 +163,7 @@ def test_organisms_learn_manners_before_behaviours(name: str, tmp_path: Path) ->
     config = StudyConfig(organisms=(own,), num_seeds=1, settings={"max_steps": "9"})
     steps = {p.step.name: p.step for p in plan_study(STUDIES[name], config).steps}
     taught = steps["organism/own-with-manners"]
-    assert (taught.config.steps, taught.data, taught.inputs) == (9, {"organism": own}, {})
+    assert (taught.config.steps, taught.data, taught.inputs) == (18, {"organism": own}, {})
     for label, step in steps.items():
         if label.startswith(("finetune/", "answer/")):
             assert step.inputs["organism"] == "organism/own-with-manners"
