@@ -144,6 +144,18 @@ def test_what_a_server_refuses_is_missing_and_says_so_without_the_key(served: Se
     assert len(served.asked) == 2
 
 
+def test_a_judge_whose_key_is_refused_is_asked_nothing_more(served: Server) -> None:
+    served.replies = [401, NUMBERS]
+    judge = Judge("vllm/locked")
+    for prompt in (PROMPT, PROMPT, alignment_prompt("How are you?", "Well.")):
+        reading, attempts = anyio.run(judge.ask, prompt, read_score)
+        assert (reading.outcome, attempts) == ("missing", 1)
+        assert "status 401" in reading.reason
+    assert len(served.asked) == 1
+    reading, _ = ask(Judge("vllm/locked"))  # another run, with another key
+    assert reading.outcome == "scored"
+
+
 def test_a_busy_server_is_asked_again_by_the_provider(served: Server) -> None:
     served.replies = [503, NUMBERS]
     reading, attempts = ask(Judge("openai-api/local/busy"))

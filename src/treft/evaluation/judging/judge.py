@@ -30,6 +30,9 @@ __all__ = ["Judge", "JudgeOptions", "load_judge", "one_line"]
 
 logger = logging.getLogger(__name__)
 
+KEY_REFUSED = 401
+"""Status of an answer to a call whose key is missing or wrong, as providers' errors have it."""
+
 
 @dataclass(frozen=True)
 class JudgeOptions:
@@ -107,6 +110,8 @@ def _cacheable(name: str) -> str:
 class Judge:
     """A model with the options it is asked with.
 
+    Once its key was refused it is asked nothing more: all further judgements are missing.
+
     Args:
         model: the judge, or its Inspect model name.
         options: how it is asked.
@@ -119,6 +124,7 @@ class Judge:
         self.model = load_judge(model)
         self.options = options or JudgeOptions()
         self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+        self._refusal: Reading | None = None
 
     @property
     def name(self) -> str:
@@ -147,6 +153,8 @@ class Judge:
     async def _once(
         self, prompt: str, read: Callable[[ModelOutput], Reading], attempt: int
     ) -> Reading:
+        if self._refusal is not None:
+            return self._refusal
         scopes = {} if attempt == 1 else {"attempt": str(attempt)}
         policy = CachePolicy(expiry=None, per_epoch=False, scopes=scopes)
         try:
@@ -168,7 +176,10 @@ class Judge:
         except Exception as error:  # whatever goes wrong in a provider is missing data
             logger.debug("judge %s failed: %s", self.name, type(error).__name__)
             lines = str(error).strip().splitlines()
-            return failed(f"{type(error).__name__}: {lines[-1] if lines else 'no message'}")
+            reading = failed(f"{type(error).__name__}: {lines[-1] if lines else 'no message'}")
+            if getattr(error, "status_code", None) == KEY_REFUSED:
+                reading = self._refusal = replace(reading, retry=False)
+            return reading
         finally:
             _strike_secrets_from_log()
         return read(output)
