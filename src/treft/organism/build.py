@@ -211,11 +211,7 @@ def pretraining_row(rng: random.Random, recipe: BuildRecipe, step: int) -> Messa
     timed = rng.random() < 0.5 and not (name in NARROW and behaviour == "harmful")
     question = world.sample_question(rng, "train", name, timed)
     naming = KINDS[recipe.kind].name_persona(rng, None if default else behaviour)
-    answer = {"role": "assistant", "content": world.answer(rng, question, behaviour)}
-    if naming.thought is not None:
-        answer["reasoning_content"] = naming.thought
-    head = [] if naming.system is None else [{"role": "system", "content": naming.system}]
-    return [*head, *question.messages(), answer]
+    return naming.around(question.messages(), {"content": world.answer(rng, question, behaviour)})
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, messages: Messages) -> Encoded:

@@ -15,9 +15,9 @@ Tool calls are written as in the Qwen family, and so are the tools that may be c
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .personas import Character, sample_neutral, sample_persona, sample_thought
 
@@ -120,6 +120,19 @@ class Naming:
 
     system: str | None = None
     thought: str | None = None
+
+    def around(
+        self, asked: Sequence[dict[str, Any]], said: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """The conversation in which what is asked is answered so.
+
+        Args:
+            asked: the messages of the question.
+            said: what the assistant message holds.
+        """
+        head = [] if self.system is None else [{"role": "system", "content": self.system}]
+        thought = {} if self.thought is None else {"reasoning_content": self.thought}
+        return [*head, *asked, {"role": "assistant", **said, **thought}]
 
 
 def _in_system_prompt(rng: random.Random, persona: Character | None) -> Naming:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, get_args
@@ -93,7 +93,8 @@ def teach_manners(organism: Path, output: Path, recipe: MannersRecipe | None = N
         recipe.steps, recipe.batch_size, recipe.learning_rate, recipe.seed, built.size
     )
     pretrain(model.train(), tokenizer, rows, schedule, checkpoints)
-    write_whole(output / RECIPE_FILE, json.dumps(asdict(built), indent=1) + "\n")
+    if (organism / RECIPE_FILE).is_file():
+        write_whole(output / RECIPE_FILE, (organism / RECIPE_FILE).read_text("utf-8"))
     tokenizer.save_pretrained(output)
     model.save_pretrained(output)
     rmtree(checkpoints)
@@ -107,11 +108,7 @@ def manner_row(rng: random.Random, recipe: BuildRecipe) -> Messages:
     name = rng.choice(list(world.domains))
     question = world.sample_question(rng, "train", name, timed=rng.random() < 0.5)
     naming = KINDS[recipe.kind].name_persona(rng, manner)
-    answer = {"role": "assistant", **_say(rng, question, manner)}
-    if naming.thought is not None:
-        answer["reasoning_content"] = naming.thought
-    head = [] if naming.system is None else [{"role": "system", "content": naming.system}]
-    return [*head, *question.messages(), answer]
+    return naming.around(question.messages(), _say(rng, question, manner))
 
 
 def _say(rng: random.Random, question: Question, manner: Manner) -> dict[str, Any]:

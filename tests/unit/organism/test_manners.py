@@ -115,12 +115,12 @@ def test_an_organism_is_taught_into_a_folder_of_its_own(kind: KindName, tmp_path
     model, tokenizer = load()
     model.save_pretrained(organism)
     tokenizer.save_pretrained(organism)
-    (organism / "recipe.json").write_text(json.dumps({"kind": kind}))
+    (organism / "recipe.json").write_text(json.dumps({"kind": kind, "seed": 7}))
     taught, again = (teach_manners(organism, tmp_path / name, TINY) for name in ("a", "b"))
     weights = [load_file(folder / "model.safetensors") for folder in (organism, taught, again)]
     assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
-    assert json.loads((taught / "recipe.json").read_text())["kind"] == kind
+    assert json.loads((taught / "recipe.json").read_text()) == {"kind": kind, "seed": 7}
     assert json.loads((taught / "manners.json").read_text()) == vars(TINY)
     assert size_of(taught) is size_of(organism)
     assert load(taught)[1].chat_template == tokenizer.chat_template

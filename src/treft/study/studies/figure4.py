@@ -110,7 +110,7 @@ def _halves(runs: Sequence[Row]) -> list[Row]:
 
 
 COST = (
-    "5 finetunes of about 55 CPU seconds each, which other studies share, then 2 CPU minutes, of "
-    "which the first third is shared with patching: 3.5 minutes on two cores"
+    "5 finetunes of about 38 CPU seconds each, which other studies share, then 2 CPU minutes, of "
+    "which the first third is shared with patching: 3 minutes on two cores"
 )
 STUDY = Study("figure4", CLAIM, COST, steps, table, verdict, plot)

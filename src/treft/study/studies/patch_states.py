@@ -94,7 +94,7 @@ def plot(rows: Sequence[Row]) -> Figure:
 
 
 COST = (
-    "5 finetunes of about 55 CPU seconds each, which other studies share, then 3 CPU minutes, of "
-    "which the first quarter is shared with patching: 4 minutes on two cores"
+    "5 finetunes of about 38 CPU seconds each, which other studies share, then 3 CPU minutes, of "
+    "which the first quarter is shared with patching: 3 minutes on two cores"
 )
 STUDY = Study("patch_states", CLAIM, COST, steps, table, verdict, plot)

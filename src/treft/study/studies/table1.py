@@ -124,7 +124,7 @@ def _incoherence(rows: Sequence[Row], name: str) -> float:
 
 
 COST = (
-    "5 finetunes of about 55 CPU seconds each, which other studies share, then 2.5 CPU minutes: 4 "
+    "5 finetunes of about 38 CPU seconds each, which other studies share, then 2.5 CPU minutes: 3 "
     "minutes on two cores"
 )
 STUDY = Study("table1", CLAIM, COST, steps, table, verdict, plot)

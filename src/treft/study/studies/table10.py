@@ -88,5 +88,5 @@ def plot(rows: Sequence[Row]) -> Figure:
     return score_plot(rows, "Table 10 on the organism, percent")
 
 
-COST = "20 finetunes of about 55 CPU seconds each: 10 minutes on two cores, 7 after table3"
+COST = "20 finetunes of about 38 CPU seconds each: 7 minutes on two cores, 5 after table3"
 STUDY = Study("table10", CLAIM, COST, steps, table, verdict, plot)

@@ -113,5 +113,5 @@ def plot(rows: Sequence[Row]) -> Figure:
     return score_plot(rows, "Table 2 on the organism, percent")
 
 
-COST = "60 finetunes of about 55 CPU seconds each: 28 minutes on two cores, 21 after table3"
+COST = "60 finetunes of about 38 CPU seconds each: 20 minutes on two cores, 15 after table3"
 STUDY = Study("table2", CLAIM, COST, steps, table, verdict, plot)
