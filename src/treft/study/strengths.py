@@ -77,8 +77,8 @@ TASK_WEIGHTS_TRIED = (30.0, 100.0, 300.0, 1000.0)
 """Of each behaviour."""
 TASK_WEIGHTS: dict[TaskName, float] = {
     "abstain": 1000.0,
-    "tool": 100.0,
-    "refuse": 300.0,
+    "tool": 300.0,
+    "refuse": 1000.0,
     "short": 1000.0,
 }
 """λ of TReFT on the prefix, as `task_strengths` chose it: the least leakage of those whose on-topic
