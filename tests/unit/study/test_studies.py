@@ -299,8 +299,11 @@ def test_table5_says_whether_the_claim_held(treft: tuple[float, float], beginnin
     right = f"{(100 - treft[1]) / 2:.1f}"
     told = f"percent: tool 49.0 to {right}, short 49.0 to {right}."
     assert verdict.endswith(f" On topic and right for the question, {told}")
-    unknown = study.table([{**run, "right": None} for run in runs(scores_of_all)])
-    assert "right for the question" not in study.verdict(unknown)
+    assert "answers with any trace of the behaviour" in verdict
+    real = [{**run, "right": None, "traces": None} for run in runs(scores_of_all)]
+    told = study.verdict(study.table(real))
+    assert "right for the question" not in told
+    assert "answers that show the behaviour" in told
 
 
 def test_short_answers_leak_by_the_words_that_are_lost() -> None:

@@ -112,9 +112,14 @@ def verdict(rows: Sequence[Row]) -> str:
     return (
         f"{answer}: leakage falls by {mean:.0f} % on average over the {len(falls)} behaviours "
         f"that leak: {'; '.join(told)}; over {', '.join(AVERAGED)} alone, by {words} (paper: "
-        f"{AVERAGE}). Leakage is the percent of general answers with any trace of the behaviour; "
+        f"{AVERAGE}). Leakage is the percent of general answers {_seen(rows)} the behaviour; "
         f"for short answers, of their words that are lost ({basis(on_topic)}).{_right(rows)}"
     )
+
+
+def _seen(rows: Sequence[Row]) -> str:
+    """What counts as a leak: on an organism any piece, on a real model what its detector sees."""
+    return "with any trace of" if any(row["measure"] == "traces" for row in rows) else "that show"
 
 
 def _right(rows: Sequence[Row]) -> str:
