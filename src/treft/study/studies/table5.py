@@ -142,7 +142,7 @@ def plot(rows: Sequence[Row]) -> Figure:
 
 
 COST = (
-    "an organism is taught manners in 200 CPU seconds, then 40 finetunes of about 13: 10 minutes on "
-    "two cores"
+    "an organism is taught manners in 200 CPU seconds, then 40 finetunes of about 13: 10 minutes "
+    "on two cores"
 )
 STUDY = Study("table5", CLAIM, COST, steps, table, verdict, plot)
