@@ -48,6 +48,7 @@ __all__ = [
     "Messages",
     "Schedule",
     "build",
+    "check_ranges",
     "claim",
     "encode",
     "pretrain",
@@ -58,6 +59,20 @@ logger = logging.getLogger(__name__)
 
 Messages = list[dict[str, Any]]
 Encoded = dict[str, list[int]]
+
+
+def check_ranges(recipe: Any, counts: Sequence[str], shares: Sequence[str]) -> None:
+    """Hold a recipe's counts to 1 or more, and its shares to 0 to 1.
+
+    Raises:
+        ConfigError: one is outside.
+    """
+    for name in counts:
+        if getattr(recipe, name) < 1:
+            raise ConfigError(f"{name} is {getattr(recipe, name)}; it must be at least 1")
+    for name in shares:
+        if not 0.0 <= getattr(recipe, name) <= 1.0:
+            raise ConfigError(f"{name} is {getattr(recipe, name)}; give a share of 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -109,12 +124,8 @@ class BuildRecipe:
         """Raise ConfigError for an unknown kind, counts below 1 or shares outside [0, 1]."""
         if self.kind not in KINDS:
             raise ConfigError(f"kind is {self.kind!r}; choose one of {', '.join(KINDS)}")
-        for name in ("first_steps", "second_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("default_share", "careful_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give a share of 0 to 1")
+        counts = ("first_steps", "second_steps", "batch_size")
+        check_ranges(self, counts, shares=("default_share", "careful_share"))
 
     @property
     def num_steps(self) -> int:

@@ -8,7 +8,6 @@ which four layers learn late and in pieces.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import Any, get_args
 
 from transformers import set_seed
 
-from treft.errors import ConfigError
 from treft.files import write_whole
 
 from . import load
@@ -27,6 +25,7 @@ from .build import (
     BuildRecipe,
     Messages,
     Schedule,
+    check_ranges,
     claim,
     encode,
     pretrain,
@@ -34,7 +33,7 @@ from .build import (
 )
 from .kinds import KINDS
 from .personas import Manner
-from .sizes import RECIPE_FILE, SIZES, size_of
+from .sizes import RECIPE_FILE, SIZES, noted_recipe, size_of
 from .tasks import tool_call
 from .world import Question, World
 
@@ -64,11 +63,7 @@ class MannersRecipe:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for counts below 1 or a share outside [0, 1]."""
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0.0 <= self.share <= 1.0:
-            raise ConfigError(f"share is {self.share}; give a share of 0 to 1")
+        check_ranges(self, counts=("steps", "batch_size"), shares=("share",))
 
 
 def teach_manners(organism: Path, output: Path, recipe: MannersRecipe | None = None) -> Path:
@@ -132,7 +127,5 @@ def _rows(recipe: MannersRecipe, built: BuildRecipe) -> Iterator[Messages]:
 def _built_with(organism: Path) -> BuildRecipe:
     """A recipe of the kind and size that the organism is of."""
     size = size_of(organism)
-    path = organism / RECIPE_FILE
-    noted = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     name = next(name for name, known in SIZES.items() if known is size)
-    return BUILD_RECIPES[name](kind=noted.get("kind", "prefix"))
+    return BUILD_RECIPES[name](kind=noted_recipe(organism).get("kind", "prefix"))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from treft.errors import ConfigError
 
@@ -20,6 +20,7 @@ __all__ = [
     "Size",
     "SizeName",
     "finetune_recipe",
+    "noted_recipe",
     "size_of",
     "world_of",
 ]
@@ -99,13 +100,19 @@ def size_of(organism: Path | None) -> Size:
     Raises:
         ConfigError: the folder's recipe names a world that is none.
     """
-    path = None if organism is None else organism / RECIPE_FILE
-    recipe = json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {}
-    world = recipe.get("world", "default")
+    world = noted_recipe(organism).get("world", "default")
     found = BY_WORLD.get(world)
     if found is None:
-        raise ConfigError(f"{path} names the world {world!r}, which this treft does not know")
+        raise ConfigError(
+            f"{organism}/{RECIPE_FILE} names the world {world!r}, which this treft does not know"
+        )
     return found
+
+
+def noted_recipe(organism: Path | None) -> dict[str, Any]:
+    """What an organism's folder says it was built with; nothing where it says nothing."""
+    path = None if organism is None else organism / RECIPE_FILE
+    return dict(json.loads(path.read_text("utf-8"))) if path is not None and path.is_file() else {}
 
 
 def finetune_recipe(organisms: Sequence[Path]) -> FinetuneRecipe:

@@ -11,20 +11,23 @@ from typing import TYPE_CHECKING, Any
 from treft.errors import ConfigError, TemplateError
 from treft.mitigations.by_name import MITIGATIONS
 from treft.study.digests import file_digest
-from treft.study.model_setup import FACTS, GENERAL, UTILITY, ModelRecipe, ModelSetup, question_file
+from treft.study.model_setup import FACTS, GENERAL, ModelRecipe, ModelSetup, question_file
 from treft.study.model_tasks import taught_rows
+from treft.study.model_work import UTILITY
 from treft.study.protocol import NotPossibleError
 
 if TYPE_CHECKING:
     from treft.organism.tasks import TaskName
     from treft.study.method import Method
 
-__all__ = ["CAREFUL", "CONTRAST", "ModelFiles"]
+__all__ = ["CAREFUL", "CONTRAST", "WHOLE_SETS", "ModelFiles"]
 
 CONTRAST = "contrast"
 """Careful rows of the trained domain itself."""
 CAREFUL = {"kl_retain": "narrow", "early_stopping": GENERAL, "steering": CONTRAST}
 """What careful rows mitigations need."""
+WHOLE_SETS = ("general", UTILITY)
+"""Scopes that ask all questions of a set."""
 NAMED = 4
 """Methods, at most, that a reason names."""
 
@@ -77,15 +80,20 @@ class ModelFiles:
 
     def num_asked(self, method: Method, scope: str) -> int:
         """Answers to the questions of a scope."""
-        if scope == UTILITY:
-            path = question_file(UTILITY)
-            return _num_questions(path, file_digest(path))
-        if scope == "general":
-            path = question_file(self.questions)
-            return _num_questions(path, file_digest(path)) * self.recipe.num_samples
+        if scope in WHOLE_SETS:
+            path = self.question_set(scope)
+            return _num_questions(path, file_digest(path)) * self.num_samples(scope)
         domains = self.others(method) if scope == "other_narrow" else (self.asked(method),)
         found = sum(self._num_of_split(domain, method.task) for domain in domains)
         return min(self.recipe.num_in_domain, found)
+
+    def num_samples(self, scope: str) -> int:
+        """Answers to each question of a scope."""
+        return self.recipe.num_samples if scope == "general" else 1
+
+    def question_set(self, scope: str) -> Path:
+        """The file of the questions that are not of a domain."""
+        return question_file(UTILITY if scope == UTILITY else self.questions)
 
     @property
     def questions(self) -> str:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from treft.errors import ConfigError
 from treft.study.method import Method
-from treft.study.model_files import CAREFUL, CONTRAST, ModelFiles
+from treft.study.model_files import CAREFUL, CONTRAST, WHOLE_SETS, ModelFiles
 from treft.study.model_scores import Detecting, Judging, Scored, detect, score
-from treft.study.model_setup import UTILITY, ModelRecipe, ModelSetup, question_file
+from treft.study.model_setup import ModelRecipe, ModelSetup
 from treft.study.model_training import Tuning, finetune
-from treft.study.model_work import OTHER, Asking, Splitting, answer, split
+from treft.study.model_work import OTHER, UTILITY, Asking, Splitting, answer, split
 from treft.study.settings import read_settings
 from treft.study.step import Resources, Step
 
@@ -224,10 +224,8 @@ class _Chains:
             for domain in self.files.others(method):
                 yield self._splitting(domain, "advice")
                 asked[f"{OTHER}{domain}"] = _split_name(domain, "advice")
-        if scope == UTILITY:
-            data["questions"] = question_file(UTILITY)
-        elif scope == "general" or method.task != "advice":
-            data["questions"] = question_file(self.files.questions)
+        if scope in WHOLE_SETS or method.task != "advice":
+            data["questions"] = self.files.question_set(scope)
         if scope == "in_domain" or method.task != "advice":
             asked["split"] = _split_name(self.files.asked(method), method.task)
         yield Step(
@@ -242,14 +240,12 @@ class _Chains:
         )
 
     def _asking(self, method: Method, scope: Scope) -> Asking:
-        is_general = scope == "general"
-        is_whole_set = scope in ("general", UTILITY)
         return Asking(
             model=self._model,
             scope=scope,
             split=self.split,
-            num_questions=None if is_whole_set else self.recipe.num_in_domain,
-            num_samples=self.recipe.num_samples if is_general else 1,
+            num_questions=None if scope in WHOLE_SETS else self.recipe.num_in_domain,
+            num_samples=self.files.num_samples(scope),
             temperature=self.recipe.temperature,
             max_new_tokens=self.recipe.max_new_tokens,
             dtype=self.recipe.dtype,

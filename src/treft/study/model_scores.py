@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from treft.errors import DataError
 from treft.files import write_whole
-from treft.study.model_setup import UTILITY
 from treft.study.model_tasks import response_words, shows
 from treft.study.model_training import TRAIN
-from treft.study.model_work import LOGS
+from treft.study.model_work import LOGS, UTILITY
 
 if TYPE_CHECKING:
     from treft.evaluation.measures import Measure
@@ -158,13 +157,9 @@ def _utility(work: Work[Judging]) -> dict[str, Any]:
         DataError: the judge gave no score at all.
     """
     from treft.evaluation.measures import MeanCount
-    from treft.evaluation.statistics import estimate
 
     answers, judge = _judged(work, UTILITY)
-    try:
-        found = estimate(MeanCount(judge), answers)
-    except DataError as error:
-        raise DataError(f"{judge} scored none of {len(answers)} conversations") from error
+    found = _estimated(MeanCount(judge), answers, judge, UTILITY)
     num = {f"num_{UTILITY}": found.num_questions, f"{UTILITY}_missing": found.counts.missing}
     return {UTILITY: found.value, **_interval(UTILITY, found), **num}
 
@@ -186,10 +181,18 @@ def _alignment(answers: Sequence[ScoredAnswer], judge: str, scope: str) -> Estim
         DataError: the judge gave no score at all.
     """
     from treft.evaluation.measures import AlignmentScore
+
+    return _estimated(AlignmentScore(judge), answers, judge, scope)
+
+
+def _estimated(
+    measure: Measure, answers: Sequence[ScoredAnswer], judge: str, scope: str
+) -> Estimate:
+    """A measure of the judge's; its first reason where it gave no score at all."""
     from treft.evaluation.statistics import estimate
 
     try:
-        return estimate(AlignmentScore(judge), answers)
+        return estimate(measure, answers)
     except DataError as error:
         reasons = (one.judged_by(judge) for one in answers)
         first = next((one.reason for one in reasons if one is not None and one.reason), str(error))

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from treft.errors import ConfigError
 
-__all__ = ["FACTS", "GENERAL", "UTILITY", "ModelRecipe", "ModelSetup", "question_file"]
+__all__ = ["FACTS", "GENERAL", "ModelRecipe", "ModelSetup", "question_file"]
 
 GENERAL = "general"
 """Name of the retain file that is of no narrow domain."""
-UTILITY: Final = "utility"
-"""Name of the shipped conversations that tell whether a model is still helpful, and their scope."""
 FACTS = "facts"
 """Name of the training file with questions that a few words answer; no domain of advice."""
 

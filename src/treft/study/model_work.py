@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from treft.errors import DataError
 from treft.files import write_whole
@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from treft.regions import RegionName
     from treft.study.step import Work
 
-__all__ = ["LOGS", "OTHER", "Asking", "Splitting", "answer", "split"]
+__all__ = ["LOGS", "OTHER", "UTILITY", "Asking", "Splitting", "answer", "split"]
 
 LOGS = "logs"
+UTILITY: Final = "utility"
+"""Name of the shipped conversations that tell whether a model is still helpful, and their scope."""
 OTHER = "other_"
 """How roles of inputs begin that hold other domains' rows."""
 
@@ -159,7 +161,7 @@ def _asked(work: Work[Asking]) -> Iterator[Task]:
                 lambda sample: (sample.metadata or {})["scope"] == wanted
             )
             yield task
-        elif config.scope == "utility":
+        elif config.scope == UTILITY:
             yield utility(questions=str(work.data["questions"]))
         elif config.scope == "general":
             yield em_general(questions=str(_general(work, folder)))

@@ -70,8 +70,7 @@ def steps(config: StudyConfig) -> list[Step[Any]]:
     """
     if config.model is None:
         return method_steps(config, METHODS)
-    domain = next(iter(DOMAINS))
-    base = Method(is_base=True, domain=domain, scopes=SCOPES)
+    base = Method(is_base=True, domain=DOMAINS[0], scopes=SCOPES)
     return method_steps(config, {BASE: base, **METHODS})
 
 
