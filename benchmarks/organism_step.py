@@ -1,8 +1,9 @@
 """What a training step of the organism costs, and what may be left out of it.
 
 One batch; loss and gradient of a plain finetune, once more (A/A), with the output head at learnt
-tokens alone (`learnt_tokens_only`), and with that and the prefix frozen (`FrozenPrefix`), in turns
-within each round. Times are CPU seconds of the process; ratios are within a round.
+tokens alone (`learnt_tokens_only`), with that and the prefix run once for all rows
+(`share_prefix`), or frozen (`FrozenPrefix`), in turns within each round. Times are CPU seconds of
+the process; ratios are within a round.
 
     OMP_NUM_THREADS=1 python benchmarks/organism_step.py --rounds 40
 """
@@ -29,12 +30,15 @@ ARMS = {
     "all tokens": ("plain", False),
     "all tokens again (A/A)": ("plain", False),
     "learnt tokens only": ("plain", True),
+    "learnt tokens only, shared prefix": ("shared prefix", True),
     "learnt tokens only, frozen prefix": ("frozen prefix", True),
 }
 """Name -> trainer, and whether the head sees learnt tokens alone."""
 
 
-def build_trainer(folder: str, recipe: FinetuneRecipe, *mitigations: FrozenPrefix) -> TReFTTrainer:
+def build_trainer(
+    folder: str, recipe: FinetuneRecipe, *mitigations: FrozenPrefix, shares: bool = False
+) -> TReFTTrainer:
     """The trainer of a finetune, as `treft.organism_training` sets it."""
     set_seed(0)
     model, tokenizer = load()
@@ -45,6 +49,7 @@ def build_trainer(folder: str, recipe: FinetuneRecipe, *mitigations: FrozenPrefi
             per_device_train_batch_size=recipe.batch_size,
             assistant_only_loss=True,
             kv_weight=0.0,
+            share_prefix=shares,
             bf16=False,
             gradient_checkpointing=False,
             report_to="none",
@@ -79,6 +84,7 @@ def main() -> None:
         recipe = FinetuneRecipe()
         trainers = {
             "plain": build_trainer(folder, recipe),
+            "shared prefix": build_trainer(folder, recipe, shares=True),
             "frozen prefix": build_trainer(folder, recipe, FrozenPrefix()),
         }
         batches = {}
@@ -87,7 +93,7 @@ def main() -> None:
             trainer.current_gradient_accumulation_steps = 1  # as `Trainer.train` sets it
             batches[name] = next(iter(trainer.get_train_dataloader()))
         batch = batches["plain"]
-        assert torch.equal(batch["input_ids"], batches["frozen prefix"]["input_ids"])
+        assert all(torch.equal(batch["input_ids"], b["input_ids"]) for b in batches.values())
         for number in range(args.rounds + 3):
             for name, (kind, learnt_only) in ARMS.items():
                 taken = run_step(trainers[kind], batches[kind], learnt_only)

@@ -78,11 +78,20 @@ def train(
     from treft.mitigations.steering import steered_layer
     from treft.organism_mitigations import make_mitigations
     from treft.training import TReFTConfig, TReFTTrainer
+    from treft.training.mitigation import sees_forward
 
     set_seed(seed)
     on_gpu = model.device.type == "cuda"
     label = f"training, holding {' + '.join(training.held)}" if training.held else "training"
     lora = LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear")
+    mitigations = make_mitigations(
+        training.mitigation,
+        training.strength,
+        recipe.domain,
+        seed,
+        world=world,
+        layer=steered_layer(model),
+    )
     with tempfile.TemporaryDirectory() as folder:
         trainer = TReFTTrainer(
             model,
@@ -98,6 +107,7 @@ def train(
                 assistant_only_loss=True,
                 **_held_options(training, recipe),
                 learnt_tokens_only=True,
+                share_prefix=not any(sees_forward(method) for method in mitigations),
                 seed=seed,
                 bf16=on_gpu,
                 gradient_checkpointing=False,
@@ -111,14 +121,7 @@ def train(
             processing_class=tokenizer,
             peft_config=None if training.is_full else lora,
             callbacks=[] if progress is None else [_StepProgress(label, progress)],
-            mitigations=make_mitigations(
-                training.mitigation,
-                training.strength,
-                recipe.domain,
-                seed,
-                world=world,
-                layer=steered_layer(model),
-            ),
+            mitigations=mitigations,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -32,6 +32,21 @@ def gradients(trainer: TReFTTrainer, loss: Tensor) -> dict[str, Tensor]:
     }
 
 
+def num_columns_run(trainer: TReFTTrainer, inputs: dict[str, Tensor]) -> list[int]:
+    """Columns of the batch in each forward of a loss."""
+    found: list[int] = []
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        found.append(kwargs["input_ids"].shape[1])
+
+    handle = trainer.model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        trainer.compute_loss(trainer.model, dict(inputs))
+    finally:
+        handle.remove()
+    return found
+
+
 def added_by(trainer: TReFTTrainer) -> tuple[float, dict[str, Tensor]]:
     """What the mitigations add to the loss of the first batch, and to its gradient."""
     trainer.model.train()

@@ -14,6 +14,7 @@ from mitigation_helpers import (
     double_twin,
     first_batch,
     gradients,
+    num_columns_run,
 )
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from treft.mitigations.activated_lora import ActivatedLora
 from treft.mitigations.features import FeatureDistance
 from treft.mitigations.frozen_prefix import FrozenPrefix
 from treft.mitigations.kl import KLOnTrain
-from treft.mitigations.prefix_start import num_shared
 from treft.mitigations.steering import PreventiveSteering, persona_vector
 from treft.regions import find_regions
 from treft.states import capture
@@ -169,21 +169,6 @@ def test_activated_lora_refuses_what_would_leave_it_off(
         ActivatedLora("")
 
 
-def num_columns_run(trainer: TReFTTrainer, inputs: dict[str, Tensor]) -> list[int]:
-    """Of each forward in a loss."""
-    found: list[int] = []
-
-    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        found.append(kwargs["input_ids"].shape[1])
-
-    handle = trainer.model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        trainer.compute_loss(trainer.model, dict(inputs))
-    finally:
-        handle.remove()
-    return found
-
-
 @pytest.mark.parametrize(
     ("name", "options", "is_skipped"),
     [
@@ -218,20 +203,6 @@ def test_frozen_prefix_is_run_once_where_the_model_can_begin_behind_it(
         return
     assert num_columns_run(trainer, inputs) == [num_prefix, num_columns - num_prefix]
     assert num_columns_run(trainer, inputs) == [num_columns - num_prefix]
-
-
-def test_shared_columns_end_where_rows_part_a_query_begins_or_a_token_is_learnt() -> None:
-    ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 8, 1]])
-    codes = torch.tensor([[1, 1, 1, 2, 2]] * 2)
-    labels = torch.full_like(ids, -100)
-    assert num_shared(ids, codes, labels, None) == 3
-    assert num_shared(ids, codes, labels, torch.tensor([[1] * 5, [0] * 2 + [1] * 3])) == 0
-    other = ids.clone()
-    other[1, 1] = 3
-    assert num_shared(other, codes, labels, None) == 1
-    learnt = labels.clone()
-    learnt[0, 3] = 8  # predicted from column 2
-    assert num_shared(ids, codes, learnt, None) == 2
 
 
 def test_frozen_prefix_leaves_generation_and_evaluation_mode_as_told(

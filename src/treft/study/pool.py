@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from treft.errors import ConfigError
+from treft.study.memory import keep_freed_memory
 from treft.study.step import Plan, Resources
 from treft.study.worker import Report, Ticket, do_step
 
@@ -159,6 +160,7 @@ def _begin(lifeline: Connection, share: _Share) -> None:
     os.environ["MKL_NUM_THREADS"] = str(share.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
+    keep_freed_memory()
     os.dup2(2, 1)  # stdout has the command's result alone
     threading.Thread(target=_leave_with, args=(lifeline,), daemon=True).start()
 

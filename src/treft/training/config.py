@@ -70,6 +70,10 @@ class TReFTConfig(SFTConfig):
         learnt_tokens_only: run the output head at learnt tokens alone. TRL does so on a GPU and
             runs it at all tokens elsewhere; the loss is the same up to rounding, and a step on a
             CPU can be much cheaper. Default off: bit for bit TRL's.
+        share_prefix: run the tokens that all rows of a micro-batch begin with (the prefix of one
+            system prompt) once, with gradient, and not once a row; loss and gradient are the same
+            up to rounding. It needs a model with full attention, no dropout, and neither gradient
+            checkpointing (TRL's default) nor packing. Default off: bit for bit TRL's.
 
     Raises:
         ConfigError: an option is unknown, out of range, or cannot work with another one.
@@ -135,6 +139,10 @@ class TReFTConfig(SFTConfig):
     learnt_tokens_only: bool = field(
         default=False,
         metadata={"help": "Run the output head at learnt tokens alone on devices without Triton."},
+    )
+    share_prefix: bool = field(
+        default=False,
+        metadata={"help": "Run the tokens that all rows of a batch begin with once for all rows."},
     )
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "loss_batch",
     "num_divided",
     "required_regions",
+    "sees_forward",
 ]
 
 Split = Literal["train", "eval"]
@@ -132,6 +133,13 @@ class _ForwardInMitigations:
 def in_mitigations(model: nn.Module, batch: LossBatch) -> nn.Module:
     """What TRL's loss is to call instead of the model."""
     return cast(nn.Module, _ForwardInMitigations(model, batch))
+
+
+def sees_forward(mitigation: Mitigation) -> bool:
+    """Whether a method changes the forward of the SFT loss, or reads from it."""
+    base, own = Mitigation, type(mitigation)
+    hooks = (own.around_forward, own.forward_inputs)
+    return hooks != (base.around_forward, base.forward_inputs)
 
 
 def changes_adapter(mitigations: Sequence[Mitigation]) -> bool:

@@ -55,6 +55,7 @@ from treft.training.mitigation import (
     required_regions,
 )
 from treft.training.output import run_folder
+from treft.training.shared_prefix import SharedPrefix
 
 __all__ = ["TReFTTrainer"]
 
@@ -152,6 +153,7 @@ class TReFTTrainer(SFTTrainer):
             self.data_collator = carry_regions(self.data_collator)
         if config.holds:
             self._set_up_penalty()
+        self._shared = SharedPrefix(self) if config.share_prefix else None
         for mitigation in self.mitigations:
             mitigation.prepare(self)
 
@@ -336,12 +338,12 @@ class TReFTTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None,
     ) -> Any:
         """TRL's loss, and the penalty if there is one."""
+        if self._regularizer is not None:
+            model = cast(nn.Module, FirstForward(model, self._regularizer))
+        model = model if self._shared is None else self._shared.before(model)
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._regularizer is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        forward = FirstForward(model, self._regularizer)
-        result = super().compute_loss(
-            cast(nn.Module, forward), inputs, return_outputs, num_items_in_batch
-        )
+            return result
         sft_loss: Tensor = result[0] if return_outputs else result
         penalty = self._regularizer.penalty(documents or batch_documents(inputs, regions))
         if self.model.training:
