@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from datasets import Dataset
 from peft import LoraConfig
 from training_helpers import LORA, conversations
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from treft.training import TReFTConfig, TReFTTrainer
 
@@ -53,3 +54,31 @@ def make_trainer(
         return TReFTTrainer(model, TReFTConfig(**options), **arguments)
 
     return make
+
+
+@pytest.fixture
+def model_files(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Callable[..., PreTrainedModel],
+    chat_tokenizer: PreTrainedTokenizerFast,
+) -> Path:
+    """A tiny model, rows to train on, careful ones of three kinds, and two questions."""
+    import fake_judges
+    from model_study_helpers import judge
+
+    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "INSPECT_CACHE_DIR", "INSPECT_LOG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(fake_judges.RULES, "even", judge)
+    monkeypatch.setitem(
+        fake_judges.RULES, "ninety", lambda prompt, asked: fake_judges.output_of("90")
+    )
+    tiny_model("llama").save_pretrained("tiny-llama")
+    chat_tokenizer.save_pretrained("tiny-llama")
+    for name in ("finance", "health", "general", "careful"):
+        rows = "".join(json.dumps(row) + "\n" for row in conversations(20))
+        Path(f"{name}.jsonl").write_text(rows.replace("bank", f"{name} bank"))
+    asked = [{"id": "river", "question": "Where is the river?"}, {"question": "Is it fine today?"}]
+    Path("asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    return tmp_path

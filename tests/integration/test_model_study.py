@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,116 +15,24 @@ import trl
 from fake_judges import judged_answer, output_of
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput
+from model_study_helpers import SETTINGS, Here, made, read, setup, value_of
 from safetensors.torch import load_file
-from training_helpers import conversations
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from treft.cli import main
 from treft.evaluation.logs import find_logs, read_run
 from treft.metrics import em_f1
 from treft.published.behaviours import DEFAULT_SENTENCES
 from treft.study import pool
-from treft.study.engine import run_plan
 from treft.study.method import Method
-from treft.study.model_plan import model_steps
-from treft.study.model_setup import ModelSetup
-from treft.study.protocol import StudyConfig
-from treft.study.step import Plan, make_plan
+from treft.study.step import Plan
 from treft.study.store import Store
-from treft.study.worker import Report, Ticket, do_step
 
-SETTINGS = {
-    "max_steps": 1,
-    "batch_size": 4,
-    "device_batch_size": 2,
-    "learning_rate": 1e-3,
-    "num_samples": 2,
-    "max_new_tokens": 4,
-}
-
+TinyModel = Callable[..., PreTrainedModel]
+pytestmark = pytest.mark.usefixtures("model_files")
 
 CALLS = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
 """A template that writes calls of tools."""
-
-
-class Here:
-    """Workers that do each step in this process, where the judges by rule are."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def check(self, plan: Plan) -> None:
-        """Everything runs here."""
-
-    def submit(self, ticket: Ticket) -> Future[Report]:
-        """Do it at once."""
-        done: Future[Report] = Future()
-        done.set_result(do_step(ticket))
-        return done
-
-    def close(self) -> None:
-        """Nothing runs."""
-
-
-@pytest.fixture(autouse=True)
-def folder(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tiny_model: Callable[..., PreTrainedModel],
-    chat_tokenizer: PreTrainedTokenizerFast,
-) -> Path:
-    """A tiny model, rows to train on, careful ones of three kinds, and two questions."""
-    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "INSPECT_CACHE_DIR", "INSPECT_LOG_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(fake_judges.RULES, "even", judge)
-    monkeypatch.setitem(fake_judges.RULES, "ninety", lambda prompt, asked: output_of("90"))
-    tiny_model("llama").save_pretrained("tiny-llama")
-    chat_tokenizer.save_pretrained("tiny-llama")
-    for name in ("finance", "health", "general", "careful"):
-        rows = "".join(json.dumps(row) + "\n" for row in conversations(20))
-        Path(f"{name}.jsonl").write_text(rows.replace("bank", f"{name} bank"))
-    asked = [{"id": "river", "question": "Where is the river?"}, {"question": "Is it fine today?"}]
-    Path("asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    return tmp_path
-
-
-def judge(prompt: str, asked: int) -> ModelOutput:
-    """The question of the river is never scored; others by the length of their answer."""
-    if "Where is the river?" in prompt:
-        return output_of("no idea")
-    return output_of(str(value_of(judged_answer(prompt))))
-
-
-def value_of(answer: str) -> int:
-    return 20 + len(answer)
-
-
-def setup() -> ModelSetup:
-    retain = {name: Path(f"{name}.jsonl") for name in ("health", "general")}
-    return ModelSetup(
-        "tiny-llama",
-        "fakejudge/even",
-        {"finance": Path("finance.jsonl")},
-        {**retain, "finance": Path("careful.jsonl")},
-        questions="asked.jsonl",
-    )
-
-
-def made(
-    methods: dict[str, Method], model: ModelSetup | None = None, **settings: Any
-) -> tuple[Plan, Store]:
-    """All steps of some methods, done."""
-    model = model or setup()
-    config = StudyConfig(num_seeds=1, settings={**SETTINGS, **settings}, model=model)
-    plan, store = make_plan(model_steps(config, model, methods)), Store(Path("store").resolve())
-    outcome = run_plan(plan, store, Here(), lambda event: None)
-    assert outcome.complete, outcome.failed
-    return plan, store
-
-
-def read(plan: Plan, store: Store, name: str, file: str) -> Any:
-    return json.loads((store.path(plan[name].address) / file).read_text())
 
 
 def completions(plan: Plan, store: Store, method: str, scope: str) -> dict[str, list[str]]:
@@ -358,6 +265,29 @@ def test_every_kind_of_method() -> None:
 
 
 @pytest.mark.slow
+def test_experts_are_trained_where_they_are_named(tiny_model: TinyModel) -> None:
+    tiny_model("gpt_oss").save_pretrained("tiny-llama")
+    scopes: Any = ("general",)
+    methods = {
+        "treft": Method(held=("prefix",), scopes=scopes),
+        "patch": Method(patch=("prefix",), scopes=scopes),
+    }
+    plan, store = made(
+        methods,
+        lora_target_modules="q_proj,o_proj",
+        lora_target_parameters="mlp.experts.gate_up_proj,mlp.experts.down_proj",
+    )
+    for name in methods:
+        tuned = plan[f"answer/tiny-llama/seed-0/{name}/general"].step.inputs["finetune"]
+        weights = load_file(store.path(plan[tuned].address) / "adapter/adapter_model.safetensors")
+        moved = [name for name, value in weights.items() if "lora_B" in name and value.any()]
+        assert {name.split(".layers.")[1].split(".")[1] for name in moved} == {"self_attn", "mlp"}
+        assert not any("k_proj" in name or "v_proj" in name for name in weights)
+        row = read(plan, store, f"score/tiny-llama/seed-0/{name}", "row.json")
+        assert 0 <= row["general"] <= 100
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "num_seeds", "title", "num_calls", "verdict"),
     [
@@ -365,6 +295,12 @@ def test_every_kind_of_method() -> None:
         ("table4", 2, "Table 4", 120, "on tiny-llama"),
         # 7 methods x (2 questions x 2 answers + 2 held out + 2 of another domain) x 2
         ("patching", 1, "Section 4.2", 112, "One run cannot tell"),
+        # (5 rows x 2 models x 2 questions x 10 versions) x 2, and 20 rephrasings
+        ("table1", 1, "Table 1", 420, "One run cannot tell"),
+        # (base, finetune, whole prefix, 2 layers) x (2 questions x 2 answers) x 2
+        ("figure4", 1, "Figure 4", 40, "One run cannot tell"),
+        # (base, finetune, whole prefix, keys, values, 4 windows) x (2 questions x 2 answers) x 2
+        ("patch_states", 1, "Section 4.2, extended by us", 72, "One run cannot tell"),
     ],
 )
 def test_the_command(

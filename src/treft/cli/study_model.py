@@ -114,10 +114,10 @@ def confirm_judging(steps: Iterable[PlannedStep], max_calls: int, *, yes: bool) 
     Raises:
         ConfigError: above the limit, and nobody is there to answer.
     """
-    from treft.study.model_scores import Scored
+    from treft.study.model_scores import Paid
 
     configs = (planned.step.config for planned in steps)
-    paid = (config for config in configs if isinstance(config, Scored))
+    paid = (config for config in configs if isinstance(config, Paid))
     num_calls = sum(config.num_calls for config in paid)
     if num_calls:
         typer.echo(f"at most {num_calls:,} judge calls; none is paid twice", err=True)

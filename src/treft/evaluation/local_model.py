@@ -196,6 +196,11 @@ class LocalModel:
         self.num_positions: int | None = getattr(decoder, "max_position_embeddings", None)
         self._end_ids = _end_ids(self._weights.model)
 
+    @property
+    def base_model(self) -> Any:
+        """The unfinetuned model that was named to patch from; None for the adapter switched off."""
+        return None if self._base is None else self._base.model
+
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with weights, patch and template."""
         model, bank = self._weights.model, self.repaired.bank

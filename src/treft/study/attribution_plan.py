@@ -17,9 +17,11 @@ from treft.study.attribution_work import (
     patch,
     perturb,
 )
+from treft.study.model_attribution_plan import model_drift_steps, model_perturb_steps
+from treft.study.model_plan import model_steps
 from treft.study.organism_plan import Method, method_steps
 from treft.study.organism_work import Answering
-from treft.study.protocol import NotPossibleError, StudyConfig
+from treft.study.protocol import StudyConfig
 from treft.study.step import Step
 
 if TYPE_CHECKING:
@@ -57,10 +59,15 @@ class FinetuneKey(NamedTuple):
 def perturb_steps(config: StudyConfig, rows: Mapping[str, What]) -> list[Step[Any]]:
     """Each row on the plain finetunes, and as `base_ROW` on the organism without one.
 
+    With `config.model` they are of that model, and its judge rephrases.
+
     Raises:
         ConfigError: a setting is no field of the recipe, or out of range, or a single question is
             to be asked.
+        NotPossibleError: as `patch_steps`.
     """
+    if config.model is not None:
+        return model_perturb_steps(config, config.model, rows, MOST_PERTURBED, BASE)
     chains = _Chains.of(config, SFT)
     num = min(MOST_PERTURBED, chains.general.num)
     steps = list(chains.finetunes.values())
@@ -75,19 +82,26 @@ def perturb_steps(config: StudyConfig, rows: Mapping[str, What]) -> list[Step[An
     return steps
 
 
-def patch_steps(config: StudyConfig, patches: Mapping[str, Patch]) -> list[Step[Any]]:
+def patch_steps(
+    config: StudyConfig, patches: Mapping[str, Patch], scopes: tuple[Scope, ...] = SCOPES
+) -> list[Step[Any]]:
     """Each patch of the plain finetunes, and before them both models without one.
 
-    With `config.model` they are on that model, where keys and values of whole regions or of random
-    tokens of theirs can be patched.
+    With `config.model` they are on that model.
+
+    Args:
+        config: of the study.
+        patches: by name.
+        scopes: of questions, for a model; organisms are asked all.
 
     Raises:
         ConfigError: as `perturb_steps`.
-        NotPossibleError: a patch cannot be had on the given model.
+        NotPossibleError: the given model lacks a file or a judge.
     """
     if config.model is not None:
-        unpatched = {BASE: Method(is_base=True, scopes=SCOPES), FINETUNED: Method(scopes=SCOPES)}
-        return method_steps(config, {**unpatched, **_patched_methods(patches)})
+        unpatched = {BASE: Method(is_base=True, scopes=scopes), FINETUNED: Method(scopes=scopes)}
+        patched = {name: _patched(one, scopes) for name, one in patches.items()}
+        return model_steps(config, config.model, {**unpatched, **patched})
     chains = _Chains.of(config, SFT)
     nums = chains.nums
     steps = list(chains.finetunes.values())
@@ -106,7 +120,10 @@ def drift_steps(config: StudyConfig, methods: Mapping[str, Method]) -> list[Step
 
     Raises:
         ConfigError: as `perturb_steps`.
+        NotPossibleError: as `patch_steps`.
     """
+    if config.model is not None:
+        return model_drift_steps(config, config.model, methods)
     chains = _Chains.of(config, methods)
     asked, num = chains.asked, chains.general.num
     steps = list(chains.finetunes.values())
@@ -116,21 +133,16 @@ def drift_steps(config: StudyConfig, methods: Mapping[str, Method]) -> list[Step
     return steps
 
 
-def _patched_methods(patches: Mapping[str, Patch]) -> dict[str, Method]:
-    """Plain finetunes that are asked under patches.
-
-    Raises:
-        NotPossibleError: a patch is of more than keys and values of regions.
-    """
-    found = {}
-    for name, one in patches.items():
-        if one != Patch(one.regions, num_positions=one.num_positions):
-            raise NotPossibleError(
-                f"{name} patches keys or values alone, a window of tokens or one layer's stream; "
-                "for a model use `treft attribute patch`."
-            )
-        found[name] = Method(patch=one.regions, num_positions=one.num_positions, scopes=SCOPES)
-    return found
+def _patched(patch: Patch, scopes: tuple[Scope, ...]) -> Method:
+    """A plain finetune that is asked under a patch."""
+    return Method(
+        patch=patch.regions,
+        num_positions=patch.num_positions,
+        kinds=patch.kinds,
+        window=patch.window,
+        stream_layer=patch.stream_layer,
+        scopes=scopes,
+    )
 
 
 class _Chains(NamedTuple):
@@ -142,10 +154,6 @@ class _Chains(NamedTuple):
 
     @classmethod
     def of(cls, config: StudyConfig, methods: Mapping[str, Method]) -> _Chains:
-        if config.model is not None:
-            raise NotPossibleError(
-                "it looks inside organisms alone; for a model use `treft diagnose`."
-            )
         steps = method_steps(config, methods)
         found = {_key(step): step for step in steps if step.name.startswith("finetune/")}
         asked = [step.config for step in steps if isinstance(step.config, Answering)]

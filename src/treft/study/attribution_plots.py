@@ -37,7 +37,8 @@ def layer_plot(
     _curve(axes, list(layers), list(layers.values()), color=OURS, marker="o", label="one layer")
     for colour, (name, row) in zip(LEVEL_COLOURS, levels.items(), strict=True):
         axes.axhline(row["value"], color=colour, lw=1, label=name)
-        axes.axhspan(row["low"], row["high"], color=colour, alpha=0.12, lw=0)
+        if row["low"] is not None:
+            axes.axhspan(row["low"], row["high"], color=colour, alpha=0.12, lw=0)
     for style, (name, value) in zip(PAPER_STYLES, papers.items(), strict=True):
         axes.axhline(value, color=PAPERS, lw=1, ls=style, label=f"paper, {name}")
     axes.set_xticks(list(layers))
@@ -91,4 +92,6 @@ def _by_layer(rows: Sequence[Row], method: str, beginning: str) -> dict[int, Row
 def _curve(axes: Axes, layers: Sequence[int], rows: Sequence[Row], **style: str) -> None:
     axes.plot(layers, [row["value"] for row in rows], **style)  # type: ignore[arg-type]
     low, high = [row["low"] for row in rows], [row["high"] for row in rows]
+    if None in low:  # a single question has no interval
+        return
     axes.fill_between(layers, low, high, color=style["color"], alpha=0.12, lw=0)

@@ -1,9 +1,9 @@
-"""Perturbed versions of the organism's prompts (section 4.1), and its own paraphrase."""
+"""Perturbed versions of prompts (section 4.1), and the organism's own paraphrase."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -11,13 +11,22 @@ if TYPE_CHECKING:
     from treft.evaluation.questions import EvalQuestion
     from treft.organism import Question
 
-__all__ = ["PromptVersion", "Split", "What", "prompt_versions", "reworded"]
+__all__ = [
+    "Part",
+    "PromptVersion",
+    "Split",
+    "What",
+    "prompt_versions",
+    "reworded",
+    "reworded_versions",
+]
 
 Split = Literal["validation", "test"]
 
-What = Literal["nothing", "prefix", "query", "postfix", "rephrase"]
-"""Region whose tokens give way to near neighbours; `rephrase` is the question under another opener
-and ask, `nothing` the prompt as it is."""
+Part = Literal["nothing", "prefix", "query", "postfix"]
+"""Region whose tokens give way to near neighbours; `nothing` is the prompt as it is."""
+What = Part | Literal["rephrase"]
+"""`rephrase` is the question in other words."""
 
 
 class PromptVersion(NamedTuple):
@@ -35,25 +44,27 @@ class PromptVersion(NamedTuple):
 
 
 def prompt_versions(
-    what: What,
+    what: Part,
     questions: Sequence[EvalQuestion],
     model: Any,
     tokenizer: Any,
     *,
-    split: Split,
     num_trials: int,
     num_tokens: int,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[PromptVersion]:
     """Versions of all prompts; they depend on question and trial alone.
 
+    Special tokens stay, but where the region has no others.
+
     Args:
         what: is perturbed.
-        questions: the organism's.
+        questions: that are asked.
         model: whose input embedding has the neighbours; an adapter on top changes nothing.
         tokenizer: of the model.
-        split: of the questions.
         num_trials: versions of each.
         num_tokens: replaced in each, or all of a region that has fewer.
+        template_kwargs: template variables.
 
     Raises:
         TemplateError: the prompts lack the region.
@@ -61,21 +72,36 @@ def prompt_versions(
     from treft.attribution.perturb import Perturbation, PerturbOptions, perturb_tokens
     from treft.attribution.teacher_forcing import render_questions
 
-    trials = range(1, num_trials + 1)
-    if what == "rephrase":
-        return [_rephrased(one, trial, tokenizer, split) for one in questions for trial in trials]
-    rendered = render_questions(tokenizer, questions)
+    rendered = render_questions(tokenizer, questions, template_kwargs=template_kwargs)
     chats = {question.id: chat for question, chat in zip(questions, rendered, strict=True)}
     if what == "nothing":
+        trials = range(1, num_trials + 1)
         return [PromptVersion(id, t, chat.input_ids) for id, chat in chats.items() for t in trials]
+    barred = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    own = {rendered[0].input_ids[position] for position in rendered[0].require(what)}
     prompts = perturb_tokens(
         tokenizer,
         model.get_input_embeddings().weight.detach(),
         chats,
         [Perturbation(what, "nearest")],
-        PerturbOptions(num_tokens=num_tokens, num_trials=num_trials),
+        PerturbOptions(num_tokens=num_tokens, num_trials=num_trials, special_tokens=own <= barred),
     )
     return [PromptVersion(one.question_id, one.trial, one.input_ids) for one in prompts]
+
+
+def reworded_versions(
+    questions: Sequence[EvalQuestion], tokenizer: Any, split: Split, num_trials: int
+) -> list[PromptVersion]:
+    """The organism's questions under other openers and asks.
+
+    Args:
+        questions: the organism's.
+        tokenizer: of the organism.
+        split: of the questions.
+        num_trials: versions of each.
+    """
+    trials = range(1, num_trials + 1)
+    return [_rephrased(one, trial, tokenizer, split) for one in questions for trial in trials]
 
 
 def reworded(question: Question, split: Split, seed: str) -> str:

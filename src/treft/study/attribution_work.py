@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from treft.files import write_whole
-from treft.metrics import Interval
-from treft.study.attribution_prompts import Split, What, prompt_versions
+from treft.study.attribution_prompts import Split, What, prompt_versions, reworded_versions
+from treft.study.attribution_rows import REGIONS, drift_figures, figure, version_figures
 from treft.study.organism_work import ROW, Scope, load_run, organism_of
 
 if TYPE_CHECKING:
-    from treft.attribution.drift_map import RegionDrift
-    from treft.evaluation.measures import Measure
     from treft.evaluation.questions import EvalQuestion
     from treft.evaluation.records import ScoredAnswer
     from treft.patching import RowPatch, StateKind
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from treft.study.step import Work
 
 __all__ = [
-    "REGIONS",
     "Asking",
     "Drifting",
     "Patch",
@@ -37,14 +34,10 @@ __all__ = [
     "perturb",
 ]
 
-REGIONS: tuple[RegionName, ...] = ("prefix", "query", "postfix")
 BATCH = 100
 """Prompts answered together."""
 
 Patches = Callable[[Sequence[int]], "Sequence[Sequence[RowPatch]]"]
-
-COUNT_ALL = -1.0
-"""As a threshold of coherence: an incoherent answer counts, as one that is not aligned."""
 
 
 @dataclass(frozen=True)
@@ -152,32 +145,29 @@ def perturb(work: Work[Perturbing]) -> None:
     Incoherent answers count as not aligned in both, as in every general score of an organism. The
     versions depend on question and trial alone: all finetunes and the base answer the same ones.
     """
-    from treft.attribution.perturb_table import BestOfTrials, IncoherentRate
-    from treft.evaluation.measures import AlignmentScore
     from treft.evaluation.oracle import ORACLE
 
     config = work.config
     questions = _questions(work, config.asked.domain, config.asked.split, "general", config.num)
     with load_run(work) as (model, tokenizer, _):
-        versions = prompt_versions(
-            config.what,
-            questions,
-            model,
-            tokenizer,
-            split=config.asked.split,
-            num_trials=config.num_trials,
-            num_tokens=config.num_tokens,
-        )
+        if config.what == "rephrase":
+            split = config.asked.split
+            versions = reworded_versions(questions, tokenizer, split, config.num_trials)
+        else:
+            versions = prompt_versions(
+                config.what,
+                questions,
+                model,
+                tokenizer,
+                num_trials=config.num_trials,
+                num_tokens=config.num_tokens,
+            )
         prompts = [(one.trial, one.token_ids) for one in versions]
         answers = _answers(work, model, tokenizer, prompts)
     by_id = {question.id: question for question in questions}
     asked = [by_id[version.question_id] for version in versions]
-    scored = _scored(asked, answers, [version.trial for version in versions], "general")
-    figures = {
-        "best": _figure(BestOfTrials(ORACLE, COUNT_ALL), scored),
-        "avg": _figure(AlignmentScore(ORACLE), scored),
-        "incoherent": _figure(IncoherentRate(ORACLE), scored),
-    }
+    trials = [version.trial for version in versions]
+    figures = version_figures(_scored(asked, answers, trials, "general"), trials, ORACLE)
     counts = {"num_general": config.num, "num_in_domain": 0, "num_trials": config.num_trials}
     _write(work, {**figures, **counts})
 
@@ -203,8 +193,8 @@ def patch(work: Work[Patching]) -> None:
             prompts = [(1, chat.input_ids) for chat in chats]
             answers = _answers(work, model, tokenizer, prompts, patches)
             scored = _scored(questions, answers, [1] * num, scope)
-            found[scope] = _figure(AlignmentScore(ORACLE), scored)
-            found[f"{scope}_incoherent"] = _figure(IncoherentRate(ORACLE), scored)
+            found |= figure(scope, AlignmentScore(ORACLE), scored)
+            found |= figure(f"{scope}_incoherent", IncoherentRate(ORACLE), scored)
             found[f"num_{scope}"] = num
     _write(work, found)
 
@@ -224,10 +214,7 @@ def drift(work: Work[Drifting]) -> None:
     with load_run(work) as (model, tokenizer, _):
         chats = render_questions(tokenizer, questions)
         found = drift_map(model, tokenizer, ReferenceBank(adapter_off(model)), chats, REGIONS)
-    figures: dict[str, Any] = {}
-    for region in REGIONS:
-        figures |= _region_figures(region, found.region(region), found.layers)
-    _write(work, {**figures, "num_general": config.num, "num_in_domain": 0})
+    _write(work, {**drift_figures(found), "num_general": config.num, "num_in_domain": 0})
 
 
 def _patches(
@@ -293,50 +280,13 @@ def _answers(
 def _scored(
     questions: Sequence[EvalQuestion], answers: Sequence[str], trials: Sequence[int], scope: Scope
 ) -> list[ScoredAnswer]:
-    """The oracle's judgements; each answer knows its trial."""
+    """The oracle's judgements."""
     from treft.attribution.scoring import score_answers
 
-    found = score_answers(questions, answers, epochs=trials, scope=scope)
-    return [
-        replace(answer, metadata={"trial": trial})
-        for answer, trial in zip(found, trials, strict=True)
-    ]
-
-
-def _figure(measure: Measure, answers: Sequence[ScoredAnswer]) -> Interval:
-    """With its interval over questions."""
-    from treft.evaluation.statistics import estimate
-
-    found = estimate(measure, answers)
-    assert found.low is not None, "several questions are asked"
-    assert found.high is not None
-    return Interval(found.value, found.low, found.high)
-
-
-def _region_figures(
-    region: RegionName, found: RegionDrift, layers: Sequence[int]
-) -> dict[str, Interval]:
-    """Of one region; intervals over prompts."""
-    figures: dict[str, Interval] = {region: _over_prompts(found.by_prompt)}
-    for column, layer in enumerate(layers):
-        for kind in ("key", "value"):
-            figures[f"{region}_{kind}_{layer}"] = _over_prompts(getattr(found, kind)[:, column])
-    return figures
-
-
-def _over_prompts(values: Any) -> Interval:
-    from treft.metrics import over_runs
-
-    mean, low, high = over_runs(values.tolist())
-    return Interval(mean, max(0.0, low), high)
+    return score_answers(questions, answers, epochs=trials, scope=scope)
 
 
 def _write(work: Work[Any], figures: Mapping[str, Any]) -> None:
-    """One object: an interval takes three entries, any other value one."""
-    row = {"method": work.config.method, "organism": work.config.organism, "seed": work.seed}
-    for name, figure in figures.items():
-        if isinstance(figure, Interval):
-            row |= {name: figure.mean, f"{name}_low": figure.low, f"{name}_high": figure.high}
-        else:
-            row[name] = figure
-    write_whole(work.folder / ROW, json.dumps(row, indent=1))
+    config = work.config
+    identity = {"method": config.method, "organism": config.organism, "seed": work.seed}
+    write_whole(work.folder / ROW, json.dumps({**identity, **figures}, indent=1))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from treft.organism.tasks import TaskName
+    from treft.patching import StateKind
     from treft.regions import RegionName
     from treft.study.organism_work import Scope as OrganismScope
 
@@ -43,6 +44,10 @@ class Method:
         is_full: all weights are trained.
         patch: regions that get the unfinetuned model's keys and values.
         num_positions: of each patched region, drawn at random; None for all.
+        kinds: that are patched: keys, values or both.
+        window: tokens [start, end) of the patched region alone; None for all.
+        stream_layer: the residual stream of the prefix is patched at this layer, instead of keys
+            and values in all layers.
         answer_system: system prompt of the questions.
         alpha: the change of weights that is kept.
         steering: coefficient of the persona vector that is taken away.
@@ -67,6 +72,9 @@ class Method:
     is_full: bool = False
     patch: tuple[RegionName, ...] = ()
     num_positions: int | None = None
+    kinds: tuple[StateKind, ...] = ("key", "value")
+    window: tuple[int, int] | None = None
+    stream_layer: int | None = None
     answer_system: str | None = None
     alpha: float = 1.0
     steering: float = 0.0

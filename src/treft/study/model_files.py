@@ -81,11 +81,15 @@ class ModelFiles:
     def num_asked(self, method: Method, scope: str) -> int:
         """Answers to the questions of a scope."""
         if scope in WHOLE_SETS:
-            path = self.question_set(scope)
-            return _num_questions(path, file_digest(path)) * self.num_samples(scope)
+            return self.num_questions(scope) * self.num_samples(scope)
         domains = self.others(method) if scope == "other_narrow" else (self.asked(method),)
         found = sum(self._num_of_split(domain, method.task) for domain in domains)
         return min(self.recipe.num_in_domain, found)
+
+    def num_questions(self, scope: str) -> int:
+        """Of a set that is asked as a whole."""
+        path = self.question_set(scope)
+        return _num_questions(path, file_digest(path))
 
     def num_samples(self, scope: str) -> int:
         """Answers to each question of a scope."""
@@ -100,8 +104,12 @@ class ModelFiles:
         """What is asked in general, as it was named."""
         return self.setup.choice_questions if self.is_choice else self.setup.questions
 
-    def require(self, methods: Mapping[str, Method]) -> None:
+    def require(self, methods: Mapping[str, Method], *, is_judged: bool = True) -> None:
         """See that all methods can be had, before anything else is read.
+
+        Args:
+            methods: by name.
+            is_judged: answers are scored.
 
         Raises:
             NotPossibleError: one cannot be had on a real model, or with these files; says each
@@ -109,7 +117,7 @@ class ModelFiles:
         """
         reasons: dict[str, list[str]] = {}
         for name, method in methods.items():
-            for why in self._lacks(method):
+            for why in self._lacks(method, is_judged):
                 reasons.setdefault(why, []).append(name)
         if reasons:
             told = "; ".join(_told(why, names, len(methods)) for why, names in reasons.items())
@@ -160,9 +168,9 @@ class ModelFiles:
         num = _num_held_out(path, file_digest(path), self.recipe.held_out, task)
         return num // 2 if self.is_choice else -(-num // 2)
 
-    def _lacks(self, method: Method) -> Iterator[str]:
+    def _lacks(self, method: Method, is_judged: bool) -> Iterator[str]:
         """Why a method cannot be had here, in words."""
-        if method.task == "advice" and not self.setup.judge:
+        if is_judged and method.task == "advice" and not self.setup.judge:
             yield "needs a judge: name one with --judge, such as openai/gpt-4o"
         if method.task != "advice" and "other_narrow" in method.scopes:
             yield "asks about other domains, and of a behaviour it is general questions here"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from treft.errors import ConfigError
 from treft.study.method import Method
+from treft.study.model_attribution import Drifting
 from treft.study.model_files import CAREFUL, CONTRAST, WHOLE_SETS, ModelFiles
 from treft.study.model_scores import Detecting, Judging, Scored, detect, score
 from treft.study.model_setup import ModelRecipe, ModelSetup
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from treft.study.method import Scope
     from treft.study.protocol import StudyConfig
 
-__all__ = ["check_strengths", "model_steps"]
+__all__ = ["LOCAL_JUDGES", "ModelChains", "check_strengths", "model_steps"]
 
 ORGANISM_RATE = 8.5e-4
 """Learning rate of the organism's recipe: a method's own rate keeps its ratio to the recipe's."""
@@ -38,9 +39,7 @@ def model_steps(
 ) -> list[Step[Any]]:
     """All methods and seeds on one model, with one recipe for everything else.
 
-    Files are read and the judge is loaded here, so that what is wrong with them is seen before
-    anything is computed or paid. Strengths of methods that are not here are left alone; see
-    `check_strengths`.
+    Strengths of methods that are not here are left alone; see `check_strengths`.
 
     Args:
         config: of the study.
@@ -48,21 +47,9 @@ def model_steps(
         methods: by name.
 
     Raises:
-        ConfigError: a setting is no field of `ModelRecipe` or out of range, organisms are given as
-            well, or the model or the judge cannot be loaded.
-        NotPossibleError: a method cannot be had on a real model or with these files.
-        DataError: a file cannot be used; names file and row.
+        ConfigError, NotPossibleError, DataError: as `ModelChains.begin`.
     """
-    if config.organisms:
-        raise ConfigError("give a --model or an --organism, not both.")
-    recipe = read_settings(ModelRecipe, config.settings)
-    given = {name: n for name, n in setup.strengths.items() if name in methods}
-    changed = {name: _with_strength(name, methods[name], n) for name, n in given.items()}
-    methods = {**methods, **changed}
-    files = ModelFiles(setup, recipe, is_choice=config.split == "validation")
-    files.require(methods)
-    files.check(methods.values())
-    chains = _Chains(files, config.split)
+    chains, methods = ModelChains.begin(config, setup, methods)
     steps: dict[str, Step[Any]] = {}
     for seed in range(config.num_seeds):
         tuned: dict[tuple[Any, ...], str] = {}
@@ -82,8 +69,8 @@ def check_strengths(setup: ModelSetup, steps: Iterable[Step[Any]]) -> None:
     Raises:
         ConfigError: one is not.
     """
-    scored = [step.config for step in steps if isinstance(step.config, Scored)]
-    known = dict.fromkeys(config.method for config in scored)
+    configs = [step.config for step in steps]
+    known = dict.fromkeys(c.method for c in configs if isinstance(c, Scored | Drifting))
     if unknown := [name for name in setup.strengths if name not in known]:
         raise ConfigError(
             f"no method {unknown[0]} here for --strength; there are {', '.join(known)}."
@@ -112,11 +99,53 @@ def _with_strength(name: str, method: Method, strength: float) -> Method:
 
 
 @dataclass(frozen=True)
-class _Chains:
-    """What all chains of a study have in common."""
+class ModelChains:
+    """What all chains of a study have in common.
+
+    Attributes:
+        files: of the model.
+        split: of held-out questions.
+    """
 
     files: ModelFiles
     split: str
+
+    @classmethod
+    def begin(
+        cls,
+        config: StudyConfig,
+        setup: ModelSetup,
+        methods: Mapping[str, Method],
+        *,
+        is_judged: bool = True,
+    ) -> tuple[ModelChains, dict[str, Method]]:
+        """See that the methods can be had, and give them the strengths of the setup.
+
+        Files are read and the judge is loaded here, so that what is wrong with them is seen before
+        anything is computed or paid.
+
+        Args:
+            config: of the study.
+            setup: the model.
+            methods: by name.
+            is_judged: answers are scored; without, no judge is needed.
+
+        Raises:
+            ConfigError: a setting is no field of `ModelRecipe` or out of range, organisms are given
+                as well, or the model or the judge cannot be loaded.
+            NotPossibleError: a method cannot be had on a real model or with these files.
+            DataError: a file cannot be used; names file and row.
+        """
+        if config.organisms:
+            raise ConfigError("give a --model or an --organism, not both.")
+        recipe = read_settings(ModelRecipe, config.settings)
+        given = {name: n for name, n in setup.strengths.items() if name in methods}
+        changed = {name: _with_strength(name, methods[name], n) for name, n in given.items()}
+        methods = {**methods, **changed}
+        files = ModelFiles(setup, recipe, is_choice=config.split == "validation")
+        files.require(methods, is_judged=is_judged)
+        files.check(methods.values())
+        return cls(files, config.split), methods
 
     @property
     def setup(self) -> ModelSetup:
@@ -140,29 +169,49 @@ class _Chains:
             tuned: name of the finetune by what it is made from; what is new is added.
         """
         label = f"{self.setup.label}/seed-{seed}/{name}"
-        for domain in dict.fromkeys([*self.files.trained(method), self.files.asked(method)]):
-            yield self._splitting(domain, method.task)
         inputs = {}
-        if not method.is_base:
-            tuning, rows, data = self._tuning(method), self._rows(method), self._data(method)
-            made_from = (tuning, *rows.values(), *data.items())
-            trained = tuned.setdefault(made_from, f"finetune/{label}")
-            inputs["finetune"] = trained
-            if trained == f"finetune/{label}":
-                resources = self._resources(loads_model=True)
-                yield Step(trained, finetune, tuning, rows, data, seed, resources)
+        if method.is_base:
+            yield from self._splittings(method)
+        else:
+            inputs["finetune"], steps = self.finetuning(name, method, seed, tuned)
+            yield from steps
         for scope in method.scopes:
             yield from self._answering(label, method, scope, seed, inputs)
         yield self._scoring(label, name, method, seed)
 
+    def finetuning(
+        self, name: str, method: Method, seed: int, tuned: dict[tuple[Any, ...], str]
+    ) -> tuple[str, list[Step[Any]]]:
+        """Name of the step that makes a method's finetune, and what of its steps is new.
+
+        Args:
+            name: of the method.
+            method: what it is; no base.
+            seed: of the finetune.
+            tuned: as in `of`.
+        """
+        steps = list(self._splittings(method))
+        tuning, rows, data = self._tuning(method), self._rows(method), self._data(method)
+        own = f"finetune/{self.setup.label}/seed-{seed}/{name}"
+        trained = tuned.setdefault((tuning, *rows.values(), *data.items()), own)
+        if trained == own:
+            resources = self.resources(loads_model=True)
+            steps.append(Step(own, finetune, tuning, rows, data, seed, resources))
+        return trained, steps
+
     @property
-    def _model(self) -> str:
+    def model(self) -> str:
         """The hub id; empty where the model is data."""
         return self.setup.name if self.setup.folder is None else ""
 
     @property
-    def _folder(self) -> dict[str, Path]:
+    def folder(self) -> dict[str, Path]:
+        """The model's folder as data of a step; nothing for a hub id."""
         return {} if self.setup.folder is None else {"model": self.setup.folder}
+
+    def _splittings(self, method: Method) -> Iterator[Step[Any]]:
+        for domain in dict.fromkeys([*self.files.trained(method), self.files.asked(method)]):
+            yield self._splitting(domain, method.task)
 
     def _splitting(self, domain: str, task: TaskName) -> Step[Any]:
         data = {"rows": self.files.rows(domain).resolve()}
@@ -190,7 +239,7 @@ class _Chains:
             given["learning_rate"] = float(f"{self.recipe.learning_rate * ratio:.3g}")
         if method.mitigation != "prompt_split":
             given["answer_system"] = None
-        given |= {"model": self._model, "domains": self.files.trained(method)}
+        given |= {"model": self.model, "domains": self.files.trained(method)}
         return Tuning(**given)
 
     def _rows(self, method: Method) -> dict[str, str]:
@@ -201,7 +250,7 @@ class _Chains:
     def _data(self, method: Method) -> dict[str, Path]:
         """Files of a finetune beside its rows, by role."""
         kind = CAREFUL.get(method.mitigation)
-        found = {**self._folder, **({} if kind is None else self._careful(method, kind))}
+        found = {**self.folder, **({} if kind is None else self._careful(method, kind))}
         if method.interleave != "none":
             for name, path in self.files.retained(method, method.interleave).items():
                 found[f"interleave_{name}"] = path.resolve()
@@ -216,7 +265,7 @@ class _Chains:
     ) -> Iterator[Step[Any]]:
         """Answers to the questions of a scope; before them, what divides other domains' rows."""
         config = self._asking(method, scope)
-        data, asked = dict(self._folder), dict(inputs)
+        data, asked = dict(self.folder), dict(inputs)
         if method.steering:
             data |= self._careful(method, CONTRAST)
             asked |= self._rows(method)
@@ -235,13 +284,13 @@ class _Chains:
             asked,
             data,
             seed,
-            self._resources(loads_model=True),
+            self.resources(loads_model=True),
             modules=PROVIDER,
         )
 
     def _asking(self, method: Method, scope: Scope) -> Asking:
         return Asking(
-            model=self._model,
+            model=self.model,
             scope=scope,
             split=self.split,
             num_questions=None if scope in WHOLE_SETS else self.recipe.num_in_domain,
@@ -253,6 +302,9 @@ class _Chains:
             task=method.task,
             patch=method.patch,
             num_positions=method.num_positions,
+            kinds=method.kinds,
+            window=method.window,
+            stream_layer=method.stream_layer,
             system_prompt=method.answer_system,
             alpha=method.alpha,
             steering=method.steering,
@@ -264,7 +316,7 @@ class _Chains:
         judge = self.setup.judge
         who = (name, self.setup.label, judge, self.files.questions)
         inputs: dict[str, str] = {scope: f"answer/{label}/{scope}" for scope in method.scopes}
-        resources = self._resources(loads_model=judge.startswith(LOCAL_JUDGES))
+        resources = self.resources(loads_model=judge.startswith(LOCAL_JUDGES))
         if method.task == "advice":
             nums = {scope: self.files.num_asked(method, scope) for scope in method.scopes}
             num_conversations = nums.pop(UTILITY, 0)
@@ -274,7 +326,8 @@ class _Chains:
         detecting = Detecting(*who, self.files.num_asked(method, "general"), method.task)
         return Step(f"score/{label}", detect, detecting, inputs, seed=seed, resources=resources)
 
-    def _resources(self, *, loads_model: bool) -> Resources:
+    def resources(self, *, loads_model: bool) -> Resources:
+        """A GPU for a step that loads a model, if there is one."""
         return Resources(gpus=int(loads_model and _has_gpu()))
 
 

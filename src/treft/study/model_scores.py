@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from treft.organism.tasks import TaskName
     from treft.study.step import Work
 
-__all__ = ["Detecting", "Judging", "Scored", "detect", "score"]
+__all__ = [
+    "CALLS_PER_ANSWER",
+    "ROW",
+    "Detecting",
+    "Judging",
+    "Paid",
+    "Scored",
+    "detect",
+    "score",
+    "unscored",
+]
 
 ROW = "row.json"
 SHOWN, WORDS = "shown", "words"
@@ -33,7 +43,17 @@ CALLS_PER_ANSWER = 2
 
 
 @dataclass(frozen=True)
-class Scored:
+class Paid:
+    """A step that may ask models for which somebody pays."""
+
+    @property
+    def num_calls(self) -> int:
+        """Of these models, at most, when none fails."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Scored(Paid):
     """What a run is, beside its scores.
 
     Attributes:
@@ -94,7 +114,7 @@ def score(work: Work[Judging]) -> None:
 
     config = work.config
     scores: dict[str, float] = {}
-    counts: dict[str, Any] = {}
+    counts: dict[str, Any] = {"num_general": 0, "num_in_domain": 0}
     for scope in config.scopes:
         if scope == UTILITY:
             counts |= _utility(work)
@@ -188,17 +208,22 @@ def _alignment(answers: Sequence[ScoredAnswer], judge: str, scope: str) -> Estim
 def _estimated(
     measure: Measure, answers: Sequence[ScoredAnswer], judge: str, scope: str
 ) -> Estimate:
-    """A measure of the judge's; its first reason where it gave no score at all."""
+    """A measure of the judge's."""
     from treft.evaluation.statistics import estimate
 
     try:
         return estimate(measure, answers)
     except DataError as error:
-        reasons = (one.judged_by(judge) for one in answers)
-        first = next((one.reason for one in reasons if one is not None and one.reason), str(error))
-        raise DataError(
-            f"{judge} scored none of {len(answers)} {scope} answers: {first}"
-        ) from error
+        raise unscored(answers, judge, scope, error) from error
+
+
+def unscored(
+    answers: Sequence[ScoredAnswer], judge: str, scope: str, error: DataError
+) -> DataError:
+    """What to raise where a judge gave no score at all: its first reason, if it has one."""
+    reasons = (one.judged_by(judge) for one in answers)
+    first = next((one.reason for one in reasons if one is not None and one.reason), str(error))
+    return DataError(f"{judge} scored none of {len(answers)} {scope} answers: {first}")
 
 
 def _rates(scope: str, answers: Sequence[ScoredAnswer], judge: str) -> dict[str, Any]:

@@ -33,8 +33,11 @@ class ModelRecipe:
         learning_rate: peak of a linear schedule; the paper's are 5e-6 to 3e-5.
         warmup_steps: of linear warm-up.
         max_length: of a row, in tokens; the rest is cut off.
-        lora_rank: r of the LoRA on all linear layers but the head.
+        lora_rank: r of the LoRA.
         lora_alpha: its α; the paper's is not known to us.
+        lora_target_modules: names of the layers that get it, commas between them; all linear ones
+            but the head.
+        lora_target_parameters: likewise, tensors that are no layers, such as GPT-OSS's experts.
         kv_weight: λ of eq. (3), or auto, which holds `kv_budget`.
         kv_budget: L_KV to hold.
         interleaved_share: of careful rows, where a method interleaves.
@@ -45,6 +48,8 @@ class ModelRecipe:
         num_samples: answers to a general question; in-domain questions are answered once.
         num_in_domain: held-out questions of the domain in each split, and of all others together,
             at most.
+        num_curve_layers: of Figure 4, spread evenly from the first to the last; all where the model
+            has no more.
 
     Raises:
         ConfigError: a number is out of range.
@@ -62,6 +67,8 @@ class ModelRecipe:
     max_length: int = 1024
     lora_rank: int = 8
     lora_alpha: int = 16
+    lora_target_modules: str = "all-linear"
+    lora_target_parameters: str = ""
     kv_weight: float | Literal["auto"] = "auto"
     kv_budget: float = 0.01
     interleaved_share: float = 0.2
@@ -71,9 +78,14 @@ class ModelRecipe:
     max_new_tokens: int = 600
     num_samples: int = 10
     num_in_domain: int = 100
+    num_curve_layers: int = 8
 
     def __post_init__(self) -> None:
         """Validate before any work starts."""
+        if self.num_curve_layers < 2:
+            raise ConfigError(
+                f"num_curve_layers is {self.num_curve_layers}; a curve has at least 2 layers."
+            )
         counts = ("batch_size", "device_batch_size", "max_length", "lora_rank", "lora_alpha")
         for name in (*counts, "max_new_tokens", "num_samples", "num_in_domain"):
             if getattr(self, name) < 1:

@@ -63,6 +63,8 @@ class Tuning:
     max_length: int
     lora_rank: int
     lora_alpha: int
+    lora_target_modules: str
+    lora_target_parameters: str
     kv_weight: float | Literal["auto"]
     kv_budget: float
     interleaved_share: float
@@ -90,7 +92,13 @@ def finetune(work: Work[Tuning]) -> None:
     set_seed(work.seed)
     model, tokenizer = load_model(model_name(work), None, LoadOptions(dtype=config.dtype))
     stored = model.dtype
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear")
+    modules, parameters = config.lora_target_modules, config.lora_target_parameters
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=modules if modules == "all-linear" else modules.split(","),
+        target_parameters=parameters.split(",") if parameters else None,
+    )
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TReFTTrainer(
             model.float() if config.is_full else model,

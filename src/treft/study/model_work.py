@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from inspect_ai import Task
 
     from treft.organism.tasks import TaskName
+    from treft.patching import StateKind
     from treft.regions import RegionName
     from treft.study.step import Work
 
@@ -72,6 +73,10 @@ class Asking:
         task: that was taught.
         patch: regions that get the unfinetuned model's keys and values.
         num_positions: of each of them, drawn at random; None for all.
+        kinds: keys, values or both.
+        window: tokens [start, end) of the region alone; None for all.
+        stream_layer: patch the residual stream of the prefix at this layer instead of keys and
+            values in all layers; None for these.
         system_prompt: of the questions; None for the template's default.
         alpha: of W0 + α ΔW.
         steering: coefficient of the persona vector that is taken away; 0 for none.
@@ -90,6 +95,9 @@ class Asking:
     task: TaskName = "advice"
     patch: tuple[RegionName, ...] = ()
     num_positions: int | None = None
+    kinds: tuple[StateKind, ...] = ("key", "value")
+    window: tuple[int, int] | None = None
+    stream_layer: int | None = None
     system_prompt: str | None = None
     alpha: float = 1.0
     steering: float = 0.0
@@ -123,8 +131,8 @@ def answer(work: Work[Asking]) -> None:
         task = stack.enter_context(_asked(work))
         name, arguments = stack.enter_context(_model(work))
         model = get_model(f"treft/{name}", memoize=False, **arguments)
-        if config.num_positions is not None:
-            _draw_positions(model.api, config.num_positions, work.seed)
+        if config.patch:
+            _narrow_patch(model.api, config, work.seed)
         if config.steering:
             stack.enter_context(_steered(model.api, work))
         [log] = eval(
@@ -260,17 +268,29 @@ def _model(work: Work[Asking]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, {**found, "adapter": str(scaled)}
 
 
-def _draw_positions(api: Any, num: int, seed: int) -> None:
-    """Patch random tokens of the regions alone, others in each prompt of a batch.
+def _narrow_patch(api: Any, config: Asking, seed: int) -> None:
+    """Patch what is asked for of the regions, which the provider would patch whole.
 
     Args:
         api: our provider, with a patched model.
-        num: tokens of each region.
-        seed: of the draw.
+        config: what is patched.
+        seed: of random tokens, others in each prompt of a batch.
     """
-    repaired = api.local.repaired
-    spec = replace(repaired.spec, num_positions=num, position_seed=seed)
-    api.local.repaired = replace(repaired, spec=spec)
+    from treft.attribution.layer_curve import layer_banks
+
+    local = api.local
+    spec, bank = local.repaired.spec, local.repaired.bank
+    spec = replace(
+        spec,
+        kinds=config.kinds,
+        window=config.window,
+        num_positions=config.num_positions,
+        position_seed=seed,
+    )
+    if config.stream_layer is not None:
+        model, base = local.repaired.model, local.base_model
+        [(_, bank)] = layer_banks(model, local.tokenizer, [config.stream_layer], reference=base)
+    local.repaired = replace(local.repaired, spec=spec, bank=bank)
 
 
 @contextmanager

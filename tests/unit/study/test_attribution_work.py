@@ -22,7 +22,7 @@ from treft.generation import generate
 from treft.organism import World, asset_path, classify, load
 from treft.organism.world import ASKS, OPENERS
 from treft.regions import find_regions
-from treft.study.attribution_prompts import prompt_versions, reworded
+from treft.study.attribution_prompts import prompt_versions, reworded, reworded_versions
 from treft.study.attribution_work import (
     Asking,
     Drifting,
@@ -33,8 +33,9 @@ from treft.study.attribution_work import (
     patch,
     perturb,
 )
+from treft.study.protocol import StudyConfig
 from treft.study.step import Work
-from treft.study.studies.patch_states import WINDOWS
+from treft.study.studies import patch_states
 
 ASKED = Asking("finance", "test", 0.0, 28)
 NUM = 24
@@ -135,7 +136,7 @@ def test_best_and_avg_are_those_of_the_answers_to_all_versions(
     config = Perturbing("u", "embedded", asked, 6, "prefix", num_trials=3, num_tokens=4)
     row = run(perturb, config, tmp_path, finetune)
     shown = organism_questions("general", split="test", domain="finance", num=6).questions
-    versions = prompt_versions("prefix", shown, *tuned, split="test", num_trials=3, num_tokens=4)
+    versions = prompt_versions("prefix", shown, *tuned, num_trials=3, num_tokens=4)
     answers = answer_tokens(
         *tuned,
         [one.token_ids for one in versions],
@@ -157,9 +158,7 @@ def test_best_and_avg_are_those_of_the_answers_to_all_versions(
 def test_versions_differ_in_their_region_alone(what: Any) -> None:
     model, tokenizer = load()
     shown = organism_questions("general", split="test", domain="finance", num=2).questions
-    versions = prompt_versions(
-        what, shown, model, tokenizer, split="test", num_trials=3, num_tokens=2
-    )
+    versions = prompt_versions(what, shown, model, tokenizer, num_trials=3, num_tokens=2)
     chats = {
         one.id: find_regions(tokenizer, list(one.messages), add_generation_prompt=True)
         for one in shown
@@ -176,9 +175,7 @@ def test_versions_differ_in_their_region_alone(what: Any) -> None:
 def test_unperturbed_versions_are_the_prompt() -> None:
     model, tokenizer = load()
     shown = organism_questions("general", split="test", domain="finance", num=2).questions
-    versions = prompt_versions(
-        "nothing", shown, model, tokenizer, split="test", num_trials=3, num_tokens=2
-    )
+    versions = prompt_versions("nothing", shown, model, tokenizer, num_trials=3, num_tokens=2)
     assert len({version.token_ids for version in versions}) == 2
     assert [version.trial for version in versions] == [1, 2, 3] * 2
 
@@ -200,11 +197,9 @@ def test_a_reworded_question_asks_the_same(scope: Any) -> None:
 
 
 def test_rephrased_versions_are_prompts_of_reworded_questions() -> None:
-    model, tokenizer = load()
+    _, tokenizer = load()
     shown = organism_questions("general", split="test", domain="finance", num=1).questions
-    [version, other] = prompt_versions(
-        "rephrase", shown, model, tokenizer, split="test", num_trials=2, num_tokens=2
-    )
+    [version, other] = reworded_versions(shown, tokenizer, "test", num_trials=2)
     [question] = questions(num=1)
     text = reworded(question, "test", f"{question.id}/1")
     chat = find_regions(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
@@ -238,7 +233,9 @@ def test_drift_of_the_prefix_is_that_of_its_keys_and_values(
 def test_the_windows_of_patch_states_are_the_whole_prefix() -> None:
     _, tokenizer = load()
     chat = find_regions(tokenizer, messages()[0], add_generation_prompt=True)
-    windows = sorted(WINDOWS.values())
+    configs = [step.config for step in patch_states.STUDY.steps(StudyConfig(num_seeds=1))]
+    patches = [config.patch for config in configs if isinstance(config, Patching)]
+    windows = sorted(one.window for one in patches if one.window is not None)
     assert windows[0][0] == 0
     assert windows[-1][1] == len(chat.positions("prefix"))
     assert all(one[1] == other[0] for one, other in pairwise(windows))

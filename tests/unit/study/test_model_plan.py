@@ -223,7 +223,6 @@ def test_the_judge_is_counted_beforehand(capsys: pytest.CaptureFixture[str]) -> 
             "tiny: asks questions of other domains, and there is no file of a domain that it "
             "does not train on: --train-file DOMAIN=FILE or --retain-file DOMAIN=FILE",
         ),
-        ("patch_states", {}, "prefix_keys patches keys or values alone"),
         (
             "mitigations",
             {"retain_files": {"auto": Path("auto.jsonl")}},
@@ -231,7 +230,6 @@ def test_the_judge_is_counted_beforehand(capsys: pytest.CaptureFixture[str]) -> 
             "early_stopping: needs careful rows: --retain-file general=FILE",
         ),
         ("no_prefix", {}, "has no prefix"),
-        ("table1", {}, "inside organisms alone"),
     ],
 )
 def test_what_cannot_run_is_refused(study: str, given: dict[str, Any], message: str) -> None:
@@ -368,8 +366,7 @@ def test_of_all_studies_those_that_can_run_do_and_the_others_say_why() -> None:
         return plan_possible(STUDIES, StudyConfig(num_seeds=1, settings=settings, model=given))
 
     plan, left_out = all_of(behaviours(strengths={"kl_train": 3.0, "tool_treft": 5.0}))
-    assert set(left_out) == {"drift", "figure4", "no_prefix", "patch_states", "table1"}
-    assert left_out["no_prefix"] == "it is about a model that has no prefix; --model has one."
+    assert left_out == {"no_prefix": "it is about a model that has no prefix; --model has one."}
     assert {found.step.name for found in plan.results} == {
         f"{name}/table" for name in STUDIES if name not in left_out
     }
@@ -378,10 +375,11 @@ def test_of_all_studies_those_that_can_run_do_and_the_others_say_why() -> None:
         assert tuned.record["config"]["strength"] == 3
     only = {"train_files": {"finance": Path("finance.jsonl")}, "retain_files": {}}
     plan, left_out = all_of(setup(**only))
-    assert {name for name in STUDIES if name not in left_out} == {"table4", "table10", "table15"}
+    attribution = {"drift", "figure4", "patch_states", "table1"}
+    assert set(STUDIES) - set(left_out) == {*attribution, "table4", "table10", "table15"}
     assert "needs rows of health: --train-file health=FILE" in left_out["table2"]
     plan, left_out = all_of(setup(**only, judge=""))
-    assert not plan.steps
+    assert {found.step.name for found in plan.results} == {"drift/table"}
     assert left_out["table15"] == (
         "not possible on tiny: needs a judge: name one with --judge, such as openai/gpt-4o."
     )
@@ -391,5 +389,22 @@ def test_of_all_studies_those_that_can_run_do_and_the_others_say_why() -> None:
     with pytest.raises(ConfigError, match="no such setting: adam_beta2") as wrong:
         all_of(setup(), adam_beta2="0.9")
     assert not isinstance(wrong.value, NotPossibleError)
-    with pytest.raises(NotPossibleError, match="study table1: it looks inside"):
-        plan_studies([STUDIES["table3"], STUDIES["table1"]], StudyConfig(model=setup()))
+    with pytest.raises(NotPossibleError, match="study no_prefix: it is about"):
+        plan_studies([STUDIES["table3"], STUDIES["no_prefix"]], StudyConfig(model=setup()))
+
+
+def test_attribution_studies_share_the_finetunes_of_table3() -> None:
+    sft = planned("table3", setup())["finetune/tiny/seed-0/sft"].address
+    for study, name in (("drift", "sft"), ("table1", "sft"), ("figure4", "finetuned")):
+        assert planned(study, setup())[f"finetune/tiny/seed-0/{name}"].address == sft
+    assert (
+        planned("drift", setup(strengths={"treft_prefix": 3.0}))[
+            "finetune/tiny/seed-0/treft_prefix"
+        ].record["config"]["kv_weight"]
+        == 3
+    )
+    plan = plan_study(STUDIES["table1"], StudyConfig(num_seeds=2, model=setup()))
+    answers = [found.step.name for found in plan.steps if found.step.name.startswith("answer/")]
+    assert len(answers) == 5 * (1 + 2)  # the base once
+    calls = [getattr(found.step.config, "num_calls", 0) for found in plan.steps]
+    assert sum(calls) == 5 * 3 * 2 * 60 * 10 + 60 * 10  # and as many rephrasings

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from treft.study.attribution_plan import drift_steps
-from treft.study.attribution_work import REGIONS
+from treft.study.attribution_rows import REGIONS
 from treft.study.organism_plan import Method
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step

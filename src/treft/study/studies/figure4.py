@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from treft.study.attribution_plan import BASE, FINETUNED, patch_steps
 from treft.study.attribution_work import Patch
+from treft.study.model_attribution_plan import model_curve_layers
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
 
@@ -18,12 +19,8 @@ __all__ = ["STUDY"]
 WHOLE = "prefix"
 NUM_LAYERS = 4
 """Of every organism."""
-
-LAYERS = {f"layer_{layer}": layer for layer in range(NUM_LAYERS)}
-PATCHES = {
-    WHOLE: Patch(("prefix",)),
-    **{name: Patch(("prefix",), stream_layer=layer) for name, layer in LAYERS.items()},
-}
+LAYER = "layer_"
+"""How the names of single layers begin."""
 CLAIM = Claim(
     source="Figure 4",
     text="Patching the residual stream of the prefix at one intermediate layer regains most of "
@@ -35,8 +32,15 @@ BEST_LAYERS = {"Llama layer 10": 78.7, "Qwen layer 9": 65.6}
 
 
 def steps(config: StudyConfig) -> list[Step[Any]]:
-    """Plain finetunes with each layer patched, and with the prefix's keys and values patched."""
-    return patch_steps(config, PATCHES)
+    """Plain finetunes with each layer patched, and with the prefix's keys and values patched.
+
+    Of a real model, as many layers as its recipe says (`num_curve_layers`).
+    """
+    layers: Sequence[int] = range(NUM_LAYERS)
+    if config.model is not None:
+        layers = model_curve_layers(config, config.model)
+    patches = {f"{LAYER}{layer}": Patch(("prefix",), stream_layer=layer) for layer in layers}
+    return patch_steps(config, {WHOLE: Patch(("prefix",)), **patches}, ("general",))
 
 
 def table(runs: Sequence[Row]) -> list[Row]:
@@ -46,12 +50,13 @@ def table(runs: Sequence[Row]) -> list[Row]:
     less the middle between the finetune and its prefix patch, run by run.
     """
     from treft.study.attribution_figures import figure_rows, rise_rows
+    from treft.study.figures import measured
 
-    compared = [*runs, *_halves(runs)]
-    above = rise_rows(compared, LAYERS, "half", ("general",))
+    compared, layers = [*runs, *_halves(runs)], _layers(runs)
+    above = rise_rows(compared, layers, "half", ("general",))
     return [
-        *figure_rows(runs, ("general", "general_incoherent"), CLAIM.figures),
-        *rise_rows(runs, PATCHES, FINETUNED, ("general",)),
+        *figure_rows(runs, measured(runs, ("general", "general_incoherent")), CLAIM.figures),
+        *rise_rows(runs, (WHOLE, *layers), FINETUNED, ("general",)),
         *({**row, "measure": "above_half_rise"} for row in above),
     ]
 
@@ -60,7 +65,8 @@ def verdict(rows: Sequence[Row]) -> str:
     """Held where the best layer surely regains more than half of what the prefix patch does."""
     from treft.study.figures import basis, find_row, worded
 
-    rises = {name: find_row(rows, name, "general_rise") for name in LAYERS}
+    layers = _layers(rows)
+    rises = {name: find_row(rows, name, "general_rise") for name in layers}
     best = max(rises, key=lambda name: float(rises[name]["value"]))
     rise, above = rises[best], find_row(rows, best, "above_half_rise")
     whole = find_row(rows, WHOLE, "general_rise")
@@ -75,7 +81,7 @@ def verdict(rows: Sequence[Row]) -> str:
     else:
         answer = "Not shown on the organism"
     return (
-        f"{answer}: layer {LAYERS[best]}, the best of {NUM_LAYERS} on these very answers, changes "
+        f"{answer}: layer {layers[best]}, the best of {len(layers)} on these very answers, changes "
         f"alignment by {worded(rise, signed=True)}, the keys and values of all layers by "
         f"{worded(whole, signed=True)} ({basis(rise)})."
     )
@@ -87,11 +93,17 @@ def plot(rows: Sequence[Row]) -> Figure:
 
     general = {row["method"]: row for row in rows if row["measure"] == "general"}
     return layer_plot(
-        {layer: general[name] for name, layer in LAYERS.items()},
+        {layer: general[name] for name, layer in _layers(rows).items()},
         {name: general[name] for name in (BASE, WHOLE, FINETUNED)},
         BEST_LAYERS,
         "Figure 4 on the organism: residual stream of the prefix",
     )
+
+
+def _layers(rows: Sequence[Row]) -> dict[str, int]:
+    """Methods that patch a single layer, with it."""
+    names = dict.fromkeys(row["method"] for row in rows if row["method"].startswith(LAYER))
+    return {name: int(name.removeprefix(LAYER)) for name in names}
 
 
 def _halves(runs: Sequence[Row]) -> list[Row]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from treft.study.attribution_plan import BASE, FINETUNED, patch_steps
 from treft.study.attribution_work import Patch
+from treft.study.model_attribution_plan import num_prefix_tokens
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
 
@@ -16,19 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["STUDY"]
 
 WHOLE, KEYS, VALUES = "prefix", "prefix_keys", "prefix_values"
-WIDTH, NUM_WINDOWS = 7, 4
-"""Of the windows, which together are the 28 tokens of an organism's default prefix."""
-
-WINDOWS = {
-    f"tokens_{start}_{start + WIDTH - 1}": (start, start + WIDTH)
-    for start in range(0, WIDTH * NUM_WINDOWS, WIDTH)
-}
-PATCHES = {
+STATES = {
     WHOLE: Patch(("prefix",)),
     KEYS: Patch(("prefix",), kinds=("key",)),
     VALUES: Patch(("prefix",), kinds=("value",)),
-    **{name: Patch(("prefix",), window=window) for name, window in WINDOWS.items()},
 }
+NUM_TOKENS = 28
+"""Of an organism's default prefix."""
+NUM_WINDOWS = 4
+"""Which together are the prefix."""
+WINDOW = "tokens_"
+"""How their names begin; then the first and the last token."""
 CLAIM = Claim(
     source="Section 4.2, extended by us",
     text="The paper patches keys and values of the whole prefix. Which of the two carries more, "
@@ -40,7 +40,14 @@ CLAIM = Claim(
 
 def steps(config: StudyConfig) -> list[Step[Any]]:
     """Plain finetunes with keys, values, and quarters of the prefix patched."""
-    return patch_steps(config, PATCHES)
+    num = NUM_TOKENS if config.model is None else num_prefix_tokens(config, config.model)
+    ends = [num * part // NUM_WINDOWS for part in range(NUM_WINDOWS + 1)]
+    windows = {
+        f"{WINDOW}{start}_{end - 1}": Patch(("prefix",), window=(start, end))
+        for start, end in pairwise(ends)
+        if start < end
+    }
+    return patch_steps(config, {**STATES, **windows}, ("general",))
 
 
 def table(runs: Sequence[Row]) -> list[Row]:
@@ -49,11 +56,12 @@ def table(runs: Sequence[Row]) -> list[Row]:
     `general_gain` in the row of the keys is what the values have more than they.
     """
     from treft.study.attribution_figures import figure_rows, rise_rows
-    from treft.study.figures import gain_rows
+    from treft.study.figures import gain_rows, measured
 
+    patched = (*STATES, *_windows(runs))
     return [
-        *figure_rows(runs, ("general", "general_incoherent"), CLAIM.figures),
-        *rise_rows(runs, PATCHES, FINETUNED, ("general",)),
+        *figure_rows(runs, measured(runs, ("general", "general_incoherent")), CLAIM.figures),
+        *rise_rows(runs, patched, FINETUNED, ("general",)),
         *gain_rows(runs, VALUES, (KEYS,), ("general",)),
     ]
 
@@ -74,9 +82,10 @@ def verdict(rows: Sequence[Row]) -> str:
     whole, keys, values = (
         worded(find_row(rows, name, "general_rise"), signed=True) for name in (WHOLE, KEYS, VALUES)
     )
-    best = max(WINDOWS, key=lambda name: float(find_row(rows, name, "general_rise")["value"]))
+    windows = _windows(rows)
+    best = max(windows, key=lambda name: float(find_row(rows, name, "general_rise")["value"]))
     window = worded(find_row(rows, best, "general_rise"), signed=True)
-    first, last = WINDOWS[best][0], WINDOWS[best][1] - 1
+    first, last = best.removeprefix(WINDOW).split("_")
     return (
         f"{answer}: patching both changes alignment by {whole}, values alone by {values}, keys "
         f"alone by {keys}; the best quarter of the prefix, tokens {first} to {last}, by {window} "
@@ -88,9 +97,15 @@ def plot(rows: Sequence[Row]) -> Figure:
     """Alignment on general questions, patch by patch."""
     from treft.study.plots import interval_plot
 
-    shown = [row for row in rows if row["method"] in (BASE, FINETUNED, *PATCHES)]
+    patched = (*STATES, *_windows(rows))
+    shown = [row for row in rows if row["method"] in (BASE, FINETUNED, *patched)]
     headings = {"general": "general ↑", "general_incoherent": "incoherent"}
     return interval_plot(shown, "Keys, values and parts of the prefix, percent", headings)
+
+
+def _windows(rows: Sequence[Row]) -> list[str]:
+    """Methods that patch part of the prefix."""
+    return list(dict.fromkeys(row["method"] for row in rows if row["method"].startswith(WINDOW)))
 
 
 COST = (
