@@ -1,13 +1,15 @@
 """Cost of the key/value penalty in one training step, against plain SFT and the naive way.
 
-    python benchmarks/train_step.py [--device cuda] [--rounds 24] [--checkpointing]
+    python benchmarks/train_step.py [--device cuda] [--rounds 24] [--prefix 32] [--checkpointing]
 
 Arms, interleaved in one process and in changing order, so that drifts of the machine hit all alike:
 
 - sft: forward, loss, backward, AdamW step of a LoRA;
 - sft_again: the same once more, which shows the noise (A/A);
 - treft: with the prefix penalty of `KVRegularizer`;
-- naive: the same penalty from `output_hidden_states`, all layers projected again at all tokens.
+- naive: the same penalty from `output_hidden_states`, all layers projected again at all tokens;
+- shared, treft_shared: sft and treft with the prefix run once for all rows (`share_prefix`), which
+  gradient checkpointing does not allow.
 
 Time is CPU time of the process on one thread (wall time after synchronising on a GPU); the ratio is
 the median of the rounds' paired ratios. Memory is the peak of what one step allocates beyond the
@@ -36,8 +38,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from treft.drift import token_drift
 from treft.reference import ReferenceBank, adapter_off
 from treft.regularizer import KVRegularizer, documents_of_batch
+from treft.training.shared_prefix import shortened
 
-BATCH_SIZE, NUM_TOKENS, NUM_PREFIX = 8, 256, 32
+BATCH_SIZE, NUM_TOKENS = 8, 256
 WEIGHT = 1.0
 Step = Callable[[], Tensor]
 
@@ -61,11 +64,13 @@ def build_model(args: argparse.Namespace) -> PeftModel:
     return get_peft_model(model, LoraConfig(r=8, target_modules="all-linear")).train()
 
 
-def build_batch(device: str) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Rows with a common prefix: 32 prefix, 60 query, 8 postfix, 156 response tokens."""
+def build_batch(device: str, num_prefix: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Rows with a common prefix, then 60 query and 8 postfix tokens; the rest is response."""
     input_ids = torch.randint(3, 2048, (BATCH_SIZE, NUM_TOKENS))
-    input_ids[:, :NUM_PREFIX] = input_ids[0, :NUM_PREFIX]
-    codes = torch.tensor([1] * NUM_PREFIX + [2] * 60 + [3] * 8 + [4] * 156)
+    input_ids[:, :num_prefix] = input_ids[0, :num_prefix]
+    codes = torch.tensor(
+        [1] * num_prefix + [2] * 60 + [3] * 8 + [4] * (NUM_TOKENS - num_prefix - 68)
+    )
     codes = codes.expand(BATCH_SIZE, -1)
     labels = torch.where(codes == 4, input_ids, -100)
     batch = {
@@ -78,7 +83,7 @@ def build_batch(device: str) -> tuple[dict[str, Tensor], Tensor, Tensor]:
 
 def build_steps(model: PeftModel, args: argparse.Namespace) -> dict[str, Step]:
     """The arms' loss functions."""
-    batch, codes, input_ids = build_batch(args.device)
+    batch, codes, input_ids = build_batch(args.device, args.prefix)
     turns = torch.zeros_like(codes)
     bank = ReferenceBank(adapter_off(model))
     regularizer = KVRegularizer(model, bank, weight=WEIGHT)
@@ -98,7 +103,19 @@ def build_steps(model: PeftModel, args: argparse.Namespace) -> dict[str, Step]:
         out = model(**batch, use_cache=False, output_hidden_states=True)
         return out.loss + WEIGHT * project_again(model, out.hidden_states, reference)
 
-    return {"sft": sft, "sft_again": sft, "treft": treft, "naive": naive}
+    def shared() -> Tensor:
+        return model(**shortened(model, batch)).loss
+
+    def treft_shared() -> Tensor:
+        documents = documents_of_batch(input_ids, codes, turns, batch["attention_mask"])
+        inputs = shortened(model, batch)
+        with regularizer.capture(documents):
+            loss = model(**inputs).loss
+        return loss + regularizer.penalty().weighted
+
+    steps = {"sft": sft, "sft_again": sft, "treft": treft, "naive": naive}
+    more = {} if args.checkpointing else {"shared": shared, "treft_shared": treft_shared}
+    return {**steps, **more}
 
 
 def project_again(model: PeftModel, hidden: tuple[Tensor, ...], reference: dict) -> Tensor:
@@ -114,7 +131,7 @@ def project_again(model: PeftModel, hidden: tuple[Tensor, ...], reference: dict)
         value = attention.v_proj(inputs).view(shape).transpose(1, 2)
         _, key = apply_rotary_pos_emb(key, key, cos, sin)
         for found, known in ((key, reference[layer].key), (value, reference[layer].value)):
-            total = total + token_drift(found[:, :, :NUM_PREFIX], known).mean()
+            total = total + token_drift(found[:, :, : known.shape[-2]], known).mean()
     return total / len(decoder.layers)
 
 
@@ -179,6 +196,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--prefix", type=int, default=32)
     parser.add_argument("--checkpointing", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -192,7 +210,7 @@ def main() -> None:
         f"{date.today()}, {platform.machine()} {args.device}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}; Llama {args.layers} layers, d "
         f"{args.hidden_size}, {args.dtype}, batch {BATCH_SIZE} x {NUM_TOKENS}, prefix "
-        f"{NUM_PREFIX}, checkpointing {args.checkpointing}, {args.rounds} rounds\n"
+        f"{args.prefix}, checkpointing {args.checkpointing}, {args.rounds} rounds\n"
     )
     print("| step | seconds (median) | time ratio | quartiles | memory (MiB) | memory ratio |")
     print("|---|---|---|---|---|---|")

@@ -76,10 +76,16 @@ AUTO = {
     "kv_regions": ["prefix", "postfix"],
     "kv_region_weights": {"prefix": 1.0, "postfix": 0.3},
 }
+SHARED = {
+    **FIXED,
+    "share_prefix": True,
+    "gradient_checkpointing": False,
+    "assistant_only_loss": True,
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [FIXED, AUTO], ids=["fixed", "auto"])
+@pytest.mark.parametrize("options", [FIXED, AUTO, SHARED], ids=["fixed", "auto", "shared"])
 def test_two_processes_equal_one(
     options: dict[str, object], tmp_path: Path, chat_tokenizer: object
 ) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from treft.regularizer import Penalty
 
-__all__ = ["Meter", "penalty_parts"]
+__all__ = ["Meter", "add_in_evaluation", "penalty_parts"]
 
 
 class Meter:
@@ -73,3 +73,22 @@ def penalty_parts(penalty: Penalty, by_layer: bool) -> dict[str, Tensor]:
         layers = zip(penalty.layers, penalty.key + penalty.value, strict=True)
         found.update({f"kv_penalty/layer_{layer}": mean for layer, mean in layers})
     return {name: mean * penalty.num_documents for name, mean in found.items()}
+
+
+def add_in_evaluation(
+    meter: Meter, sft_loss: Tensor, penalty: Penalty, num_rows: int, by_layer: bool
+) -> Tensor:
+    """The batch's loss with the penalty, a mean over its conversations; both go to the meter.
+
+    Args:
+        meter: of evaluation; it weighs batches by their rows, as `eval_loss` does.
+        sft_loss: of the batch.
+        penalty: of the batch.
+        num_rows: of the batch.
+        by_layer: as in `penalty_parts`.
+    """
+    parts = penalty_parts(penalty, by_layer)
+    meter.add({"kv_penalty": penalty.raw_sum, **parts}, weight=penalty.num_documents)
+    losses = {"kv_loss": penalty.weighted * num_rows, "sft_loss": sft_loss * num_rows}
+    meter.add(losses, weight=num_rows)
+    return sft_loss + penalty.weighted

@@ -18,7 +18,7 @@ from treft.training.prefix_start import behind, num_shared, why_whole
 if TYPE_CHECKING:
     from treft.training import TReFTTrainer
 
-__all__ = ["SharedPrefix"]
+__all__ = ["SharedPrefix", "shortened"]
 
 
 class SharedPrefix:
@@ -42,26 +42,31 @@ class SharedPrefix:
         """What TRL's loss is to call instead of the model."""
 
         def run(**inputs: Any) -> Any:
-            return model(**self._shortened(inputs))
+            with self._trainer.accelerator.autocast():
+                inputs = shortened(self._trainer.model, inputs)
+            return model(**inputs)
 
         return cast(nn.Module, run)
 
-    def _shortened(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The batch from column N on, with a cache of the columns before, whose gradient counts.
 
-        Whole where TRL asks for all logits (it gives no labels then), and where rows share nothing.
-        """
-        input_ids = inputs["input_ids"]
-        num = num_shared(inputs) if len(input_ids) > 1 else 0
-        if num < 1:
-            return inputs
-        with self._trainer.accelerator.autocast():
-            run = self._trainer.model(
-                input_ids=input_ids[:1, :num], use_cache=True, logits_to_keep=1
-            )
-        cache = run.past_key_values
-        cache.batch_repeat_interleave(len(input_ids))
-        return behind(num, inputs, cache)
+def shortened(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch from column N on, with the cache of the columns before, whose gradient counts.
+
+    Whole where there are no labels, and where rows share nothing.
+
+    Args:
+        model: runs the first N tokens of one row, with gradient; one that keeps all keys and values
+            and has no dropout.
+        inputs: of the model: `input_ids`, `labels`, `attention_mask`, (B, T).
+    """
+    input_ids = inputs["input_ids"]
+    num = num_shared(inputs) if len(input_ids) > 1 else 0
+    if num < 1:
+        return inputs
+    run = model(input_ids=input_ids[:1, :num], use_cache=True, logits_to_keep=1)
+    cache = run.past_key_values
+    cache.batch_repeat_interleave(len(input_ids))
+    return behind(num, inputs, cache)
 
 
 def _why_unequal(trainer: TReFTTrainer) -> str | None:

@@ -40,7 +40,7 @@ from treft.training.masking import (
     text_tokenizer,
     tokenizer_in_force,
 )
-from treft.training.meter import Meter, penalty_parts
+from treft.training.meter import Meter, add_in_evaluation, penalty_parts
 from treft.training.mitigation import (
     Mitigation,
     add_terms,
@@ -349,7 +349,8 @@ class TReFTTrainer(SFTTrainer):
         if self.model.training:
             loss = self._add_in_training(sft_loss, penalty, num_items_in_batch)
         else:
-            loss = self._add_in_evaluation(sft_loss, penalty, inputs["input_ids"].shape[0])
+            num_rows, by_layer = inputs["input_ids"].shape[0], self.args.kv_log_layers
+            loss = add_in_evaluation(self._meters["eval"], sft_loss, penalty, num_rows, by_layer)
         return (loss, result[1]) if return_outputs else loss
 
     def _add_in_training(
@@ -376,17 +377,6 @@ class TReFTTrainer(SFTTrainer):
             self._steering.observe(raw, sft_loss / divided_by)
         loss: Tensor = sft_loss + penalty.weight * raw * divided_by
         return loss
-
-    def _add_in_evaluation(self, sft_loss: Tensor, penalty: Penalty, num_rows: int) -> Tensor:
-        """Mean over the batch's conversations; the log weighs batches as `eval_loss` does."""
-        meter = self._meters["eval"]
-        parts = penalty_parts(penalty, self.args.kv_log_layers)
-        meter.add({"kv_penalty": penalty.raw_sum, **parts}, weight=penalty.num_documents)
-        meter.add(
-            {"kv_loss": penalty.weighted * num_rows, "sft_loss": sft_loss * num_rows},
-            weight=num_rows,
-        )
-        return sft_loss + penalty.weighted
 
     # ---- Evaluation and log ----
 
