@@ -17,6 +17,7 @@ from treft.errors import AttentionError, ConfigError
 from treft.regions import RegionName
 from treft.regularizer import check_region_weights
 from treft.training.auto_weight import AutoWeight
+from treft.training.prefix_start import cannot_share, why_options_want_whole
 
 __all__ = ["AUTO", "POSTFIX_REFERENCES", "REGIONS", "STATES", "TReFTConfig", "as_treft_config"]
 
@@ -155,6 +156,8 @@ class TReFTConfig(SFTConfig):
         super().__post_init__()
         if self.holds:
             self._check_set_up()
+        if self.share_prefix and (reason := why_options_want_whole(self)):
+            raise cannot_share(reason)
 
     @property
     def holds(self) -> bool:

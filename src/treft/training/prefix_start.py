@@ -14,13 +14,16 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from treft.errors import ConfigError
 from treft.regions import REGION_CODES
 from treft.states import pretrained_model
 
 if TYPE_CHECKING:
+    from trl import SFTConfig
+
     from treft.training import TReFTTrainer
 
-__all__ = ["behind", "num_shared", "why_whole"]
+__all__ = ["behind", "cannot_share", "num_shared", "why_options_want_whole", "why_whole"]
 
 WORLDS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 """Where the bare model can be run beside its wrapper: weights are whole in each process."""
@@ -35,15 +38,27 @@ def why_whole(trainer: TReFTTrainer) -> str | None:
             "the model does not keep all keys and values in every layer (sliding windows, linear "
             "attention)"
         )
-    if trainer.args.gradient_checkpointing:
-        return "gradient checkpointing allows no cache: set gradient_checkpointing=False"
-    if trainer.args.packing or trainer.padding_free:
-        return "packed rows do not begin together: set packing=False and padding_free=False"
+    if reason := why_options_want_whole(trainer.args):
+        return reason
     if trainer.aux_loss_enabled:
         return "the router's auxiliary loss is a mean over all tokens: set router_aux_loss_coef=0"
     if trainer.accelerator.distributed_type not in WORLDS:
         return "weights are sharded over processes: use data parallelism"
     return None
+
+
+def why_options_want_whole(args: SFTConfig) -> str | None:
+    """As `why_whole`, as far as options alone say."""
+    if args.gradient_checkpointing:
+        return "gradient checkpointing allows no cache: set gradient_checkpointing=False"
+    if args.packing or args.padding_free:
+        return "packed rows do not begin together: set packing=False and padding_free=False"
+    return None
+
+
+def cannot_share(reason: str) -> ConfigError:
+    """What to raise for `share_prefix` where rows must be run whole."""
+    return ConfigError(f"share_prefix cannot work here: {reason}; or leave it off.")
 
 
 def num_shared(inputs: dict[str, Any], codes: Tensor | None = None) -> int:

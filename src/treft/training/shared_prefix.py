@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from treft.errors import ConfigError
 from treft.training.mitigation import sees_forward
-from treft.training.prefix_start import behind, num_shared, why_whole
+from treft.training.prefix_start import behind, cannot_share, num_shared, why_whole
 
 if TYPE_CHECKING:
     from treft.training import TReFTTrainer
@@ -35,7 +34,7 @@ class SharedPrefix:
     def __init__(self, trainer: TReFTTrainer) -> None:
         reason = why_whole(trainer) or _why_unequal(trainer)
         if reason is not None:
-            raise ConfigError(f"share_prefix cannot work here: {reason}; or leave it off.")
+            raise cannot_share(reason)
         self._trainer = trainer
 
     def before(self, model: nn.Module) -> nn.Module:
