@@ -189,9 +189,14 @@ def count_interval(clusters: Clusters) -> Interval | None:
     return Interval(mean, math.exp(found.low), mean * math.exp(up))
 
 
-def upward_stretch(num_questions: int) -> float:
-    """Factor by which an interval reaches further up than its quantile; 1 from 50 questions on."""
-    return 1 + FEW_QUESTIONS_STRETCH * _fewness(num_questions)
+def upward_stretch(num_questions: int, most: float = FEW_QUESTIONS_STRETCH) -> float:
+    """Factor by which an interval reaches further up than its quantile; 1 from 50 questions on.
+
+    Args:
+        num_questions: C.
+        most: by how much more with hardly any question.
+    """
+    return 1 + most * _fewness(num_questions)
 
 
 def bounded_interval(clusters: Clusters) -> Interval:
