@@ -78,7 +78,7 @@ def train(
     from treft.mitigations.steering import steered_layer
     from treft.organism_mitigations import make_mitigations
     from treft.training import TReFTConfig, TReFTTrainer
-    from treft.training.mitigation import sees_forward
+    from treft.training.mitigation import wants_whole_rows
 
     set_seed(seed)
     on_gpu = model.device.type == "cuda"
@@ -107,7 +107,7 @@ def train(
                 assistant_only_loss=True,
                 **_held_options(training, recipe),
                 learnt_tokens_only=True,
-                share_prefix=not any(sees_forward(method) for method in mitigations),
+                share_prefix=not any(wants_whole_rows(method) for method in mitigations),
                 seed=seed,
                 bf16=on_gpu,
                 gradient_checkpointing=False,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from treft.errors import ConfigError
 from treft.mitigations.activated_lora import ActivatedLora
 from treft.mitigations.features import FeatureDistance
-from treft.mitigations.kl import KLOnRetain
+from treft.mitigations.kl import KLOnRetain, KLOnTrain
 from treft.training import TReFTTrainer
 from treft.training.prefix_start import num_shared
 
@@ -108,6 +108,33 @@ def test_training_evaluation_and_log_are_those_of_whole_rows(
         kept = {name: value for name, value in whole.items() if not name.endswith(timing)}
         assert {name: ours[name] for name in kept} == pytest.approx(kept, rel=2e-3, abs=1e-5)
     assert {"kv_penalty", "kl_retain_loss"} <= set(logs[0][0])
+
+
+@pytest.mark.parametrize("name", ["kl_train", "kl_retain"])
+def test_kl_is_that_of_whole_rows_and_its_models_share_the_prefix_too(
+    name: str, tiny_model: TinyModel, make_trainer: MakeTrainer
+) -> None:
+    rows = conversations(8, system=SYSTEMS[:1])
+    found, columns = [], []
+    for shares in (False, True):
+        method = KLOnTrain(2.0) if name == "kl_train" else KLOnRetain(rows[4:], 2.0)
+        trainer = at_work(
+            make_trainer(
+                tiny_model("llama"),
+                rows[:4],
+                trainer={"mitigations": [method]},
+                **{**SHARED, "kv_weight": 0.0, "share_prefix": shares},
+            )
+        )
+        loss = trainer.compute_loss(trainer.model, first_batch(trainer))
+        found.append((float(loss.detach()), gradients(trainer, loss)))
+        columns.append(num_columns_run(trainer, first_batch(trainer)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    for key, grad in found[0][1].items():
+        torch.testing.assert_close(found[1][1][key], grad, rtol=2e-3, atol=2e-5)
+    whole, shared = columns
+    assert len(shared) == 2 * len(whole)  # each forward in two parts
+    assert [a + b for a, b in zip(shared[::2], shared[1::2], strict=True)] == whole
 
 
 def test_activated_lora_stays_off_in_the_shared_prefix(

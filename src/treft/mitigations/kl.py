@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from accelerate.utils import send_to_device
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -22,6 +22,7 @@ from treft.mitigations.hidden import last_hidden, output_head, run_hidden
 from treft.mitigations.reference_model import ReferenceModel
 from treft.training.masking import text_tokenizer
 from treft.training.mitigation import LossBatch, Mitigation
+from treft.training.shared_prefix import shortened
 
 if TYPE_CHECKING:
     from treft.training import TReFTTrainer
@@ -58,15 +59,18 @@ class _KL(Mitigation):
 
         Args:
             batch: of the step.
-            hidden: of the trained model for `inputs`, (B, T, D), with gradient.
-            inputs: what the model got, with labels (B, T).
+            hidden: of the trained model for the last columns of `inputs`, all that are learnt among
+                them, with gradient, (B, ≤ T, D).
+            inputs: of whole rows, with labels (B, T).
         """
-        learnt = inputs["labels"][:, 1:].to(hidden.device) != -100
+        num = hidden.shape[1]
+        learnt = inputs["labels"][:, 1 - num :].to(hidden.device) != -100
         student = hidden[:, :-1][learnt]
         if not len(student):
             return hidden.sum() * 0
         with self.reference.running() as reference:
-            teacher = run_hidden(reference, inputs)[:, :-1][learnt]
+            given = _shared(batch, reference, inputs)
+            teacher = run_hidden(reference, given)[:, -num:-1][learnt]
         head, other = self._head, self._reference_head
         with batch.trainer.accelerator.autocast():
             per_token, _ = ChunkedDivergenceFunction.apply(
@@ -94,6 +98,7 @@ class KLOnTrain(_KL):
     """
 
     name: ClassVar[str] = "kl_train"
+    whole_rows: ClassVar[bool | None] = False
 
     def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
         """Keep the decoder's output of the SFT loss's own forward."""
@@ -188,8 +193,13 @@ class KLOnRetain(_KL):
         size = self.batch_size or trainer.args.per_device_train_batch_size
         inputs = self._collate(self.retain_batch(number, size, trainer.args.seed))
         inputs = send_to_device(inputs, accelerator.device)
-        hidden = run_hidden(trainer.model, inputs)
+        hidden = run_hidden(trainer.model, _shared(batch, trainer.model, inputs))
         num_learnt = (inputs["labels"][:, 1:] != -100).sum().clamp(min=1)
         mean = self.divergence(batch, hidden, inputs) / num_learnt
         term: Tensor = self.weight * mean * batch.per_batch
         return term
+
+
+def _shared(batch: LossBatch, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What a model gets: rows behind their shared prefix if the trainer shares it."""
+    return shortened(model, inputs) if batch.trainer.args.share_prefix else inputs

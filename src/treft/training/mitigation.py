@@ -36,7 +36,7 @@ __all__ = [
     "loss_batch",
     "num_divided",
     "required_regions",
-    "sees_forward",
+    "wants_whole_rows",
 ]
 
 Split = Literal["train", "eval"]
@@ -76,12 +76,15 @@ class Mitigation:
         regions: regions that every row must have; their codes are then in each batch.
         changes_forward: the trained model's forward is another than without the method.
         has_term: the method adds to the loss.
+        whole_rows: the SFT loss's forward must be of whole rows (not with `share_prefix`); None, if
+            the method changes that forward or reads from it.
     """
 
     name: ClassVar[str] = ""
     regions: ClassVar[tuple[RegionName, ...]] = ()
     changes_forward: ClassVar[bool] = False
     has_term: ClassVar[bool] = False
+    whole_rows: ClassVar[bool | None] = None
 
     def rows(self, dataset: Any, split: Split) -> Any:
         """The rows to train or evaluate on instead of `dataset`; before anything is tokenised."""
@@ -135,8 +138,10 @@ def in_mitigations(model: nn.Module, batch: LossBatch) -> nn.Module:
     return cast(nn.Module, _ForwardInMitigations(model, batch))
 
 
-def sees_forward(mitigation: Mitigation) -> bool:
-    """Whether a method changes the forward of the SFT loss, or reads from it."""
+def wants_whole_rows(mitigation: Mitigation) -> bool:
+    """Whether a method cannot work where rows begin behind a shared prefix."""
+    if mitigation.whole_rows is not None:
+        return mitigation.whole_rows
     base, own = Mitigation, type(mitigation)
     hooks = (own.around_forward, own.forward_inputs)
     return hooks != (base.around_forward, base.forward_inputs)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from treft.training.mitigation import sees_forward
+from treft.training.mitigation import wants_whole_rows
 from treft.training.prefix_start import behind, cannot_share, num_shared, why_whole
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _why_unequal(trainer: TReFTTrainer) -> str | None:
     model = trainer.model
     if any(_dropout(module) for module in model.modules()):
         return "dropout draws other zeros for each row: set it to 0 (lora_dropout=0)"
-    seeing = [method.name for method in trainer.mitigations if sees_forward(method)]
+    seeing = [method.name for method in trainer.mitigations if wants_whole_rows(method)]
     if seeing:
         return f"{', '.join(seeing)} changes or reads the forward of whole rows"
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
