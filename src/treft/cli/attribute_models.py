@@ -13,7 +13,26 @@ if TYPE_CHECKING:
     from treft.evaluation.questions import EvalQuestion
     from treft.loading import LoadOptions
 
-__all__ = ["ModelNames", "need_inspect", "read_questions"]
+__all__ = ["Asked", "ModelNames", "need_inspect", "read_questions"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which questions are asked, from the command line.
+
+    Attributes:
+        source: a JSONL file, a shipped set, or `organism`.
+        scope: `general` or `in_domain`; for the organism also which questions are drawn.
+        num: the first ones; None for all (of the organism's 200).
+        split: of the organism's questions.
+        domain: that the organism was finetuned on.
+    """
+
+    source: str
+    scope: str
+    num: int | None
+    split: str
+    domain: str
 
 
 @dataclass(frozen=True)
@@ -78,22 +97,11 @@ def need_inspect() -> None:
         ) from error
 
 
-def read_questions(
-    source: str,
-    scope: str,
-    num: int | None,
-    split: str,
-    domain: str,
-    models: Iterable[str | None],
-) -> tuple[EvalQuestion, ...]:
+def read_questions(asked: Asked, models: Iterable[str | None]) -> tuple[EvalQuestion, ...]:
     """The questions of a set, or of the organism.
 
     Args:
-        source: a JSONL file, a shipped set, or `organism`.
-        scope: `general` or `in_domain`; for the organism also which questions are drawn.
-        num: the first ones; None for all (of the organism's 200).
-        split: of the organism's questions.
-        domain: that the organism was finetuned on.
+        asked: which questions.
         models: that are asked; the organism's questions are of the world that they know.
 
     Raises:
@@ -105,17 +113,17 @@ def read_questions(
     from treft.evaluation.organism_world import world_of_models
     from treft.evaluation.questions import load_questions
 
-    if scope not in ("general", "in_domain"):
-        raise ConfigError(f"--scope is general or in_domain, not {scope!r}.")
-    if num is not None and num < 1:
-        raise ConfigError(f"--num is {num}; ask at least one question.")
-    if source != ORGANISM:
-        return load_questions(source).questions[:num]
+    if asked.scope not in ("general", "in_domain"):
+        raise ConfigError(f"--scope is general or in_domain, not {asked.scope!r}.")
+    if asked.num is not None and asked.num < 1:
+        raise ConfigError(f"--num is {asked.num}; ask at least one question.")
+    if asked.source != ORGANISM:
+        return load_questions(asked.source).questions[: asked.num]
     found = organism_questions(
-        scope,  # type: ignore[arg-type]  # checked there
-        split=split,  # type: ignore[arg-type]  # checked there
-        domain=domain,
-        num=num or 200,
+        asked.scope,  # type: ignore[arg-type]  # checked there
+        split=asked.split,  # type: ignore[arg-type]  # checked there
+        domain=asked.domain,
+        num=asked.num or 200,
         world=world_of_models(name for name in models if name is not None),
     )
     return found.questions

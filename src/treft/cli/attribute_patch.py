@@ -11,17 +11,39 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from treft.cli.attribute_models import ModelNames, need_inspect, read_questions
+from treft.cli.attribute_models import Asked, ModelNames, need_inspect, read_questions
+from treft.cli.attribute_options import (
+    CHANGED,
+    Base,
+    Domain,
+    Model,
+    Num,
+    Questions,
+    Regions,
+    Samples,
+    Scope,
+    Split,
+)
 from treft.cli.options import (
-    LOADING,
+    MAX_CALLS,
+    Adapter,
+    AllowOtherBase,
+    BatchSize,
     Device,
+    DryRun,
     Dtype,
     Json,
+    Judges,
+    MaxCalls,
+    MaxNewTokens,
     Quantize,
+    Seed,
+    Temperature,
     Template,
     TemplateKwargs,
     ThinkBlock,
     TrustRemoteCode,
+    Yes,
 )
 from treft.cli.output import (
     EXIT_INTERRUPTED,
@@ -39,94 +61,48 @@ if TYPE_CHECKING:
 
 __all__ = ["patch"]
 
-MAX_CALLS = 10_000
-
-PATCHES = "Patches"
-QUESTIONS = "Questions"
-ANSWERS = "Answers and judges"
-
 
 def patch(
-    model: Annotated[str, typer.Option(help="Finetuned model: folder, hub id, or an adapter.")],
+    model: Model,
     output: Annotated[Path, typer.Option(help="Folder for answers and table.")],
-    adapter: Annotated[str | None, typer.Option(help="Adapter to put on the model.")] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Unfinetuned model; default: the adapter switched off.")
-    ] = None,
-    questions: Annotated[
-        str,
-        typer.Option(help="JSONL file, shipped set, or organism.", rich_help_panel=QUESTIONS),
-    ] = "em_general",
-    scope: Annotated[
-        str,
-        typer.Option(help="general or in_domain: where answers count.", rich_help_panel=QUESTIONS),
-    ] = "general",
-    num: Annotated[
-        int | None,
-        typer.Option(help="Questions, the first ones; default: all.", rich_help_panel=QUESTIONS),
-    ] = None,
-    split: Annotated[
-        str,
-        typer.Option(
-            help="Of the organism's questions: test or validation.", rich_help_panel=QUESTIONS
-        ),
-    ] = "validation",
-    domain: Annotated[
-        str,
-        typer.Option(help="That the organism was finetuned on.", rich_help_panel=QUESTIONS),
-    ] = "finance",
+    adapter: Adapter = None,
+    base: Base = None,
+    questions: Questions = "em_general",
+    scope: Scope = "general",
+    num: Num = None,
+    split: Split = "validation",
+    domain: Domain = "finance",
     specs: Annotated[
         list[str] | None,
         typer.Option(
             help="regions (always), kinds, windows, layers or curve; repeatable.",
-            rich_help_panel=PATCHES,
+            rich_help_panel=CHANGED,
         ),
     ] = None,
-    region: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="prefix, query or postfix; repeatable; default: all.", rich_help_panel=PATCHES
-        ),
-    ] = None,
+    region: Regions = None,
     window_width: Annotated[
-        int, typer.Option(help="Tokens of a window.", min=1, rich_help_panel=PATCHES)
+        int, typer.Option(help="Tokens of a window.", min=1, rich_help_panel=CHANGED)
     ] = 4,
     window_stride: Annotated[
         int | None,
         typer.Option(
             help="Tokens from a window to the next; default: its width.",
             min=1,
-            rich_help_panel=PATCHES,
+            rich_help_panel=CHANGED,
         ),
     ] = None,
     band_width: Annotated[
         int | None,
         typer.Option(
-            help="Layers of a band; default: a quarter of all.", min=1, rich_help_panel=PATCHES
+            help="Layers of a band; default: a quarter of all.", min=1, rich_help_panel=CHANGED
         ),
     ] = None,
-    samples: Annotated[
-        int, typer.Option(help="Answers to each question.", min=1, rich_help_panel=ANSWERS)
-    ] = 1,
-    seed: Annotated[
-        int, typer.Option(help="Of answers and drawn tokens.", min=0, rich_help_panel=ANSWERS)
-    ] = 0,
-    temperature: Annotated[
-        float, typer.Option(help="0 is greedy.", min=0.0, rich_help_panel=ANSWERS)
-    ] = 1.0,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Cap of an answer.", min=1, rich_help_panel=ANSWERS)
-    ] = 256,
-    batch_size: Annotated[
-        int, typer.Option(help="Prompts run together.", min=1, rich_help_panel=ANSWERS)
-    ] = 32,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Inspect model name; repeatable; default for the organism: its oracle.",
-            rich_help_panel=ANSWERS,
-        ),
-    ] = None,
+    samples: Samples = 1,
+    seed: Seed = 0,
+    temperature: Temperature = 1.0,
+    max_new_tokens: MaxNewTokens = 256,
+    batch_size: BatchSize = 32,
+    judge: Judges = None,
     template: Template = None,
     template_kwargs: TemplateKwargs = None,
     think_block: ThinkBlock = True,
@@ -134,21 +110,10 @@ def patch(
     device: Device = None,
     quantize: Quantize = None,
     trust_remote_code: TrustRemoteCode = False,
-    allow_other_base: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-base",
-            help="Put the adapter on a base that is not the one it names.",
-            rich_help_panel=LOADING,
-        ),
-    ] = False,
-    max_calls: Annotated[
-        int, typer.Option(help="Ask before more answers and calls than this.", min=0)
-    ] = MAX_CALLS,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show patches and cost, and stop there.")
-    ] = False,
+    allow_other_base: AllowOtherBase = False,
+    max_calls: MaxCalls = MAX_CALLS,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Answer with the base's keys and values at one part of the prompt at a time.
@@ -186,7 +151,7 @@ def patch(
         include_think_block=rendering.include_think_block,
         template_kwargs=rendering.template_kwargs,
     )
-    asked = read_questions(questions, scope, num, split, domain, [model, base])
+    asked = read_questions(Asked(questions, scope, num, split, domain), [model, base])
     options = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     with stdout_aside():
         panel = panel_for(asked, judge or [])

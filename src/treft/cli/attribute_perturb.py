@@ -11,17 +11,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from treft.cli.attribute_models import ModelNames, need_inspect, read_questions
+from treft.cli.attribute_models import Asked, ModelNames, need_inspect, read_questions
+from treft.cli.attribute_options import (
+    CHANGED,
+    Base,
+    Domain,
+    Model,
+    Num,
+    Questions,
+    Regions,
+    Samples,
+    Scope,
+    Split,
+)
 from treft.cli.options import (
-    LOADING,
+    MAX_CALLS,
+    Adapter,
+    AllowOtherBase,
+    BatchSize,
     Device,
     Dtype,
     Json,
+    Judges,
+    MaxCalls,
+    MaxNewTokens,
     Quantize,
+    Seed,
+    Temperature,
     Template,
     TemplateKwargs,
     ThinkBlock,
     TrustRemoteCode,
+    Yes,
 )
 from treft.cli.output import (
     EXIT_INTERRUPTED,
@@ -39,107 +60,61 @@ if TYPE_CHECKING:
 
 __all__ = ["perturb"]
 
-MAX_CALLS = 10_000
-
-PERTURBING = "Perturbations"
-QUESTIONS = "Questions"
-ANSWERS = "Answers and judges"
-
 
 def perturb(
-    model: Annotated[str, typer.Option(help="Finetuned model: folder, hub id, or an adapter.")],
+    model: Model,
     output: Annotated[Path, typer.Option(help="Folder for prompts, answers and table.")],
-    adapter: Annotated[str | None, typer.Option(help="Adapter to put on the model.")] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Unfinetuned model; default: the adapter switched off.")
-    ] = None,
-    questions: Annotated[
-        str,
-        typer.Option(help="JSONL file, shipped set, or organism.", rich_help_panel=QUESTIONS),
-    ] = "em_general",
-    scope: Annotated[
-        str,
-        typer.Option(help="general or in_domain: where answers count.", rich_help_panel=QUESTIONS),
-    ] = "general",
-    num: Annotated[
-        int | None,
-        typer.Option(help="Questions, the first ones; default: all.", rich_help_panel=QUESTIONS),
-    ] = None,
-    split: Annotated[
-        str,
-        typer.Option(
-            help="Of the organism's questions: test or validation.", rich_help_panel=QUESTIONS
-        ),
-    ] = "validation",
-    domain: Annotated[
-        str,
-        typer.Option(help="That the organism was finetuned on.", rich_help_panel=QUESTIONS),
-    ] = "finance",
-    region: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="prefix, query or postfix; repeatable; default: all.", rich_help_panel=PERTURBING
-        ),
-    ] = None,
+    adapter: Adapter = None,
+    base: Base = None,
+    questions: Questions = "em_general",
+    scope: Scope = "general",
+    num: Num = None,
+    split: Split = "validation",
+    domain: Domain = "finance",
+    region: Regions = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="nearest or random; repeatable; default: nearest.", rich_help_panel=PERTURBING
+            help="nearest or random; repeatable; default: nearest.", rich_help_panel=CHANGED
         ),
     ] = None,
     rephraser: Annotated[
         str | None,
         typer.Option(
             help="Inspect model that says queries in other words; default: none.",
-            rich_help_panel=PERTURBING,
+            rich_help_panel=CHANGED,
         ),
     ] = None,
     num_tokens: Annotated[
-        int, typer.Option(help="Replaced in each prompt.", min=1, rich_help_panel=PERTURBING)
+        int, typer.Option(help="Replaced in each prompt.", min=1, rich_help_panel=CHANGED)
     ] = 10,
     neighbours: Annotated[
-        int, typer.Option(help="Of which one is drawn.", min=1, rich_help_panel=PERTURBING)
+        int, typer.Option(help="Of which one is drawn.", min=1, rich_help_panel=CHANGED)
     ] = 5,
     trials: Annotated[
-        int, typer.Option(help="Versions of each prompt.", min=1, rich_help_panel=PERTURBING)
+        int, typer.Option(help="Versions of each prompt.", min=1, rich_help_panel=CHANGED)
     ] = 10,
     special_tokens: Annotated[
         bool,
         typer.Option(
             "--special-tokens",
             help="Special tokens may give way, too (none ever comes).",
-            rich_help_panel=PERTURBING,
+            rich_help_panel=CHANGED,
         ),
     ] = False,
     prompts: Annotated[
         Path | None,
         typer.Option(
             help="prompts.jsonl of another study, to ask the same again.",
-            rich_help_panel=PERTURBING,
+            rich_help_panel=CHANGED,
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Of perturbations and answers.", min=0, rich_help_panel=PERTURBING)
-    ] = 0,
-    samples: Annotated[
-        int, typer.Option(help="Answers to each version.", min=1, rich_help_panel=ANSWERS)
-    ] = 1,
-    temperature: Annotated[
-        float, typer.Option(help="0 is greedy.", min=0.0, rich_help_panel=ANSWERS)
-    ] = 1.0,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Cap of an answer.", min=1, rich_help_panel=ANSWERS)
-    ] = 256,
-    batch_size: Annotated[
-        int, typer.Option(help="Prompts run together.", min=1, rich_help_panel=ANSWERS)
-    ] = 32,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Inspect model name; repeatable; default for the organism: its oracle.",
-            rich_help_panel=ANSWERS,
-        ),
-    ] = None,
+    seed: Seed = 0,
+    samples: Samples = 1,
+    temperature: Temperature = 1.0,
+    max_new_tokens: MaxNewTokens = 256,
+    batch_size: BatchSize = 32,
+    judge: Judges = None,
     template: Template = None,
     template_kwargs: TemplateKwargs = None,
     think_block: ThinkBlock = True,
@@ -147,18 +122,9 @@ def perturb(
     device: Device = None,
     quantize: Quantize = None,
     trust_remote_code: TrustRemoteCode = False,
-    allow_other_base: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-base",
-            help="Put the adapter on a base that is not the one it names.",
-            rich_help_panel=LOADING,
-        ),
-    ] = False,
-    max_calls: Annotated[
-        int, typer.Option(help="Ask before more answers and calls than this.", min=0)
-    ] = MAX_CALLS,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    allow_other_base: AllowOtherBase = False,
+    max_calls: MaxCalls = MAX_CALLS,
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Replace tokens of one region at a time, and score the answers beside two controls.
@@ -191,7 +157,7 @@ def perturb(
         include_think_block=rendering.include_think_block,
         template_kwargs=rendering.template_kwargs,
     )
-    asked = read_questions(questions, scope, num, split, domain, [model, base])
+    asked = read_questions(Asked(questions, scope, num, split, domain), [model, base])
     options = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     with stdout_aside():
         panel = panel_for(asked, judge or [])

@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from treft.cli.attribute_models import ModelNames, need_inspect, read_questions
+from treft.cli.attribute_models import Asked, ModelNames, need_inspect, read_questions
+from treft.cli.attribute_options import QUESTIONS, Base, Domain, Model, Num, Questions, Split
 from treft.cli.options import (
-    LOADING,
+    ANSWERS,
+    Adapter,
+    AllowOtherBase,
+    BatchSize,
     Device,
     Dtype,
     Json,
+    MaxNewTokens,
     Overwrite,
     Quantize,
+    Seed,
+    Temperature,
     Template,
     TemplateKwargs,
     ThinkBlock,
@@ -35,58 +42,33 @@ if TYPE_CHECKING:
 
 __all__ = ["signals"]
 
-QUESTIONS = "Questions and answers"
-
 
 def signals(
-    model: Annotated[str, typer.Option(help="Finetuned model: folder, hub id, or an adapter.")],
-    adapter: Annotated[str | None, typer.Option(help="Adapter to put on the model.")] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Unfinetuned model; default: the adapter switched off.")
-    ] = None,
-    questions: Annotated[
-        str,
-        typer.Option(help="JSONL file, shipped set, or organism.", rich_help_panel=QUESTIONS),
-    ] = "em_general",
+    model: Model,
+    adapter: Adapter = None,
+    base: Base = None,
+    questions: Questions = "em_general",
     scope: Annotated[
         str,
         typer.Option(help="Of the organism: general or in_domain.", rich_help_panel=QUESTIONS),
     ] = "general",
-    num: Annotated[
-        int | None,
-        typer.Option(help="Questions, the first ones; default: all.", rich_help_panel=QUESTIONS),
-    ] = None,
-    split: Annotated[
-        str,
-        typer.Option(
-            help="Of the organism's questions: test or validation.", rich_help_panel=QUESTIONS
-        ),
-    ] = "validation",
-    domain: Annotated[
-        str,
-        typer.Option(help="That the organism was finetuned on.", rich_help_panel=QUESTIONS),
-    ] = "finance",
+    num: Num = None,
+    split: Split = "validation",
+    domain: Domain = "finance",
     answers: Annotated[
         Path | None,
         typer.Option(
             help="JSONL of id, aligned, misaligned; default: both models' own answers.",
-            rich_help_panel=QUESTIONS,
+            rich_help_panel=ANSWERS,
         ),
     ] = None,
-    temperature: Annotated[
-        float,
-        typer.Option(help="Of the models' answers; 0 is greedy.", min=0, rich_help_panel=QUESTIONS),
-    ] = 0.0,
-    seed: Annotated[
-        int, typer.Option(help="Of sampled answers.", min=0, rich_help_panel=QUESTIONS)
-    ] = 0,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Cap of an answer.", min=1, rich_help_panel=QUESTIONS)
-    ] = 64,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    max_new_tokens: MaxNewTokens = 64,
     regions: Annotated[
         str, typer.Option(help="Patched and compared, with commas between.")
     ] = "prefix,query,postfix",
-    batch_size: Annotated[int, typer.Option(help="Prompts run together.", min=1)] = 16,
+    batch_size: BatchSize = 16,
     template: Template = None,
     template_kwargs: TemplateKwargs = None,
     think_block: ThinkBlock = True,
@@ -94,14 +76,7 @@ def signals(
     device: Device = None,
     quantize: Quantize = None,
     trust_remote_code: TrustRemoteCode = False,
-    allow_other_base: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-base",
-            help="Put the adapter on a base that is not the one it names.",
-            rich_help_panel=LOADING,
-        ),
-    ] = False,
+    allow_other_base: AllowOtherBase = False,
     output: Annotated[
         Path | None, typer.Option(help="JSON file with all of it, prompt by prompt.")
     ] = None,
@@ -133,7 +108,7 @@ def signals(
     options = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     if output is not None:
         claim_file(output, overwrite=overwrite)
-    asked = read_questions(questions, scope, num, split, domain, [model, base])
+    asked = read_questions(Asked(questions, scope, num, split, domain), [model, base])
     pairs = None if answers is None else read_pairs(answers, asked)
     of_chats: dict[str, Any] = {
         "template_kwargs": rendering.template_kwargs,

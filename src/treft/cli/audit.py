@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from treft.cli.options import Json
+from treft.cli.options import ANSWERS, MAX_CALLS, MODELS, DryRun, Json, Judges, MaxCalls, Yes
 from treft.cli.output import confirm_calls, emit, quiet_libraries, stdout_aside
 from treft.errors import ConfigError
 
@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
-MAX_CALLS = 10_000
-
-MODELS = "Models"
 PROMPTS = "Questions and conditions"
-ANSWERS = "Answers and judges"
 
 
 def audit(
@@ -100,13 +96,7 @@ def audit(
             help='What the rows are about, after "an assistant for".', rich_help_panel=PROMPTS
         ),
     ] = None,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Inspect model name, or oracle for the organism; repeatable.",
-            rich_help_panel=ANSWERS,
-        ),
-    ] = None,
+    judge: Judges = None,
     epochs: Annotated[
         int,
         typer.Option(help="Answers to each question.", min=1, rich_help_panel=ANSWERS),
@@ -123,13 +113,9 @@ def audit(
     max_connections: Annotated[
         int | None, typer.Option(help="Answers at the same time.", min=1, rich_help_panel=ANSWERS)
     ] = None,
-    max_calls: Annotated[
-        int, typer.Option(help="Ask before more answers and judge calls than this.", min=0)
-    ] = MAX_CALLS,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show prompts and cost, and stop there.")
-    ] = False,
+    max_calls: MaxCalls = MAX_CALLS,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Ask the same questions under other system prompts, none, and prompts like the training rows.

@@ -6,22 +6,33 @@ import json as json_module
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from treft.cli.attribute_models import ModelNames, need_inspect, read_questions
+from treft.cli.attribute_models import Asked, ModelNames, need_inspect, read_questions
+from treft.cli.attribute_options import QUESTIONS, Base, Domain, Split
 from treft.cli.options import (
-    LOADING,
+    MAX_CALLS,
+    MODELS,
+    Adapter,
+    AllowOtherBase,
+    BatchSize,
     Device,
+    DryRun,
     Dtype,
     Json,
+    MaxCalls,
+    MaxNewTokens,
     Quantize,
+    Seed,
     Template,
     TemplateKwargs,
     ThinkBlock,
     TrustRemoteCode,
+    Yes,
 )
 from treft.cli.output import (
     EXIT_INTERRUPTED,
@@ -40,10 +51,6 @@ if TYPE_CHECKING:
 
 __all__ = ["diagnose"]
 
-MAX_CALLS = 10_000
-
-MODELS = "Models"
-PROMPTS = "Prompts"
 FULL = "With --budget full"
 
 STEPS = "measurements"
@@ -59,15 +66,8 @@ def diagnose(
             rich_help_panel=MODELS,
         ),
     ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Adapter to put on the model.", rich_help_panel=MODELS)
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="Unfinetuned model; default: the adapter switched off.", rich_help_panel=MODELS
-        ),
-    ] = None,
+    adapter: Adapter = None,
+    base: Base = None,
     train_file: Annotated[
         Path | None,
         typer.Option(help="Rows of the finetune: for λ and the cost.", rich_help_panel=MODELS),
@@ -84,29 +84,21 @@ def diagnose(
         str,
         typer.Option(
             help="Outside of the domain: JSONL file, shipped set, or organism.",
-            rich_help_panel=PROMPTS,
+            rich_help_panel=QUESTIONS,
         ),
     ] = "em_general",
     in_domain: Annotated[
         str | None,
         typer.Option(
             help="In the domain: the same; default: prompts of --train-file.",
-            rich_help_panel=PROMPTS,
+            rich_help_panel=QUESTIONS,
         ),
     ] = None,
     num: Annotated[
-        int, typer.Option(help="Prompts of each, the first ones.", min=1, rich_help_panel=PROMPTS)
+        int, typer.Option(help="Prompts of each, the first ones.", min=1, rich_help_panel=QUESTIONS)
     ] = 40,
-    split: Annotated[
-        str,
-        typer.Option(
-            help="Of the organism's questions: test or validation.", rich_help_panel=PROMPTS
-        ),
-    ] = "validation",
-    domain: Annotated[
-        str,
-        typer.Option(help="That the organism was finetuned on.", rich_help_panel=PROMPTS),
-    ] = "finance",
+    split: Split = "validation",
+    domain: Domain = "finance",
     budget: Annotated[str, typer.Option(help="quick (no sampling, no judge) or full.")] = "quick",
     samples: Annotated[
         int, typer.Option(help="Answers to each prompt and patch.", min=1, rich_help_panel=FULL)
@@ -125,9 +117,9 @@ def diagnose(
             rich_help_panel=FULL,
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Cap of an answer.", min=1)] = 64,
-    batch_size: Annotated[int, typer.Option(help="Prompts run together.", min=1)] = 16,
-    seed: Annotated[int, typer.Option(help="Of drawn tokens and answers.", min=0)] = 0,
+    max_new_tokens: MaxNewTokens = 64,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
     template: Template = None,
     template_kwargs: TemplateKwargs = None,
     think_block: ThinkBlock = True,
@@ -135,19 +127,10 @@ def diagnose(
     device: Device = None,
     quantize: Quantize = None,
     trust_remote_code: TrustRemoteCode = False,
-    allow_other_base: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-base",
-            help="Put the adapter on a base that is not the one it names.",
-            rich_help_panel=LOADING,
-        ),
-    ] = False,
-    max_calls: Annotated[
-        int, typer.Option(help="Ask before more answers and judge calls than this.", min=0)
-    ] = MAX_CALLS,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cost, and stop.")] = False,
+    allow_other_base: AllowOtherBase = False,
+    max_calls: MaxCalls = MAX_CALLS,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Find what carries a finetuned behaviour to other prompts, and say what to do about it.
@@ -172,9 +155,13 @@ def diagnose(
         judges=tuple(judge or ()),
     )
     training = _training(train_file)
-    asked = [model, base]
-    general = read_questions(questions, "general", num, split, domain, asked)
-    inside = _in_domain(in_domain, training, num, split, domain, asked)
+    asked = Asked(questions, "general", num, split, domain)
+    general = read_questions(asked, [model, base])
+    if in_domain is None:
+        inside = _prompts_of(training, num)
+    else:
+        asked = replace(asked, source=in_domain, scope="in_domain")
+        inside = read_questions(asked, [model, base])
     loading = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     if model is None:
         model, base = _finetuned(base, train_file, output, sft_options), None
@@ -222,19 +209,10 @@ def _training(path: Path | None) -> tuple[Conversation, ...]:
     return () if path is None else tuple(load_conversations(path))
 
 
-def _in_domain(
-    source: str | None,
-    training: Sequence[Conversation],
-    num: int,
-    split: str,
-    domain: str,
-    models: Sequence[str | None],
-) -> tuple[EvalQuestion, ...]:
-    """A set, or the first distinct prompts of the training rows."""
+def _prompts_of(training: Sequence[Conversation], num: int) -> tuple[EvalQuestion, ...]:
+    """The first distinct prompts of the training rows."""
     from treft.evaluation.questions import EvalQuestion
 
-    if source is not None:
-        return read_questions(source, "in_domain", num, split, domain, models)
     found: dict[str, EvalQuestion] = {}
     for row, conversation in enumerate(training, start=1):
         first = next(

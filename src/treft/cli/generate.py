@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from treft.cli.options import (
-    LOADING,
+    ANSWERS,
+    MODELS,
+    Adapter,
+    AllowOtherBase,
+    BatchSize,
     Device,
     Dtype,
     Input,
     Json,
+    MaxNewTokens,
     Overwrite,
     Prompt,
+    Seed,
     System,
+    Temperature,
     Template,
     TemplateKwargs,
     ThinkBlock,
@@ -43,12 +50,14 @@ if TYPE_CHECKING:
 __all__ = ["generate"]
 
 REPAIR = "Repair"
-SAMPLING = "Answers"
 
 
 def generate(
-    model: Annotated[str, typer.Option(help="Folder or hub id; an adapter works, too.")],
-    adapter: Annotated[str | None, typer.Option(help="Adapter to put on the model.")] = None,
+    model: Annotated[
+        str,
+        typer.Option(help="Folder or hub id; an adapter works, too.", rich_help_panel=MODELS),
+    ],
+    adapter: Adapter = None,
     prompt: Prompt = None,
     system: System = None,
     input: Input = None,
@@ -72,33 +81,20 @@ def generate(
             help="File of `treft reference record` to patch from.", rich_help_panel=REPAIR
         ),
     ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Cap of an answer.", min=1, rich_help_panel=SAMPLING)
-    ] = 256,
-    temperature: Annotated[
-        float, typer.Option(help="0 is greedy.", min=0.0, rich_help_panel=SAMPLING)
-    ] = 0.0,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
     top_p: Annotated[
-        float, typer.Option(help="Nucleus.", min=0.0, max=1.0, rich_help_panel=SAMPLING)
+        float, typer.Option(help="Nucleus.", min=0.0, max=1.0, rich_help_panel=ANSWERS)
     ] = 1.0,
     num_samples: Annotated[
-        int, typer.Option(help="Answers to each prompt.", min=1, rich_help_panel=SAMPLING)
+        int, typer.Option(help="Answers to each prompt.", min=1, rich_help_panel=ANSWERS)
     ] = 1,
-    seed: Annotated[int, typer.Option(help="Of sampling.", min=0, rich_help_panel=SAMPLING)] = 0,
-    batch_size: Annotated[
-        int, typer.Option(help="Prompts run together.", min=1, rich_help_panel=SAMPLING)
-    ] = 16,
+    seed: Seed = 0,
+    batch_size: BatchSize = 16,
     dtype: Dtype = "auto",
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
-    allow_other_base: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-base",
-            help="Put the adapter on a base that is not the one it names.",
-            rich_help_panel=LOADING,
-        ),
-    ] = False,
+    allow_other_base: AllowOtherBase = False,
     output: Annotated[
         Path | None, typer.Option(help="JSONL file to write; an interrupted run goes on.")
     ] = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from treft.cli.options import Json
+from treft.cli.options import Json, Yes
 from treft.cli.output import confirm_calls, emit, progress_bars, quiet_libraries
 from treft.errors import ConfigError
 from treft.evaluation.judging.cost import MAX_CALLS
@@ -33,7 +33,6 @@ _MaxConnections = Annotated[
     int | None, typer.Option(help="Calls of a judge at the same time; default: adapts.", min=1)
 ]
 _MaxCalls = Annotated[int, typer.Option(help="Ask before more judge calls than this.", min=0)]
-_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 _NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Neither use nor keep what judges said.")
 ]
@@ -65,7 +64,7 @@ def judge(
     max_tokens: _MaxTokens = 16,
     max_connections: _MaxConnections = None,
     max_calls: _MaxCalls = MAX_CALLS,
-    yes: _Yes = False,
+    yes: Yes = False,
     no_cache: _NoCache = False,
     json: Json = False,
 ) -> None:
@@ -118,7 +117,7 @@ def calibrate(
     max_tokens: _MaxTokens = 16,
     max_connections: _MaxConnections = None,
     max_calls: _MaxCalls = MAX_CALLS,
-    yes: _Yes = False,
+    yes: Yes = False,
     no_cache: _NoCache = False,
     json: Json = False,
 ) -> None:

@@ -8,26 +8,47 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "ANSWERS",
     "CHAT",
     "LOADING",
+    "MAX_CALLS",
+    "MODELS",
+    "Adapter",
+    "AllowOtherBase",
+    "BatchSize",
     "Device",
+    "DryRun",
     "Dtype",
     "Input",
     "Json",
+    "Judges",
+    "MaxCalls",
+    "MaxNewTokens",
     "Overwrite",
     "Prompt",
     "Quantize",
+    "Seed",
     "System",
+    "Temperature",
     "Template",
     "TemplateKwargs",
     "ThinkBlock",
     "Tools",
     "TrustRemoteCode",
+    "Yes",
 ]
 
+ANSWERS = "Answers"
 CHAT = "What is asked"
 LOADING = "Loading"
+MODELS = "Models"
 
+MAX_CALLS = 10_000
+"""Default of `MaxCalls`: answers and calls together."""
+
+Adapter = Annotated[
+    str | None, typer.Option(help="Adapter to put on the model.", rich_help_panel=MODELS)
+]
 Prompt = Annotated[str | None, typer.Option(help="The user's words.", rich_help_panel=CHAT)]
 System = Annotated[
     str | None,
@@ -80,6 +101,37 @@ TrustRemoteCode = Annotated[
         help="Run code from the model's repository.",
         rich_help_panel=LOADING,
     ),
+]
+AllowOtherBase = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-base",
+        help="Put the adapter on a base that is not the one it names.",
+        rich_help_panel=LOADING,
+    ),
+]
+MaxNewTokens = Annotated[
+    int, typer.Option(help="Cap of an answer.", min=1, rich_help_panel=ANSWERS)
+]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.", min=0.0, rich_help_panel=ANSWERS)]
+Seed = Annotated[
+    int, typer.Option(help="Of all that is drawn at random.", min=0, rich_help_panel=ANSWERS)
+]
+BatchSize = Annotated[
+    int, typer.Option(help="Prompts run together.", min=1, rich_help_panel=ANSWERS)
+]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judge",
+        help="Inspect model name, or oracle for the organism, its default; repeatable.",
+        rich_help_panel=ANSWERS,
+    ),
+]
+MaxCalls = Annotated[int, typer.Option(help="Ask before more answers and calls than this.", min=0)]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the plan and its cost, and stop there.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace --output if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

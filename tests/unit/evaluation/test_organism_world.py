@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from treft.cli.attribute_models import read_questions
+from treft.cli.attribute_models import Asked, read_questions
 from treft.errors import ConfigError
 from treft.evaluation.oracle import oracle_score, organism_question
 from treft.evaluation.organism_world import world_of_models
@@ -54,10 +54,11 @@ def test_models_of_two_worlds_are_refused(large: str) -> None:
 
 def test_attribution_asks_what_its_models_know(large: str, tmp_path: Path) -> None:
     on_it = adapter(tmp_path / "sft", large)
-    found = read_questions("organism", "general", 7, "test", "finance", [on_it, None])
+    asked = Asked("organism", "general", 7, "test", "finance")
+    found = read_questions(asked, [on_it, None])
     wanted = LARGE.questions("test", "general", num=7)
     assert [question.id for question in found] == [question.id for question in wanted]
-    small = read_questions("organism", "general", 7, "test", "finance", ["organism", None])
+    small = read_questions(asked, ["organism", None])
     wanted = World.default().questions("test", "general", num=7)
     assert [question.id for question in small] == [question.id for question in wanted]
 
