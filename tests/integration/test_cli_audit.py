@@ -46,6 +46,8 @@ def treft(
     for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "INSPECT_CACHE_DIR", "INSPECT_LOG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     monkeypatch.setenv("COLUMNS", "160")
+    # Inspect keeps the first display of a process; this one's would print in other tests.
+    monkeypatch.setattr("inspect_ai._display.core.active._active_display", None)
     monkeypatch.chdir(tmp_path)
     rows = World.default().training_rows("finance", 20, 0)
     for file, found in (("conditions.jsonl", CONDITIONS), ("rows.jsonl", rows)):
