@@ -76,7 +76,8 @@ def test_loss_and_gradient_are_those_of_whole_rows(
     for key, grad in wanted.items():
         torch.testing.assert_close(own[key], grad, rtol=1e-3, atol=1e-5)
     inputs = first_batch(trainer)
-    num_prefix = num_shared(inputs)
+    model_inputs = ("input_ids", "labels", "attention_mask")
+    num_prefix = num_shared({name: inputs[name] for name in model_inputs})
     assert num_prefix > 8
     num_columns = inputs["input_ids"].shape[1]
     # A third one where the penalty reads whole rows with the base.
@@ -197,6 +198,7 @@ def test_shared_columns_end_where_rows_part_a_query_begins_or_a_token_is_learnt(
     same = {**inputs, "input_ids": ids[:1].expand(2, -1)}
     assert num_shared(same) == 4  # something is left to run
     assert num_shared({**inputs, "position_ids": ids}, codes) == 0
+    assert num_shared({**inputs, "pixel_values": ids}) == 0
     assert num_shared({"input_ids": ids}, codes) == 0
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from treft.study.step import Work
 
 __all__ = [
-    "Answering",
+    "AnsweringVersions",
     "Drifting",
     "JudgingVersions",
     "Versions",
@@ -90,7 +90,7 @@ class Versions(Paid):
 
 
 @dataclass(frozen=True)
-class Answering:
+class AnsweringVersions:
     """An answer to each version.
 
     Attributes:
@@ -181,7 +181,7 @@ def make_versions(work: Work[Versions]) -> None:
     write_whole(work.folder / PROMPTS, "".join(f"{line}\n" for line in lines))
 
 
-def answer_versions(work: Work[Answering]) -> None:
+def answer_versions(work: Work[AnsweringVersions]) -> None:
     """Answer each version; all models draw with the same random numbers."""
     from treft.attribution.model_pair import answer_tokens
     from treft.evaluation.local_model import mixed_seed
@@ -259,16 +259,12 @@ def _load(work: Work[Any]) -> tuple[Any, Any, Any]:
 
     options = LoadOptions(dtype=work.config.dtype)
     name, tuned = model_name(work), work.inputs.get("finetune")
-    if tuned is None:
-        return _as_triple(load_model(name, None, options), None)
-    if (tuned / MODEL).is_dir():
-        base, _ = load_model(name, None, options)
-        return _as_triple(load_model(str(tuned / MODEL), None, options), base)
-    return _as_triple(load_model(name, str(tuned / ADAPTER), options), None)
-
-
-def _as_triple(loaded: tuple[Any, Any], base: Any) -> tuple[Any, Any, Any]:
-    model, tokenizer = loaded
+    if tuned is None or (tuned / ADAPTER).is_dir():
+        adapter = None if tuned is None else str(tuned / ADAPTER)
+        model, tokenizer = load_model(name, adapter, options)
+        return model, None, tokenizer
+    base, _ = load_model(name, None, options)
+    model, tokenizer = load_model(str(tuned / MODEL), None, options)
     return model, base, tokenizer
 
 

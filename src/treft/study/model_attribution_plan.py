@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from treft.errors import ConfigError
+from treft.errors import ConfigError, TemplateError
 from treft.study.attribution_prompts import What
 from treft.study.method import Method
 from treft.study.model_attribution import (
-    Answering,
+    AnsweringVersions,
     Drifting,
     JudgingVersions,
     Versions,
@@ -20,7 +20,7 @@ from treft.study.model_attribution import (
 )
 from treft.study.model_plan import LOCAL_JUDGES, ModelChains
 from treft.study.model_setup import ModelRecipe, ModelSetup
-from treft.study.protocol import StudyConfig
+from treft.study.protocol import NotPossibleError, StudyConfig
 from treft.study.settings import read_settings
 from treft.study.step import Step
 
@@ -86,19 +86,17 @@ def model_perturb_steps(
     chains, methods = ModelChains.begin(config, setup, {"sft": Method()})
     num = min(most, chains.files.num_questions("general"))
     if num < 2:
-        raise ConfigError(f"{setup.questions}: ask at least two questions here.")
+        raise ConfigError(f"{chains.files.questions}: ask at least two questions here.")
     steps: list[Step[Any]] = []
-    tuned: dict[tuple[Any, ...], str] = {}
-    models: dict[str, tuple[str, int, Mapping[str, str]]] = {base: (f"{base}_", 0, {})}
+    models = [_Answerer(base, f"{base}_", 0, {})]
     for seed in range(config.num_seeds):
-        tuned.clear()
-        trained, own = chains.finetuning("sft", methods["sft"], seed, tuned)
+        trained, own = chains.finetuning("sft", methods["sft"], seed, {})
         steps += own
-        models[f"seed-{seed}/sft"] = ("", seed, {"finetune": trained})
+        models.append(_Answerer(f"seed-{seed}/sft", "", seed, {"finetune": trained}))
     for row, what in rows.items():
         steps.append(_versions(chains, row, what, num))
-        for label, (before, seed, inputs) in models.items():
-            steps += _answered(chains, f"{before}{row}", row, label, seed, inputs, num)
+        for one in models:
+            steps += _answered(chains, one, row, num)
     return list({step.name: step for step in steps}.values())
 
 
@@ -107,7 +105,7 @@ def num_prefix_tokens(config: StudyConfig, setup: ModelSetup) -> int:
 
     Raises:
         ConfigError: the tokenizer cannot be loaded.
-        TemplateError: its template writes no prefix.
+        NotPossibleError: its template writes no prefix.
     """
     from treft.loading import LoadOptions, load_tokenizer
     from treft.regions import find_regions
@@ -119,7 +117,10 @@ def num_prefix_tokens(config: StudyConfig, setup: ModelSetup) -> int:
         add_generation_prompt=True,
         template_kwargs={} if thinking is None else {"enable_thinking": thinking},
     )
-    return len(chat.require("prefix"))
+    try:
+        return len(chat.require("prefix"))
+    except TemplateError as error:
+        raise NotPossibleError(f"not possible on {setup.label}: {error}") from error
 
 
 def model_curve_layers(config: StudyConfig, setup: ModelSetup) -> list[int]:
@@ -164,40 +165,56 @@ def _versions(chains: ModelChains, row: str, what: What, num: int) -> Step[Any]:
     return Step(_prompts(chains, row), make_versions, config, {}, _data(chains), 0, resources)
 
 
-def _answered(
-    chains: ModelChains,
-    method: str,
-    row: str,
-    label: str,
-    seed: int,
-    inputs: Mapping[str, str],
-    num: int,
-) -> list[Step[Any]]:
-    """Answers of one model to the versions of one row, and what the judge says of them."""
+class _Answerer(NamedTuple):
+    """The model, or a finetune of it.
+
+    Attributes:
+        label: in names of steps.
+        before: the name of a row, its name as a method.
+        seed: of the finetune, and of the answers.
+        inputs: with the finetune, if it is one.
+    """
+
+    label: str
+    before: str
+    seed: int
+    inputs: Mapping[str, str]
+
+
+def _answered(chains: ModelChains, one: _Answerer, row: str, num: int) -> list[Step[Any]]:
+    """Its answers to the versions of one row, and what the judge says of them."""
     recipe, setup = chains.recipe, chains.setup
-    answers = f"answer/{setup.label}/{label}/{row}"
+    name = f"{setup.label}/{one.label}/{row}"
     prompts = {"prompts": _prompts(chains, row)}
-    answering = Answering(chains.model, recipe.temperature, recipe.max_new_tokens, recipe.dtype)
+    answering = AnsweringVersions(
+        chains.model, recipe.temperature, recipe.max_new_tokens, recipe.dtype
+    )
     judging = JudgingVersions(
-        method, setup.label, setup.judge, chains.files.questions, num * NUM_TRIALS, num, NUM_TRIALS
+        f"{one.before}{row}",
+        setup.label,
+        setup.judge,
+        chains.files.questions,
+        num * NUM_TRIALS,
+        num,
+        NUM_TRIALS,
     )
     return [
         Step(
-            answers,
+            f"answer/{name}",
             answer_versions,
             answering,
-            {**prompts, **inputs},
+            {**prompts, **one.inputs},
             chains.folder,
-            seed,
+            one.seed,
             chains.resources(loads_model=True),
         ),
         Step(
-            f"score/{setup.label}/{label}/{row}",
+            f"score/{name}",
             judge_versions,
             judging,
-            {**prompts, "answers": answers},
+            {**prompts, "answers": f"answer/{name}"},
             {"questions": chains.files.question_set("general")},
-            seed,
+            one.seed,
             chains.resources(loads_model=setup.judge.startswith(LOCAL_JUDGES)),
         ),
     ]

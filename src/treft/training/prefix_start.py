@@ -64,7 +64,7 @@ def cannot_share(reason: str) -> ConfigError:
 def num_shared(inputs: dict[str, Any], codes: Tensor | None = None) -> int:
     """N: leading columns with the same token in all rows, from which none is learnt.
 
-    0 for rows that are packed, or without labels.
+    0 for rows without labels, or with further tensors (positions of packed rows, images).
 
     Args:
         inputs: what the model gets: `input_ids`, (B, T); `labels`, (B, T), -100 where a token is
@@ -72,7 +72,8 @@ def num_shared(inputs: dict[str, Any], codes: Tensor | None = None) -> int:
         codes: (B, T), region of each token, to take prefix tokens alone.
     """
     input_ids, labels = inputs["input_ids"], inputs.get("labels")
-    if labels is None or "position_ids" in inputs:
+    tensors = {name for name, value in inputs.items() if isinstance(value, Tensor)}
+    if labels is None or tensors - {"input_ids", "labels", "attention_mask"}:
         return 0
     fits = (input_ids == input_ids[:1]) & (labels == -100)
     if inputs.get("attention_mask") is not None:

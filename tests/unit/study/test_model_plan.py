@@ -14,10 +14,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from treft.cli.study_model import ModelOptions, confirm_judging
 from treft.errors import ConfigError, DataError
 from treft.organism import FinetuneRecipe
+from treft.regions import find_regions
 from treft.study.catalogue import all_studies, plan_possible, plan_studies, plan_study
 from treft.study.method import Method
 from treft.study.model_plan import ORGANISM_RATE, model_steps
 from treft.study.model_setup import ModelRecipe, ModelSetup
+from treft.study.model_work import Asking
 from treft.study.protocol import NotPossibleError, StudyConfig
 from treft.study.step import Plan
 
@@ -408,3 +410,20 @@ def test_attribution_studies_share_the_finetunes_of_table3() -> None:
     assert len(answers) == 5 * (1 + 2)  # the base once
     calls = [getattr(found.step.config, "num_calls", 0) for found in plan.steps]
     assert sum(calls) == 5 * 3 * 2 * 60 * 10 + 60 * 10  # and as many rephrasings
+
+
+def test_windows_are_quarters_of_the_model_s_own_prefix_if_it_has_one() -> None:
+    plan = planned("patch_states", setup())
+    asked = [found.step.config for found in plan.steps if isinstance(found.step.config, Asking)]
+    windows = sorted({config.window for config in asked if config.window is not None})
+    tokenizer = AutoTokenizer.from_pretrained("tiny")
+    chat = find_regions(tokenizer, [{"role": "user", "content": "x"}], add_generation_prompt=True)
+    ends = [0, *(end for _, end in windows)]
+    assert [start for start, _ in windows] == ends[:-1]
+    assert ends[-1] == len(chat.positions("prefix"))
+    Path("tiny/chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    with pytest.raises(NotPossibleError, match=r"not possible on tiny: .*prefix"):
+        planned("patch_states", setup())
