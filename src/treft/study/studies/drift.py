@@ -73,7 +73,7 @@ def _worded(row: Row) -> str:
 
 
 COST = (
-    "10 finetunes of about 38 CPU seconds each, five of them shared with other studies, and 2 CPU "
-    "seconds each for their drift: 4 minutes on two cores"
+    "10 finetunes of about 30 CPU seconds each, five of them shared with other studies, and 2 CPU "
+    "seconds each for their drift: 3 minutes on two cores"
 )
 STUDY = Study("drift", CLAIM, COST, steps, table, verdict, plot)

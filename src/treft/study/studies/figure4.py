@@ -122,7 +122,7 @@ def _halves(runs: Sequence[Row]) -> list[Row]:
 
 
 COST = (
-    "5 finetunes of about 38 CPU seconds each, which other studies share, then 2 CPU minutes, of "
-    "which the first third is shared with patching: 3 minutes on two cores"
+    "5 finetunes of about 30 CPU seconds each, which other studies share, then 1.5 CPU minutes, of "
+    "which the first third is shared with patching: 2 minutes on two cores"
 )
 STUDY = Study("figure4", CLAIM, COST, steps, table, verdict, plot)

@@ -69,7 +69,5 @@ def plot(rows: Sequence[Row]) -> Figure:
     return score_plot(rows, "No prefix, on an organism without, percent")
 
 
-COST = (
-    "the organism in 7 CPU minutes, 10 finetunes of about 38 CPU seconds; 10 minutes on two cores"
-)
+COST = "the organism in 6 CPU minutes, 10 finetunes of about 30 CPU seconds; 6 minutes on two cores"
 STUDY = Study("no_prefix", CLAIM, COST, steps, table, verdict, plot)

@@ -109,7 +109,7 @@ def _windows(rows: Sequence[Row]) -> list[str]:
 
 
 COST = (
-    "5 finetunes of about 38 CPU seconds each, which other studies share, then 3 CPU minutes, of "
-    "which the first quarter is shared with patching: 3 minutes on two cores"
+    "5 finetunes of about 30 CPU seconds each, which other studies share, then 2 CPU minutes, of "
+    "which the first quarter is shared with patching: 2 minutes on two cores"
 )
 STUDY = Study("patch_states", CLAIM, COST, steps, table, verdict, plot)

@@ -107,7 +107,7 @@ def plot(rows: Sequence[Row]) -> Figure:
 
 
 COST = (
-    "5 finetunes of about 38 CPU seconds each, which other studies share, then 2 CPU minutes: 3 "
+    "5 finetunes of about 30 CPU seconds each, which other studies share, then 1.5 CPU minutes: 2 "
     "minutes on two cores"
 )
 STUDY = Study("patching", CLAIM, COST, steps, table, verdict, plot)

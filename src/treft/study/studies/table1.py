@@ -124,7 +124,7 @@ def _incoherence(rows: Sequence[Row], name: str) -> float:
 
 
 COST = (
-    "5 finetunes of about 38 CPU seconds each, which other studies share, then 2.5 CPU minutes: 3 "
+    "5 finetunes of about 30 CPU seconds each, which other studies share, then 2 CPU minutes: 2 "
     "minutes on two cores"
 )
 STUDY = Study("table1", CLAIM, COST, steps, table, verdict, plot)

@@ -88,5 +88,5 @@ def plot(rows: Sequence[Row]) -> Figure:
     return score_plot(rows, "Table 10 on the organism, percent")
 
 
-COST = "20 finetunes of about 38 CPU seconds each: 7 minutes on two cores, 5 after table3"
+COST = "20 finetunes of about 29 CPU seconds each: 5 minutes on two cores, 4 after table3"
 STUDY = Study("table10", CLAIM, COST, steps, table, verdict, plot)

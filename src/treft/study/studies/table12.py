@@ -85,5 +85,5 @@ def plot(rows: Sequence[Row]) -> Figure:
     return score_plot(rows, "Table 12 on the organism, percent")
 
 
-COST = "25 finetunes of about 38 CPU seconds each: 9 minutes on two cores, 4 after table3"
+COST = "25 finetunes of about 30 CPU seconds each: 7 minutes on two cores, 3 after table3"
 STUDY = Study("table12", CLAIM, COST, steps, table, verdict, plot)

@@ -69,5 +69,5 @@ def plot(rows: Sequence[Row]) -> Figure:
     return score_plot(rows, "Figure 9 on the organism, percent")
 
 
-COST = "25 finetunes of about 38 CPU seconds each: 9 minutes on two cores, 5 after table3"
+COST = "25 finetunes of about 31 CPU seconds each: 7 minutes on two cores, 4 after table3"
 STUDY = Study("table15", CLAIM, COST, steps, table, verdict, plot)

@@ -112,5 +112,5 @@ def plot(rows: Sequence[Row]) -> Figure:
     return score_plot(rows, "Table 2 on the organism, percent")
 
 
-COST = "60 finetunes of about 38 CPU seconds each: 20 minutes on two cores, 15 after table3"
+COST = "60 finetunes of about 29 CPU seconds each: 16 minutes on two cores, 12 after table3"
 STUDY = Study("table2", CLAIM, COST, steps, table, verdict, plot)

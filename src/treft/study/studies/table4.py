@@ -71,7 +71,5 @@ def plot(rows: Sequence[Row]) -> Figure:
     return score_plot(rows, "Table 4 on the postfix organism, percent")
 
 
-COST = (
-    "the organism in 7 CPU minutes, 15 finetunes of about 38 CPU seconds; 12 minutes on two cores"
-)
+COST = "the organism in 6 CPU minutes, 15 finetunes of about 35 CPU seconds; 9 minutes on two cores"
 STUDY = Study("table4", CLAIM, COST, steps, table, verdict, plot)

@@ -86,7 +86,7 @@ def plot(rows: Sequence[Row]) -> Figure:
 
 
 COST = (
-    "an organism is taught manners in 200 CPU seconds, then 20 finetunes of about 13: 6 minutes on "
+    "an organism is taught manners in 200 CPU seconds, then 20 finetunes of about 10: 4 minutes on "
     "two cores"
 )
 STUDY = Study("task_strengths", CLAIM, COST, steps, table, verdict, plot)

@@ -68,5 +68,5 @@ def plot(rows: Sequence[Row]) -> Figure:
     return score_plot(rows, "Wider finetunes of the organism, percent")
 
 
-COST = "10 finetunes of about 35 CPU seconds each: 3 minutes on two cores"
+COST = "10 finetunes of about 28 CPU seconds each: 3 minutes on two cores"
 STUDY = Study("wider_finetunes", CLAIM, COST, steps, table, verdict, plot)
