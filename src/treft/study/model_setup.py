@@ -33,6 +33,9 @@ class ModelRecipe:
         learning_rate: peak of a linear schedule; the paper's are 5e-6 to 3e-5.
         warmup_steps: of linear warm-up.
         max_length: of a row, in tokens; the rest is cut off.
+        share_prefix: run the prefix of a device batch once for all its rows, as `TReFTConfig` says,
+            in finetunes whose method lets it; without gradient checkpointing, so on a GPU it
+            trades memory for time.
         lora_rank: r of the LoRA.
         lora_alpha: its α; the paper's is not known to us.
         lora_target_modules: names of the layers that get it, commas between them; all linear ones
@@ -65,6 +68,7 @@ class ModelRecipe:
     learning_rate: float = 1e-5
     warmup_steps: int = 0
     max_length: int = 1024
+    share_prefix: bool = False
     lora_rank: int = 8
     lora_alpha: int = 16
     lora_target_modules: str = "all-linear"

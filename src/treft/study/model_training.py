@@ -61,6 +61,7 @@ class Tuning:
     learning_rate: float
     warmup_steps: int
     max_length: int
+    share_prefix: bool
     lora_rank: int
     lora_alpha: int
     lora_target_modules: str
@@ -87,6 +88,7 @@ def finetune(work: Work[Tuning]) -> None:
 
     from treft.loading import LoadOptions, load_model
     from treft.training import TReFTConfig, TReFTTrainer
+    from treft.training.mitigation import wants_whole_rows
 
     config = work.config
     set_seed(work.seed)
@@ -99,14 +101,16 @@ def finetune(work: Work[Tuning]) -> None:
         target_modules=modules if modules == "all-linear" else modules.split(","),
         target_parameters=parameters.split(",") if parameters else None,
     )
+    mitigations = _mitigations(work, model)
+    shares = config.share_prefix and not any(map(wants_whole_rows, mitigations))
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TReFTTrainer(
             model.float() if config.is_full else model,
-            TReFTConfig(scratch, **_arguments(config), seed=work.seed),
+            TReFTConfig(scratch, **_arguments(config), share_prefix=shares, seed=work.seed),
             train_dataset=Dataset.from_list(_training_rows(work), on_mixed_types="use_json"),
             processing_class=tokenizer,
             peft_config=None if config.is_full else lora,
-            mitigations=_mitigations(work, model),
+            mitigations=mitigations,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -152,7 +156,7 @@ def _arguments(config: Tuning) -> dict[str, Any]:
         "learnt_tokens_only": True,
         "bf16": has_gpu,
         "use_cpu": not has_gpu,
-        "gradient_checkpointing": has_gpu,
+        "gradient_checkpointing": has_gpu and not config.share_prefix,
         "save_strategy": "no",
         "report_to": "none",
         "logging_steps": 1,

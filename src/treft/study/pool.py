@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +28,7 @@ __all__ = ["LocalPool", "visible_gpus"]
 
 @dataclass(frozen=True)
 class _Share:
-    """What a worker may use; PyTorch reads both when it starts."""
+    """What a worker may use; PyTorch reads both when it is imported."""
 
     threads: int
     gpus: tuple[str, ...]
@@ -160,6 +161,8 @@ def _begin(lifeline: Connection, share: _Share) -> None:
     os.environ["MKL_NUM_THREADS"] = str(share.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
+    if "torch" in sys.modules:  # by a script, whose top a spawned process runs again first
+        sys.modules["torch"].set_num_threads(share.threads)
     keep_freed_memory()
     os.dup2(2, 1)  # stdout has the command's result alone
     threading.Thread(target=_leave_with, args=(lifeline,), daemon=True).start()

@@ -73,6 +73,12 @@ def tell_environment(work: Work[Fake]) -> None:
     (work.folder / "text").write_text(" ".join(f"{name}={os.environ[name]}" for name in names))
 
 
+def tell_threads(work: Work[Fake]) -> None:
+    import torch
+
+    (work.folder / "text").write_text(str(torch.get_num_threads()))
+
+
 def step(name: str, *inputs: str, seconds: float = 0.0, cpus: int = 1) -> Step[Fake]:
     """A step whose text is its name."""
     roles = {one: one for one in inputs}

@@ -129,6 +129,32 @@ def test_workers_get_their_share(store: Store) -> None:
     assert found["five"] == "OMP_NUM_THREADS=3 CUDA_VISIBLE_DEVICES=3,5"
 
 
+IMPORTS_TORCH = """
+import torch
+from pathlib import Path
+from fake_steps import Fake, run, tell_threads
+from treft.study.step import Step, make_plan
+from treft.study.store import Store
+
+if __name__ == "__main__":
+    plan, store = make_plan([Step("one", tell_threads, Fake("one"))]), Store(Path("store").resolve())
+    assert torch.get_num_threads() == 2 and run(plan, store).complete
+    print((store.path(plan["one"].address) / "text").read_text())
+"""
+
+
+def test_a_worker_has_its_share_of_threads_where_the_script_imports_torch_first(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(IMPORTS_TORCH)
+    environment = {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parent)}
+    told = subprocess.check_output(
+        [sys.executable, str(script)], env={**os.environ, **environment}, cwd=tmp_path, text=True
+    )
+    assert told == "1\n"
+
+
 def test_no_more_run_at_a_time_than_there_are_cores(store: Store, fake_log: Path) -> None:
     plan = make_plan([step(f"s{i}", seconds=0.1, cpus=1 + i % 2) for i in range(6)])
     assert run(plan, store, num_workers=2).complete
