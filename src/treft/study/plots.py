@@ -66,9 +66,7 @@ def _fill(axes: Axes, rows: Sequence[Row], methods: Sequence[str]) -> None:
     ends = [(value, value) if None in end else end for value, end in zip(values, ends, strict=True)]
     below = [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]
     above = [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)]
-    axes.errorbar(
-        values, places, xerr=(below, above), fmt="o", color=OURS, capsize=3, label="organism"
-    )
+    axes.errorbar(values, places, xerr=(below, above), fmt="o", color=OURS, capsize=3, label="here")
     known = [(row["paper"], place) for row, place in zip(rows, places, strict=True)]
     published = [(value, place) for value, place in known if value is not None]
     if published:
