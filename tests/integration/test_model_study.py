@@ -27,6 +27,7 @@ from treft.study import pool
 from treft.study.method import Method
 from treft.study.step import Plan
 from treft.study.store import Store
+from treft.training import trainer
 
 TinyModel = Callable[..., PreTrainedModel]
 pytestmark = pytest.mark.usefixtures("model_files")
@@ -213,6 +214,33 @@ def test_helpfulness_is_the_judge_s_mean_over_conversations(
 
 def grade(answer: str) -> int:
     return 1 + len(answer) % 10
+
+
+@pytest.mark.slow
+def test_a_shared_prefix_trains_the_same_where_a_method_lets_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = []
+    own = trainer.SharedPrefix
+    monkeypatch.setattr(trainer, "SharedPrefix", lambda of: shared.append(of) or own(of))
+    every = {
+        "plain": Method(),
+        "treft": Method(held=("prefix",), kv_weight=3.0),
+        "kl_retain": Method(mitigation="kl_retain", strength=1.0),
+        "steering": Method(mitigation="steering", strength=1.0),  # reads whole rows
+    }
+    every = {name: replace(method, scopes=("general",)) for name, method in every.items()}
+    losses = []
+    for shares in (False, True):
+        plan, store = made(every, share_prefix=shares, max_steps=3)
+        logs = [
+            read(plan, store, f"finetune/tiny-llama/seed-0/{name}", "log.json") for name in every
+        ]
+        losses.append([[entry["loss"] for entry in log] for log in logs])
+        assert len(shared) == 3 * shares
+    for whole, behind in zip(*losses, strict=True):
+        assert len(whole) == 3
+        assert whole == pytest.approx(behind, rel=1e-4)
 
 
 @pytest.mark.slow
