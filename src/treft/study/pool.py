@@ -28,7 +28,7 @@ __all__ = ["LocalPool", "visible_gpus"]
 
 @dataclass(frozen=True)
 class _Share:
-    """What a worker may use; PyTorch reads threads at its import, GPUs when it first looks for one."""
+    """What a worker may use; PyTorch reads threads at its import, GPUs when it first wants one."""
 
     threads: int
     gpus: tuple[str, ...]
