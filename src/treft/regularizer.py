@@ -86,9 +86,9 @@ class KVRegularizer:
             loss = model(input_ids, attention_mask=attention_mask, labels=labels).loss
         loss = loss + regularizer.penalty().weighted
 
-    Prefix and postfix are compared with references that prompts share (see `treft.requests`);
-    query and response with the conversation itself as the reference model reads it. With the query
-    held, or with `postfix_reference="own_query"`, so is the postfix.
+    The prefix is compared with a reference that prompts share (see `treft.requests`); query,
+    postfix and response with the conversation itself as the reference model reads it. Without the
+    query held, `postfix_reference` may name another reference for the postfix.
 
     Args:
         model: the model being trained, possibly wrapped.
@@ -101,7 +101,8 @@ class KVRegularizer:
         keys: hold keys (L_K).
         values: hold values (L_V).
         layers: which layers to hold and to average over, negative from the last; default all.
-        postfix_reference: "empty_query", "own_query", or a training row with its regions.
+        postfix_reference: "own_query" (default), "empty_query", or a training row with its
+            regions; the last two do not depend on the query, so the postfix is asked to forget it.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -118,7 +119,7 @@ class KVRegularizer:
         keys: bool = True,
         values: bool = True,
         layers: Sequence[int] | None = None,
-        postfix_reference: PostfixReference = "empty_query",
+        postfix_reference: PostfixReference = "own_query",
     ) -> None:
         unknown = [region for region in regions if region not in REGION_CODES]
         if unknown or not regions:

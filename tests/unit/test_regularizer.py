@@ -89,12 +89,12 @@ def expected_penalty(
     chats: Sequence[Conversation],
     regions: Sequence[str],
     only: str | None = None,
-    own_query: bool = False,
+    empty_query: bool = False,
 ) -> float:
     """Eq. (3), one conversation and one region at a time, from `DynamicCache` contents.
 
-    With `only`, the mean over that region's tokens while all `regions` are held. With `own_query`
-    the postfix is compared with the conversation itself.
+    With `only`, the mean over that region's tokens while all `regions` are held. With `empty_query`
+    the postfix is compared with that of the conversation without its query.
     """
     total = 0.0
     for chat in chats:
@@ -102,7 +102,7 @@ def expected_penalty(
         own = cached(base, chat.input_ids, range(len(chat.input_ids)))
         drift, num_tokens = 0.0, 0
         for region in regions if only is None else (only,):
-            if region == "postfix" and "query" not in regions and not own_query:
+            if region == "postfix" and empty_query:
                 requests = region_requests(chat, "postfix")
                 recorded = [cached(base, r.token_ids, r.position_ids) for r in requests]
                 pairs = [
@@ -136,7 +136,7 @@ def test_penalty_equals_the_definition(tiny_model: TinyModel, regions: tuple[str
 
 
 @pytest.mark.parametrize("regions", [("postfix",), ("prefix", "postfix")], ids="+".join)
-def test_a_postfix_reference_may_have_read_its_own_query(
+def test_a_postfix_reference_may_have_read_no_query(
     tiny_model: TinyModel, regions: tuple[str, ...]
 ) -> None:
     model, base = finetuned(tiny_model("qwen3")), tiny_model("qwen3")
@@ -144,15 +144,21 @@ def test_a_postfix_reference_may_have_read_its_own_query(
         model,
         ReferenceBank(other_model(base)),
         regions=regions,  # type: ignore[arg-type]
-        postfix_reference="own_query",
+        postfix_reference="empty_query",
     )
-    expected = expected_penalty(model, base, CHATS, regions, own_query=True)
+    expected = expected_penalty(model, base, CHATS, regions, empty_query=True)
     for batch in (padded(CHATS), padded(CHATS, "left", extra=3), packed(CHATS)):
         assert measure(model, regularizer, batch).raw.item() == pytest.approx(expected, rel=1e-4)
-    same = KVRegularizer(
-        base, ReferenceBank(other_model(base)), regions=("postfix",), postfix_reference="own_query"
-    )
+
+
+def test_nothing_is_asked_of_a_model_that_has_not_changed(tiny_model: TinyModel) -> None:
+    """By default; an empty query's postfix differs from that of any question."""
+    base = tiny_model("qwen3")
+    bank = ReferenceBank(other_model(base))
+    same = KVRegularizer(base, bank, regions=("prefix", "postfix"))
     assert measure(base, same, padded(CHATS)).raw.item() < 1e-11
+    other = KVRegularizer(base, bank, regions=("postfix",), postfix_reference="empty_query")
+    assert measure(base, other, padded(CHATS)).raw.item() > 0.01
 
 
 def test_prefix_penalty_equals_the_definition_everywhere(any_model: PreTrainedModel) -> None:

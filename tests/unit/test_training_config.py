@@ -73,6 +73,11 @@ def test_regions_are_normalised(given: object, expected: list[str], tmp_path: Pa
         ({"kv_layers": []}, ConfigError, "kv_layers"),
         ({"kv_postfix_reference": "mean"}, ConfigError, "empty_query"),
         ({"kv_reference": "absent.safetensors"}, ConfigError, "absent.safetensors"),
+        (
+            {"kv_reference": __file__, "kv_regions": ["prefix", "postfix"]},
+            ConfigError,
+            "kv_postfix_reference='empty_query'",
+        ),
         ({"packing": True, "packing_strategy": "wrapped"}, ConfigError, "bfd"),
         ({"eval_packing": True, "packing_strategy": "wrapped"}, ConfigError, "bfd"),
         (

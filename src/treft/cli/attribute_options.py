@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from treft.cli.options import ANSWERS, MODELS
+from treft.cli.options import ANSWERS, MODELS, split_names
 
 __all__ = [
     "CHANGED",
@@ -59,7 +59,8 @@ Regions = Annotated[
     list[str] | None,
     typer.Option(
         "--region",
-        help="prefix, query or postfix; repeatable; default: all.",
+        help="prefix, query, postfix, or several: prefix,query; default: all.",
+        callback=split_names,
         rich_help_panel=CHANGED,
     ),
 ]

@@ -30,6 +30,7 @@ from treft.cli.options import (
     ThinkBlock,
     Tools,
     TrustRemoteCode,
+    split_names,
 )
 from treft.cli.output import (
     EXIT_INTERRUPTED,
@@ -67,7 +68,11 @@ def generate(
     think_block: ThinkBlock = True,
     patch: Annotated[
         list[str] | None,
-        typer.Option(help="prefix, postfix or query; repeatable.", rich_help_panel=REPAIR),
+        typer.Option(
+            help="prefix, postfix, query, or several: prefix,postfix.",
+            callback=split_names,
+            rich_help_panel=REPAIR,
+        ),
     ] = None,
     base: Annotated[
         str | None,

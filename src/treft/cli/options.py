@@ -36,6 +36,7 @@ __all__ = [
     "Tools",
     "TrustRemoteCode",
     "Yes",
+    "split_names",
 ]
 
 ANSWERS = "Answers"
@@ -45,6 +46,14 @@ MODELS = "Models"
 
 MAX_CALLS = 10_000
 """Default of `MaxCalls`: answers and calls together."""
+
+
+def split_names(values: list[str] | None) -> list[str] | None:
+    """Callback of options with several names: repeated, or with commas as `-M patch=` has them."""
+    if values is None:
+        return None
+    return [name.strip() for value in values for name in value.split(",") if name.strip()]
+
 
 Adapter = Annotated[
     str | None, typer.Option(help="Adapter to put on the model.", rich_help_panel=MODELS)

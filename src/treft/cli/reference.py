@@ -19,6 +19,7 @@ from treft.cli.options import (
     ThinkBlock,
     Tools,
     TrustRemoteCode,
+    split_names,
 )
 from treft.cli.output import claim_file, emit, progress_bars, quiet_libraries, stdout_aside
 from treft.errors import ConfigError
@@ -51,7 +52,8 @@ def record(
         str | None, typer.Option(help="Adapter that the model had before this finetune.")
     ] = None,
     region: Annotated[
-        list[str] | None, typer.Option(help="prefix (default) or postfix; repeatable.")
+        list[str] | None,
+        typer.Option(help="prefix (default), postfix, or prefix,postfix.", callback=split_names),
     ] = None,
     system: System = None,
     input: Input = None,

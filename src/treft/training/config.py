@@ -62,9 +62,10 @@ class TReFTConfig(SFTConfig):
         kv_layers: layer indices that are held; negative ones count from the last. Default all.
         kv_reference: a reference file made by `treft reference record` of the model before this
             finetune. Default: recorded from the model itself (see docs/training.md).
-        kv_postfix_reference: "empty_query" (default) records the postfix of the prompt without the
-            user's words; "own_query" that of each row as the unfinetuned model reads it, one more
-            forward a row and step; "training_row" that of one training row, drawn by `seed`.
+        kv_postfix_reference: "own_query" (default) is eq. (2) as it stands: the postfix of each row
+            as the unfinetuned model reads it, one more forward a row and step; "empty_query"
+            the postfix of the prompt without the user's words; "training_row" that of one training
+            row, drawn by `seed` (Table 4). The last two ask a postfix to forget its query.
         kv_include_think_block: count an empty think block that the template writes before the
             response as postfix (default) rather than response.
         kv_log_layers: log the penalty of every layer as `kv_penalty/layer_<index>`.
@@ -126,7 +127,7 @@ class TReFTConfig(SFTConfig):
         metadata={"help": "Reference file of the model before this finetune; default: recorded."},
     )
     kv_postfix_reference: str = field(
-        default="empty_query",
+        default="own_query",
         metadata={
             "help": "Where the postfix reference comes from.",
             "choices": list(POSTFIX_REFERENCES),
@@ -218,10 +219,17 @@ class TReFTConfig(SFTConfig):
             self.kv_layers = [int(layer) for layer in self.kv_layers]
             if not self.kv_layers:
                 raise ConfigError("kv_layers is empty: name at least one layer, or leave it unset.")
-        if self.kv_reference is not None and not Path(self.kv_reference).is_file():
+        if self.kv_reference is None:
+            return
+        if not Path(self.kv_reference).is_file():
             raise ConfigError(
                 f"kv_reference: there is no file {self.kv_reference!r}; record one with "
                 "`treft reference record`."
+            )
+        if "postfix" in self.kv_regions and self.kv_postfix_reference == "own_query":
+            raise ConfigError(
+                "kv_reference: a file holds postfixes after an empty query, and each row's own is "
+                "asked for: leave kv_reference out, or set kv_postfix_reference='empty_query'."
             )
 
     def _check_set_up(self) -> None:

@@ -5,8 +5,10 @@
 | any, with `kv_reference` | the stored file |
 | a fresh adapter | the model with its adapter off |
 | an adapter that had already learnt | a frozen copy of it, as a second adapter |
-| the weights, holding prefix/postfix | a snapshot of all their keys and values before step 1 |
-| the weights, holding query/response | a frozen copy of the model (these differ row by row) |
+| the weights, holding what rows share | a snapshot of all its keys and values before step 1 |
+| the weights, holding what is each row's own | a frozen copy of the model |
+
+Rows share their prefix, and their postfix after an empty query or a training row's.
 
 A run leaves `treft_run.json` (and the snapshot) in its output folder, so that a resumed run holds
 to the original model and not to the checkpoint it starts from.
@@ -233,7 +235,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     num_gib = sum(item.numel() * item.element_size() for item in model.parameters()) / 2**30
     logger.warning(
         "all weights train and rows need references of their own: a frozen copy of the model is "
-        "kept (%.1f GiB more); train an adapter, or hold only prefix/postfix, to avoid it",
+        "kept (%.1f GiB more); train an adapter, or hold the prefix alone, to avoid it",
         num_gib,
     )
     frozen = copy.deepcopy(model).requires_grad_(False).eval()

@@ -76,6 +76,8 @@ def test_patching_from_adapter_off_base_and_library_agree(
         assert result["patched"] == list(regions)
         assert [record["answer"] for record in result["answers"]] == expected
         assert result["answers"] != plain["answers"]
+    joined = treft("generate", *origin, "--patch", ",".join(regions), *asked).json
+    assert joined == result
 
 
 def test_a_base_saved_in_another_precision_is_run_in_the_models_own(
