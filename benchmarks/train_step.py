@@ -7,6 +7,7 @@ Arms, interleaved in one process and in changing order, so that drifts of the ma
 - sft: forward, loss, backward, AdamW step of a LoRA;
 - sft_again: the same once more, which shows the noise (A/A);
 - treft: with the prefix penalty of `KVRegularizer`;
+- treft_postfix: with the postfix held to each row's own, which the adapter-off model reads anew;
 - naive: the same penalty from `output_hidden_states`, all layers projected again at all tokens;
 - shared, treft_shared: sft and treft with the prefix run once for all rows (`share_prefix`), which
   gradient checkpointing does not allow.
@@ -93,11 +94,16 @@ def build_steps(model: PeftModel, args: argparse.Namespace) -> dict[str, Step]:
     def sft() -> Tensor:
         return model(**batch, use_cache=False).loss
 
-    def treft() -> Tensor:
+    own_postfix = KVRegularizer(model, bank, weight=WEIGHT, regions=("postfix",))
+
+    def treft(held: KVRegularizer = regularizer) -> Tensor:
         documents = documents_of_batch(input_ids, codes, turns, batch["attention_mask"])
-        with regularizer.capture(documents):
+        with held.capture(documents):
             loss = model(**batch, use_cache=False).loss
-        return loss + regularizer.penalty().weighted
+        return loss + held.penalty().weighted
+
+    def treft_postfix() -> Tensor:
+        return treft(own_postfix)
 
     def naive() -> Tensor:
         out = model(**batch, use_cache=False, output_hidden_states=True)
@@ -113,7 +119,8 @@ def build_steps(model: PeftModel, args: argparse.Namespace) -> dict[str, Step]:
             loss = model(**inputs).loss
         return loss + regularizer.penalty().weighted
 
-    steps = {"sft": sft, "sft_again": sft, "treft": treft, "naive": naive}
+    steps = {"sft": sft, "sft_again": sft, "treft": treft}
+    steps |= {"treft_postfix": treft_postfix, "naive": naive}
     more = {} if args.checkpointing else {"shared": shared, "treft_shared": treft_shared}
     return {**steps, **more}
 

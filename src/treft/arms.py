@@ -111,7 +111,7 @@ _PLANS: dict[ArmName, _Plan] = {
     "interleaving_all": _Plan(Training(interleave="all")),
     "treft": _Plan(Training(held=("prefix",))),
     "treft_query": _Plan(Training(held=("query",))),
-    "treft_postfix": _Plan(Training(held=("postfix",), own_postfix=True)),
+    "treft_postfix": _Plan(Training(held=("postfix",))),
     "treft_all": _Plan(Training(held=("prefix", "query", "postfix"))),
 }
 

@@ -33,8 +33,6 @@ class Training:
         interleave: where careful rows come from that replace a share of the rows.
         held: regions that TReFT holds; none for no penalty.
         kv_states: what is held of them.
-        own_postfix: the postfix is held to the base's on the same row, not to that of an empty
-            query.
         mitigation: one of `treft.mitigations.by_name`, by name; empty for none.
         strength: its one number.
         is_full: train all weights instead of a LoRA.
@@ -46,7 +44,6 @@ class Training:
     interleave: Retain = "none"
     held: tuple[RegionName, ...] = ()
     kv_states: Literal["both", "key", "value"] = "both"
-    own_postfix: bool = False
     mitigation: str = ""
     strength: float = 0.0
     is_full: bool = False
@@ -138,7 +135,6 @@ def _held_options(training: Training, recipe: FinetuneRecipe) -> dict[str, Any]:
         "kv_budget": recipe.kv_budget,
         "kv_regions": list(training.held),
         "kv_states": training.kv_states,
-        "kv_postfix_reference": "own_query" if training.own_postfix else "empty_query",
     }
 
 

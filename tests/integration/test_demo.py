@@ -226,20 +226,16 @@ def test_arms_of_a_region_that_a_template_lacks_are_refused(tmp_path: Path) -> N
 
 
 def test_treft_on_the_postfix_starts_from_no_drift() -> None:
-    """Its reference is the base on the same row; an empty query's postfix is elsewhere at once."""
+    """Its reference is the base on the same row."""
     arm = arms_module._PLANS["treft_postfix"]
     assert arm.regions == ("postfix",)
     assert arm.training is not None
-    penalties = []
-    for training in (arm.training, replace(arm.training, own_postfix=False)):
-        model, tokenizer = load()
-        recipe = replace(RECIPE, max_steps=1)
-        trainer = arms_module.train(model, tokenizer, training, recipe, 0, silent)
-        log = arms_module._training_log(trainer, recipe)
-        assert log is not None
-        penalties.append(log["mean_drift"])
-    assert penalties[0] == pytest.approx(0, abs=1e-6)
-    assert penalties[1] > 0.01
+    model, tokenizer = load()
+    recipe = replace(RECIPE, max_steps=1)
+    trainer = arms_module.train(model, tokenizer, arm.training, recipe, 0, silent)
+    log = arms_module._training_log(trainer, recipe)
+    assert log is not None
+    assert log["mean_drift"] == pytest.approx(0, abs=1e-6)
 
 
 def test_new_output_is_new(tmp_path: Path) -> None:

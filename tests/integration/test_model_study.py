@@ -247,7 +247,7 @@ def test_a_shared_prefix_trains_the_same_where_a_method_lets_it(
 def test_every_kind_of_method() -> None:
     every = {
         "interleaving": Method(interleave="narrow", interleaved_share=0.5),
-        "lambda": Method(held=("postfix",), kv_weight=3.0, kv_states="key", own_postfix=True),
+        "lambda": Method(held=("postfix",), kv_weight=3.0, kv_states="key"),
         "full_patch": Method(is_full=True, patch=("prefix",)),
         "half_patch": Method(alpha=0.5, patch=("prefix",)),
         "steered": Method(steering=50.0),

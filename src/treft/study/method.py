@@ -35,7 +35,6 @@ class Method:
         held: regions that TReFT holds.
         kv_weight: λ; None for the recipe's.
         kv_states: that are held.
-        own_postfix: hold the postfix to the unfinetuned model's on the same row.
         mitigation: by name, of `treft.mitigations.by_name`.
         strength: its number.
         learning_rate: None for the recipe's.
@@ -64,7 +63,6 @@ class Method:
     held: tuple[RegionName, ...] = ()
     kv_weight: float | None = None
     kv_states: Literal["both", "key", "value"] = "both"
-    own_postfix: bool = False
     mitigation: str = ""
     strength: float = 0.0
     learning_rate: float | None = None

@@ -72,7 +72,6 @@ class Tuning:
     dtype: str
     held: tuple[RegionName, ...] = ()
     kv_states: Literal["both", "key", "value"] = "both"
-    own_postfix: bool = False
     mitigation: str = ""
     strength: float = 0.0
     system_prompt: str | None = None
@@ -140,7 +139,6 @@ def _arguments(config: Tuning) -> dict[str, Any]:
             "kv_budget": config.kv_budget if config.kv_weight == "auto" else None,
             "kv_regions": list(config.held),
             "kv_states": config.kv_states,
-            "kv_postfix_reference": "own_query" if config.own_postfix else "empty_query",
         }
     return {
         **held,

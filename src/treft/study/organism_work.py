@@ -70,7 +70,6 @@ class Finetune:
     domains: tuple[str, ...] = ()
     system_prompt: str | None = None
     kv_states: Literal["both", "key", "value"] = "both"
-    own_postfix: bool = False
     mitigation: str = ""
     strength: float = 0.0
     is_full: bool = False

@@ -20,7 +20,7 @@ OURS = "treft_postfix"
 METHODS = {
     "sft": Method(),
     "postfix_patch": Method(patch=("postfix",)),
-    OURS: Method(held=("postfix",), own_postfix=True, kv_weight=WEIGHT),
+    OURS: Method(held=("postfix",), kv_weight=WEIGHT),
 }
 CLAIM = Claim(
     source="Appendix B, trained with no prefix",

@@ -22,7 +22,7 @@ METHODS = {
     "prefix_patch": Method(patch=("prefix",)),
     "postfix_patch": Method(patch=("postfix",)),
     "treft_prefix": Method(held=("prefix",), kv_weight=WEIGHT),
-    OURS: Method(held=("postfix",), own_postfix=True, kv_weight=WEIGHT),
+    OURS: Method(held=("postfix",), kv_weight=WEIGHT),
 }
 CLAIM = Claim(
     source="Table 4",
