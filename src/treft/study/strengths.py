@@ -31,7 +31,7 @@ __all__ = [
 TRIED: dict[str, tuple[float, ...]] = {
     "treft_prefix": (30.0, 100.0, 300.0),
     "treft_query": (1.0, 3.0, 10.0),
-    "treft_postfix": (1.0, 10.0, 100.0),
+    "treft_postfix": (10.0, 30.0, 100.0, 300.0),
     "treft_all": (1.0, 3.0, 10.0, 30.0),
     "interleaving": (0.2, 0.5, 0.75),
     "kl_train": (0.1, 0.3, 1.0, 10.0),
@@ -49,7 +49,7 @@ nats a token; norm; learning rate; share of the change that is kept."""
 CHOSEN: dict[str, float] = {
     "treft_prefix": 100.0,
     "treft_query": 3.0,
-    "treft_postfix": 10.0,
+    "treft_postfix": 100.0,
     "treft_all": 3.0,
     "interleaving": 0.5,
     "kl_train": 1.0,
