@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -136,17 +137,16 @@ def test_penalty_equals_the_definition(tiny_model: TinyModel, regions: tuple[str
 
 
 @pytest.mark.parametrize("regions", [("postfix",), ("prefix", "postfix")], ids="+".join)
-def test_a_postfix_reference_may_have_read_no_query(
-    tiny_model: TinyModel, regions: tuple[str, ...]
+@pytest.mark.parametrize("reference", ["own_query", "empty_query"])
+def test_a_postfix_reference_has_read_the_query_or_none(
+    reference: Any, tiny_model: TinyModel, regions: tuple[Any, ...]
 ) -> None:
     model, base = finetuned(tiny_model("qwen3")), tiny_model("qwen3")
     regularizer = KVRegularizer(
-        model,
-        ReferenceBank(other_model(base)),
-        regions=regions,  # type: ignore[arg-type]
-        postfix_reference="empty_query",
+        model, ReferenceBank(other_model(base)), regions=regions, postfix_reference=reference
     )
-    expected = expected_penalty(model, base, CHATS, regions, empty_query=True)
+    without_query = reference == "empty_query"
+    expected = expected_penalty(model, base, CHATS, regions, empty_query=without_query)
     for batch in (padded(CHATS), padded(CHATS, "left", extra=3), packed(CHATS)):
         assert measure(model, regularizer, batch).raw.item() == pytest.approx(expected, rel=1e-4)
 
