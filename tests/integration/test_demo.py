@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from treft import arms as arms_module
+from treft import organism_training
 from treft.arms import ALL_ARMS, DESCRIPTIONS, Answer, ArmName, ArmResult, run_arms
 from treft.cli import main
 from treft.demo import ArmSummary, DemoConfig, DemoResult, run_demo
@@ -225,17 +226,28 @@ def test_arms_of_a_region_that_a_template_lacks_are_refused(tmp_path: Path) -> N
     assert not config.output.exists()
 
 
-def test_treft_on_the_postfix_starts_from_no_drift() -> None:
-    """Its reference is the base on the same row."""
+def test_treft_on_the_postfix_starts_from_no_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reference is the base on the same row; an empty query's postfix is elsewhere at once."""
     arm = arms_module._PLANS["treft_postfix"]
     assert arm.regions == ("postfix",)
     assert arm.training is not None
-    model, tokenizer = load()
-    recipe = replace(RECIPE, max_steps=1)
-    trainer = arms_module.train(model, tokenizer, arm.training, recipe, 0, silent)
-    log = arms_module._training_log(trainer, recipe)
-    assert log is not None
-    assert log["mean_drift"] == pytest.approx(0, abs=1e-6)
+    penalties = []
+    held, other = organism_training._held_options, {}
+    monkeypatch.setattr(
+        organism_training, "_held_options", lambda *given: {**held(*given), **other}
+    )
+    for reference in ("own_query", "empty_query"):
+        if reference == "empty_query":
+            other["kv_postfix_reference"] = reference
+        model, tokenizer = load()
+        recipe = replace(RECIPE, max_steps=1)
+        trainer = arms_module.train(model, tokenizer, arm.training, recipe, 0, silent)
+        assert trainer.args.kv_postfix_reference == reference
+        log = arms_module._training_log(trainer, recipe)
+        assert log is not None
+        penalties.append(log["mean_drift"])
+    assert penalties[0] == pytest.approx(0, abs=1e-6)
+    assert penalties[1] > 0.01
 
 
 def test_new_output_is_new(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from treft.cli.options import (
     TemplateKwargs,
     ThinkBlock,
     TrustRemoteCode,
+    split_names,
 )
 from treft.cli.output import claim_file, emit, progress_bars, quiet_libraries, stdout_aside
 from treft.errors import ConfigError, TemplateError
@@ -102,7 +103,7 @@ def signals(
             "--quantize, or take treft diagnose, which leaves out ‖ΔW‖."
         )
     names = ModelNames(model, adapter, base)
-    chosen: Any = dict.fromkeys(part.strip() for part in regions.split(","))  # checked there
+    chosen: Any = dict.fromkeys(split_names([regions]))  # checked there
     specs = region_specs(chosen)
     rendering = read_rendering(template, template_kwargs, think_block)
     options = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)

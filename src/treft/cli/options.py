@@ -48,11 +48,12 @@ MAX_CALLS = 10_000
 """Default of `MaxCalls`: answers and calls together."""
 
 
-def split_names(values: list[str] | None) -> list[str] | None:
-    """Callback of options with several names: repeated, or with commas as `-M patch=` has them."""
-    if values is None:
-        return None
-    return [name.strip() for value in values for name in value.split(",") if name.strip()]
+def split_names(values: list[str] | None) -> list[str]:
+    """Callback of options with several names: repeated, or with commas as `-M patch=` has them.
+
+    An empty name stays one, so that a variable of the shell with nothing in it is refused.
+    """
+    return [name.strip() for value in values or () for name in value.split(",")]
 
 
 Adapter = Annotated[

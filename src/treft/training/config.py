@@ -154,6 +154,7 @@ class TReFTConfig(SFTConfig):
         self.kv_region_weights = _region_weights(self.kv_region_weights, self.kv_regions)
         self._check_auto()
         self._check_values()
+        self._check_reference()
         super().__post_init__()
         if self.holds:
             self._check_set_up()
@@ -219,6 +220,8 @@ class TReFTConfig(SFTConfig):
             self.kv_layers = [int(layer) for layer in self.kv_layers]
             if not self.kv_layers:
                 raise ConfigError("kv_layers is empty: name at least one layer, or leave it unset.")
+
+    def _check_reference(self) -> None:
         if self.kv_reference is None:
             return
         if not Path(self.kv_reference).is_file():

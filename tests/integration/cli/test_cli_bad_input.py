@@ -63,6 +63,8 @@ OPTIONS: list[tuple[str, tuple[object, ...]]] = [
     ("rows of a file bring their own", ("--input", "rows.jsonl", "--system", "Be kind.")),
     ("nothing.jsonl: cannot be read", ("--input", "nothing.jsonl")),
     ("--patch is one of prefix", ("--prompt", "Hi", "--patch", "suffix")),
+    ("--patch is one of prefix", ("--prompt", "Hi", "--patch", "")),
+    ("--patch is one of prefix", ("--prompt", "Hi", "--patch", "prefix,")),
     ("one of --base and --reference",
      ("--prompt", "Hi", "--patch", "prefix", "--base", "base", "--reference", "x")),
     ("name a --patch", ("--prompt", "Hi", "--base", "base")),
