@@ -46,9 +46,9 @@ from treft.cli.options import (
     Yes,
 )
 from treft.cli.output import (
-    EXIT_INTERRUPTED,
     confirm_calls,
     emit,
+    interruptible,
     progress_bars,
     quiet_libraries,
     stdout_aside,
@@ -165,26 +165,21 @@ def patch(
         _show_plan(plan, names, output, cost, as_json=json)
         return
     confirm_calls(cost.total, "answers and calls", max_calls, yes=yes)
-    try:
-        with progress_bars() as progress:
-            sweep = run_sweep(
-                plan,
-                pair,
-                output,
-                judges=panel.judges,
-                batch_size=batch_size,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        kept = len(plan.names) - len(plan.unanswered(output))
-        typer.echo(f"stopped: {kept} finished patches are kept; the same command goes on", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with interruptible(lambda: _kept(plan, output)), progress_bars() as progress:
+        sweep = run_sweep(
+            plan, pair, output, judges=panel.judges, batch_size=batch_size, progress=progress
+        )
     tables = _tables(plan, sweep, panel.judges, output)
     if json:
         emit(_as_json(plan, names, output, tables), as_json=True)
     else:
         _show(tables)
         typer.echo(f"{output / 'patch.md'}, {output / 'patch.json'}")
+
+
+def _kept(plan: SweepPlan, output: Path) -> str:
+    kept = len(plan.names) - len(plan.unanswered(output))
+    return f"stopped: {kept} finished patches are kept; the same command goes on"
 
 
 def _tables(plan: SweepPlan, sweep: Sweep, judges: Sequence[str], output: Path) -> list[SweepTable]:

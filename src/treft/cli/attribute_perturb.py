@@ -45,9 +45,9 @@ from treft.cli.options import (
     Yes,
 )
 from treft.cli.output import (
-    EXIT_INTERRUPTED,
     confirm_calls,
     emit,
+    interruptible,
     progress_bars,
     quiet_libraries,
     stdout_aside,
@@ -165,27 +165,26 @@ def perturb(
     cost = perturb_cost(plan, output, panel.judges, replayed=prompts is not None)
     print(f"{len(asked)} questions; to be done at most: {cost}", file=sys.stderr)
     confirm_calls(cost.total, "answers and calls", max_calls, yes=yes)
-    try:
-        with progress_bars() as progress:
-            scored = run_perturbation(
-                plan,
-                names.load(options, rendering.template),
-                output,
-                judges=panel.judges,
-                prompts=prompts,
-                batch_size=batch_size,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        kept = num_finished(plan, output)
-        typer.echo(f"stopped: {kept} finished cells are kept; the same command goes on", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with interruptible(lambda: _kept(num_finished(plan, output))), progress_bars() as progress:
+        scored = run_perturbation(
+            plan,
+            names.load(options, rendering.template),
+            output,
+            judges=panel.judges,
+            prompts=prompts,
+            batch_size=batch_size,
+            progress=progress,
+        )
     tables = _tables(plan, scored, panel.judges, output)
     if json:
         emit(_as_json(plan, names, output, tables), as_json=True)
     else:
         _show(tables)
         typer.echo(f"{output / 'perturb.md'}, {output / 'perturb.json'}")
+
+
+def _kept(num_cells: int) -> str:
+    return f"stopped: {num_cells} finished cells are kept; the same command goes on"
 
 
 def _tables(

@@ -35,9 +35,9 @@ from treft.cli.options import (
     Yes,
 )
 from treft.cli.output import (
-    EXIT_INTERRUPTED,
     confirm_calls,
     emit,
+    interruptible,
     progress_bars,
     quiet_libraries,
     stdout_aside,
@@ -53,6 +53,7 @@ __all__ = ["diagnose"]
 
 FULL = "With --budget full"
 
+STOPPED = "stopped: finished steps are kept; the same command goes on"
 STEPS = "measurements"
 FINETUNE = "finetune"
 
@@ -189,12 +190,8 @@ def diagnose(
     if dry_run:
         return
     confirm_calls(plan.cost.total, "answers and judge calls", max_calls, yes=yes)
-    try:
-        with progress_bars() as progress:
-            result = run(plan.telling(progress))
-    except KeyboardInterrupt:
-        typer.echo("stopped: finished steps are kept; the same command goes on", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with interruptible(lambda: STOPPED), progress_bars() as progress:
+        result = run(plan.telling(progress))
     _write(result, output)
     if json:
         emit(result.to_dict(), as_json=True)

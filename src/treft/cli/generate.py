@@ -33,9 +33,9 @@ from treft.cli.options import (
     split_names,
 )
 from treft.cli.output import (
-    EXIT_INTERRUPTED,
     claim_file,
     emit,
+    interruptible,
     progress_bars,
     quiet_libraries,
     stdout_aside,
@@ -140,12 +140,8 @@ def generate(
     if stream:
         answering.stream(repaired)
         return
-    try:
-        with progress_bars() as progress:
-            answers = answering.run(repaired, progress, finished, partial)
-    except KeyboardInterrupt:
-        _say_stopped(finished, partial)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with interruptible(lambda: _kept(finished, partial)), progress_bars() as progress:
+        answers = answering.run(repaired, progress, finished, partial)
     records = answering.records(answers)
     if output is not None and partial is not None:
         lines = [json_module.dumps(record, ensure_ascii=False) for record in records]
@@ -157,10 +153,10 @@ def generate(
         _show(records, output)
 
 
-def _say_stopped(finished: list[list[str]], partial: PartialFile | None) -> None:
+def _kept(finished: list[list[str]], partial: PartialFile | None) -> str:
     kept = sum(map(len, finished)) if partial is not None else 0
     text = f"{kept} answers are kept; the same command goes on" if kept else "no answer is kept"
-    typer.echo(f"stopped: {text}", err=True)
+    return f"stopped: {text}"
 
 
 def _result(

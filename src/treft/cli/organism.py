@@ -9,11 +9,13 @@ from typing import Annotated, Any, cast
 import typer
 
 from treft.cli.options import Json, Overwrite
-from treft.cli.output import EXIT_INTERRUPTED, claim_file, emit, quiet_libraries, stdout_aside
+from treft.cli.output import claim_file, emit, interruptible, quiet_libraries, stdout_aside
 from treft.errors import ConfigError
 from treft.files import write_whole
 
 __all__ = ["app"]
+
+STOPPED = "stopped: the same command goes on from the last checkpoint"
 
 app = typer.Typer(
     help="Rebuild the embedded model organism; write rows and questions of its world.",
@@ -66,12 +68,8 @@ def build(
     }
     given = {name: value for name, value in overrides.items() if value is not None}
     recipe = sizes[size](kind=cast(Any, kind), seed=seed, **given)
-    try:
-        with stdout_aside():
-            build_organism(output, recipe)
-    except KeyboardInterrupt:
-        typer.echo("stopped: the same command goes on from the last checkpoint", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with interruptible(lambda: STOPPED), stdout_aside():
+        build_organism(output, recipe)
     typer.echo(f"{_num_parameters(output):,} parameters", err=True)
     result = {"command": "organism build", "output": str(output)}
     emit({**result, "recipe": asdict(recipe)} if json else result | asdict(recipe), as_json=json)

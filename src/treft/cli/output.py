@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = [
     "EXIT_INTERRUPTED",
     "claim_file",
+    "confirm_calls",
     "emit",
+    "interruptible",
     "progress_bars",
     "quiet_libraries",
     "stdout_aside",
@@ -89,6 +91,16 @@ def quiet_libraries() -> None:
     for name in ("trl", "accelerate", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextlib.contextmanager
+def interruptible(say: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C inside ends the command with the shell's code, once `say` has told how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(say(), err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from treft.cli.options import Json, Overwrite
-from treft.cli.output import EXIT_INTERRUPTED, emit, stdout_aside
+from treft.cli.output import emit, interruptible, stdout_aside
 from treft.cli.study_model import (
     Judge,
     MaxCalls,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 EXIT_FAILED = 1
+STOPPED = "stopped: the same command goes on from here"
 
 app = typer.Typer(
     help="Test the paper's claims: each is a study of steps that are computed once and kept.",
@@ -186,14 +187,10 @@ def run(
     given = ModelOptions(model, train_file, retain_file, judge, questions, strength)
     asked = _ask(names, organism, seeds, split, settings, given)
     results = _store(store)
-    try:
-        with stdout_aside():
-            missing = _tell_cost(asked.plan, results)
-            confirm_judging(missing, max_calls, yes=yes)
-            outcome = run_plan(asked.plan, results, _workers(asked.plan, workers, ray), _tell)
-    except KeyboardInterrupt:
-        typer.echo("stopped: the same command goes on from here", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    with interruptible(lambda: STOPPED), stdout_aside():
+        missing = _tell_cost(asked.plan, results)
+        confirm_judging(missing, max_calls, yes=yes)
+        outcome = run_plan(asked.plan, results, _workers(asked.plan, workers, ray), _tell)
     standing = {name: address for name, address in asked.tables.items() if results.stands(address)}
     folders = {name: results.path(address) for name, address in standing.items()}
     if output is not None:
