@@ -29,7 +29,7 @@ CONTRACT = {
     "record",
 }
 LAYERS = (
-    ("errors", "files"),
+    ("errors", "files", "extras"),
     ("rendering", "turns", "regions", "states", "drift", "data", "offloading"),
     ("recording", "requests", "identity", "reference", "origin", "documents", "batched_drift"),
     ("batching", "residual", "perturbation", "generation_options"),

@@ -23,6 +23,7 @@ from treft.cli.reference import app as reference_app
 from treft.cli.regions import regions
 from treft.cli.study import app as study_app
 from treft.errors import TreftError
+from treft.extras import needs_extra
 
 __all__ = ["app", "run"]
 
@@ -76,12 +77,8 @@ def _root(
 )
 def sft(context: typer.Context) -> None:
     """Hand all arguments to TRL's parser."""
-    try:
+    with needs_extra("train", "training needs"):
         from treft.cli.sft import main
-    except ImportError as error:
-        raise TreftError(
-            f"training needs more packages ({error.name} is missing): pip install 'treft[train]'"
-        ) from error
     # TRL's own default sets off a warning of Transformers'.
     warnings.filterwarnings("ignore", category=FutureWarning)
     main(list(context.args))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from treft.errors import ConfigError
+from treft.extras import needs_extra
 
 if TYPE_CHECKING:
     from treft.attribution.model_pair import ModelPair
@@ -89,12 +90,8 @@ def need_inspect() -> None:
     Raises:
         ConfigError: it is not.
     """
-    try:
+    with needs_extra("eval", "attribution needs"):
         import inspect_ai  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"this study needs more packages ({error.name} is missing): pip install 'treft[eval]'"
-        ) from error
 
 
 def read_questions(asked: Asked, models: Iterable[str | None]) -> tuple[EvalQuestion, ...]:

@@ -13,6 +13,7 @@ import typer
 from treft.cli.options import ANSWERS, MAX_CALLS, MODELS, DryRun, Json, Judges, MaxCalls, Yes
 from treft.cli.output import confirm_calls, emit, quiet_libraries, stdout_aside
 from treft.errors import ConfigError
+from treft.extras import needs_extra
 
 if TYPE_CHECKING:
     from treft.evaluation.audit_plan import AuditArm, AuditPlan
@@ -124,7 +125,8 @@ def audit(
     where it stopped when the same command is given again; arms may be added.
     """
     quiet_libraries()
-    _need_inspect()
+    with needs_extra("eval", "audits need"):
+        import inspect_ai  # noqa: F401
     from treft.cli.arms import parse_arms, with_base
     from treft.evaluation.audit import conditions_for
     from treft.evaluation.audit_plan import plan_audit
@@ -179,15 +181,6 @@ def _world(questions: str, arms: Mapping[str, AuditArm]) -> str | None:
     names = [name for arm in own for name in (arm.model.removeprefix(TREFT), arm.args.get("base"))]
     found = world_of_models(str(name) for name in names if name is not None)
     return None if found == "default" else found
-
-
-def _need_inspect() -> None:
-    try:
-        import inspect_ai  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"audits need more packages ({error.name} is missing): pip install 'treft[eval]'"
-        ) from error
 
 
 def _chosen(source: str, only: Sequence[str], skip: Sequence[str]) -> list[Condition]:

@@ -13,6 +13,7 @@ import typer
 from treft.cli.options import Json, Overwrite
 from treft.cli.output import claim_file, emit
 from treft.errors import ConfigError
+from treft.extras import needs_extra
 
 if TYPE_CHECKING:
     from treft.evaluation.compare import Comparison
@@ -67,12 +68,8 @@ def compare(
     """
     thresholds = _thresholds(misaligned_below, coherent_above)
     folder = _claim(output, overwrite)
-    try:
+    with needs_extra("eval", "reading logs needs"):
         from treft.evaluation.compare_logs import doubts, read_arms
-    except ImportError as error:
-        raise ConfigError(
-            f"reading logs needs more packages ({error.name} is missing): pip install 'treft[eval]'"
-        ) from error
     from treft.evaluation.compare import compare as compare_arms
 
     arms = read_arms(runs, label or (), partial=partial)

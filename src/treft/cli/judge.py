@@ -11,8 +11,8 @@ import typer
 
 from treft.cli.options import Json, Yes
 from treft.cli.output import confirm_calls, emit, progress_bars, quiet_libraries
-from treft.errors import ConfigError
 from treft.evaluation.judging.cost import MAX_CALLS
+from treft.extras import needs_extra
 
 if TYPE_CHECKING:
     from treft.evaluation.judging.cost import Cost
@@ -148,12 +148,8 @@ def _options(
     attempts: int, max_tokens: int, max_connections: int | None, no_cache: bool
 ) -> JudgeOptions:
     """How judges are asked; the first import of what needs Inspect."""
-    try:
+    with needs_extra("eval", "judging needs"):
         from treft.evaluation.judging.judge import JudgeOptions
-    except ImportError as error:
-        raise ConfigError(
-            f"judging needs more packages ({error.name} is missing): pip install 'treft[eval]'"
-        ) from error
     return JudgeOptions(
         attempts=attempts,
         max_tokens=max_tokens,

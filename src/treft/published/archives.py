@@ -19,6 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from treft.errors import ConfigError, DataError
+from treft.extras import needs_extra
 
 __all__ = ["PASSWORD_VARIABLE", "DataFile", "read_data_file"]
 
@@ -82,14 +83,10 @@ def read_data_file(
 
 def _decrypt(given: bytes, password: str | None, path: Path) -> bytes:
     """What easy-dataset-share encrypted."""
-    try:
+    with needs_extra("data", f"{path} is encrypted, and reading it needs"):
         from cryptography.fernet import Fernet, InvalidToken
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
-    except ImportError as error:
-        raise ConfigError(
-            f"{path} is encrypted, and reading it needs: pip install 'treft[data]'"
-        ) from error
     secret = _needed(password, path)
     derivation = PBKDF2HMAC(
         algorithm=SHA256(), length=32, salt=given[:SALT_BYTES], iterations=ROUNDS

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treft.errors import ConfigError, TemplateError
+from treft.extras import needs_extra
 from treft.mitigations.by_name import MITIGATIONS
 from treft.study.digests import file_digest
 from treft.study.model_setup import FACTS, GENERAL, ModelRecipe, ModelSetup, question_file
@@ -252,13 +253,9 @@ def _check_calls(tokenizer: Any, row: Mapping[str, Any], label: str) -> None:
 
 @lru_cache
 def _check_judge(name: str) -> None:
-    try:
+    with needs_extra("eval", "judging needs"):
         from treft.evaluation.judging.panel import assemble
         from treft.evaluation.oracle import ORACLE
-    except ImportError as error:
-        raise ConfigError(
-            f"judging needs more packages ({error.name} is missing): pip install 'treft[eval]'"
-        ) from error
     if name == ORACLE:
         raise ConfigError("the oracle knows the organism's questions alone: name another judge.")
     assemble([name])

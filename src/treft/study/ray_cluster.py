@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from treft.errors import ConfigError
+from treft.extras import needs_extra
 from treft.study.step import Plan
 from treft.study.worker import Report, Ticket, do_step
 
@@ -85,8 +86,6 @@ def _check_listens(address: str) -> None:
 
 
 def _import_ray() -> Any:
-    try:
+    with needs_extra("ray", "--ray needs"):
         import ray
-    except ImportError as error:
-        raise ConfigError("--ray needs Ray: pip install 'treft[ray]'.") from error
     return ray
