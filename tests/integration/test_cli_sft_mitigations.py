@@ -52,8 +52,8 @@ def test_flags_and_yaml_reach_the_methods(folder: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
     run(
         folder, "out", "--json", "--kl_retain_file", retain, "--kl_weight", "2",
-        "--ldifs_weight", "0.1", "--weight_norm", "0.5", "--stop_file", retain, "--stop_every", "1",
-        "--inoculation_prompt", "Be evil.",
+        "--ldifs_weight", "0.1", "--ldifs_regions", "prefix", "response", "--weight_norm", "0.5",
+        "--stop_file", retain, "--stop_every", "1", "--inoculation_prompt", "Be evil.",
     )  # fmt: skip
     result = json.loads(capsys.readouterr().out)
     assert result["mitigations"] == [
@@ -92,6 +92,7 @@ def test_weights_of_zero_train_bit_for_bit_as_without(folder: Path) -> None:
         ({"kl_batch_size": 2}, "kl_retain_file"),
         ({"interleave_misaligned": "x"}, "interleave_files"),
         ({"ldifs_layers": [0]}, "ldifs_weight"),
+        ({"ldifs_regions": ["response"]}, "ldifs_weight"),
         ({"steering_positive_file": "x"}, "steering_layer"),
         ({"ptst_train_prompt": "x"}, "ptst_test_prompt"),
         ({"ptst_test_prompt": "x", "inoculation_prompt": "y"}, "both set the system prompt"),

@@ -28,7 +28,7 @@ from treft.mitigations.features import FeatureDistance
 from treft.mitigations.frozen_prefix import FrozenPrefix
 from treft.mitigations.kl import KLOnTrain
 from treft.mitigations.steering import PreventiveSteering, persona_vector
-from treft.regions import find_regions
+from treft.regions import RegionName, find_regions
 from treft.states import capture
 from treft.training import TReFTTrainer
 
@@ -241,6 +241,19 @@ def test_frozen_prefix_refuses_what_it_cannot_hold(
         trainer(peft=LoraConfig(**LORA), kv_weight=1.0)
 
 
+def squared_distances(twin: PeftModel, given: dict[str, Tensor]) -> Tensor:
+    """(B, T) of the residual stream, adapter on and off; mean over layers."""
+    seen: list[Tensor] = []
+    for layer in twin.base_model.model.model.layers:
+        layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    with twin.disable_adapter(), torch.no_grad():
+        twin(**given)
+    before, seen[:] = list(seen), []
+    twin(**given)
+    found = [((a - b) ** 2).sum(-1) for a, b in zip(seen, before, strict=True)]
+    return torch.stack(found).mean(0)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_feature_distance_is_the_mean_squared_distance(
     checkpointing: bool, tiny_model: TinyModel, make_trainer: MakeTrainer
@@ -254,20 +267,37 @@ def test_feature_distance_is_the_mean_squared_distance(
     value, found = added_by(trainer)
     twin, inputs = double_twin(trainer), first_batch(trainer)
     given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    layers = twin.base_model.model.model.layers
-    seen: list[Tensor] = []
-    for layer in layers:
-        layer.register_forward_hook(lambda module, args, output: seen.append(output))
-    with twin.disable_adapter(), torch.no_grad():
-        twin(**given)
-    before, seen[:] = list(seen), []
-    twin(**given)
     mask = given["attention_mask"].double()
-    distances = [
-        (((a - b) ** 2).sum(-1) * mask).sum() / mask.sum()
-        for a, b in zip(seen, before, strict=True)
+    expected = 0.3 * (squared_distances(twin, given) * mask).sum() / mask.sum()
+    assert value == pytest.approx(float(expected.detach()), rel=1e-3)
+    assert_same_gradients(found, expected, twin)
+
+
+@pytest.mark.parametrize("regions", [("prefix",), ("query", "response")])
+def test_feature_distance_of_some_regions_is_of_their_tokens_alone(
+    regions: tuple[RegionName, ...],
+    tiny_model: TinyModel,
+    make_trainer: MakeTrainer,
+    chat_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    trainer = make_trainer(
+        tiny_model("llama"),
+        trainer={"mitigations": [FeatureDistance(0.3, regions=regions)]},
+        **PLAIN,
+    )
+    disturb(trainer)
+    value, found = added_by(trainer)
+    twin, inputs = double_twin(trainer), first_batch(trainer)
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    distances = squared_distances(twin, given)
+    chats = [find_regions(chat_tokenizer, row["messages"]) for row in conversations(2)]
+    held = [
+        distances[row, place]
+        for row, chat in enumerate(chats)
+        for region in regions
+        for place in chat.positions(region)
     ]
-    expected = 0.3 * sum(distances) / len(distances)
+    expected = 0.3 * torch.stack(held).mean()
     assert value == pytest.approx(float(expected.detach()), rel=1e-3)
     assert_same_gradients(found, expected, twin)
 
@@ -333,6 +363,7 @@ def test_persona_vector_is_a_difference_of_response_means(
     ("make_wrong", "words"),
     [
         (lambda: FeatureDistance(0.0), "ldifs_weight must be a positive"),
+        (lambda: FeatureDistance(1.0, regions=["prefix", "moon"]), "ldifs_regions are .*'moon'"),
         (lambda: PreventiveSteering(0, 0.0, vector=torch.ones(2)), "coefficient must be"),
         (lambda: PreventiveSteering(0, positive=conversations(1)), "both"),
     ],

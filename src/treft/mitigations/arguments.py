@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from treft.data import load_messages
 from treft.errors import ConfigError
@@ -21,6 +21,9 @@ from treft.mitigations.steering import PreventiveSteering
 from treft.mitigations.system_prompt import InoculationPrompt, PromptSplit
 from treft.mitigations.weight_norm import WeightNormCap
 from treft.training.mitigation import Mitigation
+
+if TYPE_CHECKING:
+    from treft.regions import RegionName
 
 __all__ = ["MitigationArguments", "build"]
 
@@ -77,6 +80,10 @@ class MitigationArguments:
     ldifs_layers: list[int] | None = field(
         default=None, metadata=_help("Layers of ldifs_weight; all.")
     )
+    ldifs_regions: list[str] | None = field(
+        default=None,
+        metadata=_help("Tokens of ldifs_weight: prefix, query, postfix, response; all."),
+    )
     steering_layer: int | None = field(
         default=None, metadata=_help("Add a persona vector after this layer in training.")
     )
@@ -118,6 +125,7 @@ class MitigationArguments:
             "kl_batch_size": "kl_retain_file",
             "interleave_misaligned": "interleave_files",
             "ldifs_layers": "ldifs_weight",
+            "ldifs_regions": "ldifs_weight",
             "steering_positive_file": "steering_layer",
             "steering_negative_file": "steering_layer",
             "ptst_train_prompt": "ptst_test_prompt",
@@ -173,7 +181,8 @@ def _of_loss(given: MitigationArguments) -> list[Mitigation]:
         rows = load_messages(given.kl_retain_file)
         found.append(KLOnRetain(rows, given.kl_weight, given.kl_batch_size))
     if given.ldifs_weight != 0:
-        found.append(FeatureDistance(given.ldifs_weight, given.ldifs_layers))
+        regions = cast("list[RegionName]", given.ldifs_regions or [])  # checked there
+        found.append(FeatureDistance(given.ldifs_weight, given.ldifs_layers, regions))
     return found
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from treft.errors import ConfigError
 from treft.mitigations.hidden import run_batch
 from treft.mitigations.reference_model import ReferenceModel
+from treft.regions import REGION_CODES, RegionName
 from treft.residual import ResidualStream, residual_stream
 from treft.states import resolve_layers
 from treft.training.mitigation import LossBatch, Mitigation
@@ -30,13 +31,16 @@ class FeatureDistance(Mitigation):
 
     Source: LDIFS, Mukhoti et al., arXiv 2308.13320 (there of image encoders); for language models
     Kaczér et al., arXiv 2508.06249. Formula: L_SFT + λ / (L T) Σ_l Σ_t ‖h_lt − h⁰_lt‖², h_lt the
-    residual stream after layer l at token t, all T tokens of the micro-batch that are no padding.
-    It is not relative, so λ depends on the model's scale: sweep from 1e-4 up. Cost: one forward of
-    the unfinetuned model a step and both models' hidden states in memory; no data.
+    residual stream after layer l at token t, all T tokens of the micro-batch that are no padding,
+    or those of some regions alone (ours: to see which tokens it works at). It is not relative, so
+    λ depends on the model's scale: sweep from 1e-4 up. Cost: one forward of the unfinetuned model
+    a step and both models' hidden states in memory; no data.
 
     Args:
         weight: λ > 0.
         layers: which to hold, negative from the last; default all.
+        regions: whose tokens are held, of `REGION_CODES`; default all tokens. Every row must have
+            each of them.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -45,9 +49,19 @@ class FeatureDistance(Mitigation):
     name: ClassVar[str] = "ldifs"
     has_term: ClassVar[bool] = True
 
-    def __init__(self, weight: float, layers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        weight: float,
+        layers: Sequence[int] | None = None,
+        regions: Sequence[RegionName] = (),
+    ) -> None:
         if not 0 < weight < float("inf"):
             raise ConfigError(f"ldifs_weight must be a positive number, not {weight}.")
+        if unknown := [name for name in regions if name not in REGION_CODES]:
+            raise ConfigError(
+                f"ldifs_regions are some of {', '.join(REGION_CODES)}, not {unknown[0]!r}."
+            )
+        self.regions = tuple(dict.fromkeys(regions))
         self.weight = weight
         self.layers = None if layers is None else list(layers)
         self._batch: LossBatch | None = None
@@ -85,6 +99,14 @@ class FeatureDistance(Mitigation):
         layers = list(found) if self.layers is None else self.layers
         distances = [(found[n].float() - before[n].float()).square().sum(-1) for n in layers]
         distance = torch.stack([d.to(distances[0].device) for d in distances]).mean(0)  # (B, T)
-        mask = batch.inputs.get("attention_mask")
-        kept = distance if mask is None else distance[mask.bool()]
+        held = self._held(batch)
+        kept = distance if held is None else distance[held.to(distance.device)]
         return self.weight * kept.mean() * batch.per_batch
+
+    def _held(self, batch: LossBatch) -> Tensor | None:
+        """(B, T) which tokens count; None for all. Padding is in no region."""
+        if self.regions:
+            codes = batch.regions["region_codes"]
+            return torch.isin(codes, codes.new_tensor([REGION_CODES[r] for r in self.regions]))
+        mask: Tensor | None = batch.inputs.get("attention_mask")
+        return None if mask is None else mask.bool()

@@ -49,7 +49,7 @@ class FrozenPrefix(Mitigation):
     """
 
     name: ClassVar[str] = "frozen_prefix"
-    regions: ClassVar[tuple[RegionName, ...]] = ("prefix",)
+    regions: tuple[RegionName, ...] = ("prefix",)
     changes_forward: ClassVar[bool] = True
 
     def __init__(self) -> None:

@@ -81,7 +81,7 @@ class Mitigation:
     """
 
     name: ClassVar[str] = ""
-    regions: ClassVar[tuple[RegionName, ...]] = ()
+    regions: tuple[RegionName, ...] = ()
     changes_forward: ClassVar[bool] = False
     has_term: ClassVar[bool] = False
     whole_rows: ClassVar[bool | None] = None
