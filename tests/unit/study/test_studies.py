@@ -238,7 +238,11 @@ def test_the_weight_of_a_task_leaks_least_of_those_that_keep_it_on_topic() -> No
     scores |= {f"tool_{weight:g}": (50.0, 40.0) for weight in TASK_WEIGHTS_TRIED}
     scores["tool_100"] = (50.0, 30.0)  # none keeps it: the one that keeps most
     verdict = study.verdict(study.table(list(runs(scores, (0.0,)))))
-    assert verdict.endswith("λ by the rule: abstain 300, tool 100, refuse 30, short 100.")
+    assert "λ by the rule: abstain 300, tool 100, refuse 30, short 100." in verdict
+    flags = [f"--strength {t}_treft={n}" for t, n in (("abstain", 300), ("tool", 100))]
+    assert verdict.endswith(
+        f"as {' '.join(flags)} --strength refuse_treft=30 --strength short_treft=100"
+    )
 
 
 @pytest.mark.parametrize(

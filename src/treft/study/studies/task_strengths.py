@@ -57,7 +57,7 @@ def table(runs: Sequence[Row]) -> list[Row]:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """Which λ the rule chooses for each, and whether that is the one in use."""
+    """Which λ the rule chooses for each, whether that is the one in use, and if not, the flags."""
     from treft.study.figures import find_row
 
     def on_topic(task: TaskName, kind: str) -> float:
@@ -75,7 +75,9 @@ def verdict(rows: Sequence[Row]) -> str:
     others = [task for task in chosen if chosen[task] != TASK_WEIGHTS[task]]
     answer = f"Not those in use: {', '.join(others)}" if others else "Those in use are chosen"
     told = ", ".join(f"{task} {weight:g}" for task, weight in chosen.items())
-    return f"{answer}; λ by the rule: {told}."
+    flags = " ".join(f"--strength {task}_treft={chosen[task]:g}" for task in others)
+    ending = f" A real model's table5 takes them as {flags}" if others else ""
+    return f"{answer}; λ by the rule: {told}.{ending}"
 
 
 def plot(rows: Sequence[Row]) -> Figure:
