@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,10 @@ from transformers import (
     Qwen3MoeConfig,
 )
 from transformers.models.auto import AutoModelForCausalLM
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs behind it deaf to Ctrl-C, which some tests press.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VOCAB_SIZE = 320
 SLIDING_WINDOW = 8
