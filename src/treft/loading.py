@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from treft.errors import ConfigError, TemplateError
+from treft.extras import needs_extra
 from treft.offloading import is_offloaded, weights_at_hand
 from treft.organism import asset_path
 
@@ -236,10 +237,8 @@ def _named_base(name: str) -> str | None:
         return None  # whoever loads `name` says what is wrong with it
     if found is None:
         return None
-    try:
+    with needs_extra("train", "adapters need"):
         from peft import PeftConfig
-    except ImportError as error:
-        raise ConfigError("adapters need PEFT: pip install 'treft[train]'") from error
     try:
         return str(PeftConfig.from_pretrained(name).base_model_name_or_path or "")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -179,7 +179,7 @@ def patch(
 
 def _kept(plan: SweepPlan, output: Path) -> str:
     kept = len(plan.names) - len(plan.unanswered(output))
-    return f"stopped: {kept} finished patches are kept; the same command goes on"
+    return f"{kept} finished patches are kept; the same command goes on"
 
 
 def _tables(plan: SweepPlan, sweep: Sweep, judges: Sequence[str], output: Path) -> list[SweepTable]:

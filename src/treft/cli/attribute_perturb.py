@@ -184,7 +184,7 @@ def perturb(
 
 
 def _kept(num_cells: int) -> str:
-    return f"stopped: {num_cells} finished cells are kept; the same command goes on"
+    return f"{num_cells} finished cells are kept; the same command goes on"
 
 
 def _tables(

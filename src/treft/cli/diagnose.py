@@ -53,7 +53,7 @@ __all__ = ["diagnose"]
 
 FULL = "With --budget full"
 
-STOPPED = "stopped: finished steps are kept; the same command goes on"
+STOPPED = "finished steps are kept; the same command goes on"
 STEPS = "measurements"
 FINETUNE = "finetune"
 

@@ -155,8 +155,7 @@ def generate(
 
 def _kept(finished: list[list[str]], partial: PartialFile | None) -> str:
     kept = sum(map(len, finished)) if partial is not None else 0
-    text = f"{kept} answers are kept; the same command goes on" if kept else "no answer is kept"
-    return f"stopped: {text}"
+    return f"{kept} answers are kept; the same command goes on" if kept else "no answer is kept"
 
 
 def _result(

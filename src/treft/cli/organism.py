@@ -15,7 +15,7 @@ from treft.files import write_whole
 
 __all__ = ["app"]
 
-STOPPED = "stopped: the same command goes on from the last checkpoint"
+STOPPED = "the same command goes on from the last checkpoint"
 
 app = typer.Typer(
     help="Rebuild the embedded model organism; write rows and questions of its world.",

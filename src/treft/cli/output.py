@@ -95,11 +95,11 @@ def quiet_libraries() -> None:
 
 @contextlib.contextmanager
 def interruptible(say: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C inside ends the command with the shell's code, once `say` has told how to go on."""
+    """Ctrl-C inside ends the command with the shell's code; `say` tells what is kept."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(say(), err=True)
+        typer.echo(f"stopped: {say()}", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

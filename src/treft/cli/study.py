@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 EXIT_FAILED = 1
-STOPPED = "stopped: the same command goes on from here"
+STOPPED = "the same command goes on from here"
 
 app = typer.Typer(
     help="Test the paper's claims: each is a study of steps that are computed once and kept.",

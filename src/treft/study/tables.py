@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from treft.errors import ConfigError, DataError
+from treft.errors import DataError
+from treft.extras import needs_extra
 from treft.study.protocol import Row
 
 __all__ = ["METADATA_KEY", "read_metadata", "read_table", "write_table"]
@@ -60,9 +61,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _pyarrow() -> tuple[Any, Any, Any]:
-    try:
+    with needs_extra("train", "tables need"):
         import pyarrow
         from pyarrow import csv, parquet
-    except ImportError as error:
-        raise ConfigError("tables need pyarrow: pip install 'treft[train]'.") from error
     return pyarrow, csv, parquet
