@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from treft.evaluation.clusters import Clusters
 from treft.evaluation.records import Judgement, ScoredAnswer
 
 JUDGE = "maker/judge"
@@ -119,3 +122,8 @@ def _scores(found: ScoredAnswer) -> dict[str, Any]:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def clusters_of(groups: np.ndarray, values: np.ndarray) -> Clusters:
+    """Values by the number of their question."""
+    return Clusters.of((f"q{group:03}", value) for group, value in zip(groups, values, strict=True))

@@ -18,18 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treft.errors import DataError
-from treft.metrics import Interval, t_quantile, wilson
+from treft.metrics import Interval, t_quantile
 
 __all__ = [
     "Clusters",
     "FloatArray",
     "bootstrap_interval",
-    "bounded_interval",
     "correlation",
     "count_interval",
     "degrees_of_freedom",
     "difference_interval",
     "few_questions",
+    "fewness",
     "permutation_p_value",
     "standard_error",
     "t_interval",
@@ -38,13 +38,8 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 
-FEW_QUESTIONS_WEIGHT = 0.5
-MANY_QUESTIONS_WEIGHT = 0.1
 MANY_QUESTIONS = 50
-"""Weight, in questions, of the assumption of the largest variance: with hardly any question, and
-from 50 questions on; it falls in a line between. Where few questions show any variation, how alike
-answers are cannot be estimated, and the estimate is too optimistic more often than not. Chosen by
-simulation: with less the coverage falls, with more intervals become needlessly wide."""
+"""From so many on, nothing is added to an interval for having few."""
 
 FEW_QUESTIONS_STRETCH = 0.4
 """By how much more, with hardly any question, an interval reaches up where nothing bounds what a
@@ -113,6 +108,11 @@ class Clusters:
     def variance(self) -> float:
         """Of single values around the mean."""
         return max(0.0, float(self.squares.sum() / self.sizes.sum()) - self.mean**2)
+
+    @property
+    def are_flags(self) -> bool:
+        """Whether all values are 0 or 100."""
+        return bool(np.allclose(100 * self.totals, self.squares))
 
     @property
     def contributions(self) -> FloatArray:
@@ -196,53 +196,7 @@ def upward_stretch(num_questions: int, most: float = FEW_QUESTIONS_STRETCH) -> f
         num_questions: C.
         most: by how much more with hardly any question.
     """
-    return 1 + most * _fewness(num_questions)
-
-
-def bounded_interval(clusters: Clusters) -> Interval:
-    """Mean of values from 0 to 100: Wilson's interval at the effective number of independent draws.
-
-    Never of zero width, never outside 0 to 100. With one answer a question and values of 0 and 100
-    alone it is Wilson's interval as it stands.
-    """
-    share = clusters.mean / 100
-    assert -1e-9 <= share <= 1 + 1e-9, "values from 0 to 100"
-    share = min(1.0, max(0.0, share))
-    flags = np.allclose(100 * clusters.totals, clusters.squares)
-    if flags and clusters.sizes.max() == 1:
-        return wilson(share * clusters.num_samples, clusters.num_samples)
-    size = _effective_size(clusters)
-    if clusters.num_questions < 2:
-        return wilson(share * size, size)
-    quantile = t_quantile(degrees_of_freedom(clusters.contributions))
-    return wilson(share * size, size, quantile)
-
-
-def _effective_size(clusters: Clusters) -> float:
-    """How many independent draws of 0 or 100 would give a mean of the same precision.
-
-    The design effect is taken as at least 1. The variance is then drawn towards the largest, the
-    more the fewer questions tell about it: all answers to a question alike, and single values
-    half way to the variance of flags, the largest that values of this mean can have.
-    """
-    sizes, mean = clusters.sizes, clusters.mean
-    largest = float((sizes**2).sum() / sizes.sum())
-    effect = clusters.design_effect
-    if effect is None:
-        return clusters.num_samples / largest
-    spread = clusters.squares - 2 * mean * clusters.totals + sizes * mean**2
-    telling = float(spread.sum() ** 2 / (spread**2).sum())
-    weight = _weight_of_largest(clusters.num_questions)
-    of_flags = mean * (100 - mean)  # which Wilson's interval assumes; scores vary less
-    observed = max(1.0, effect) * clusters.variance
-    utmost = largest * (clusters.variance + of_flags) / 2
-    variance = (telling * observed + weight * utmost) / (telling + weight)
-    return clusters.num_samples * of_flags / variance
-
-
-def _weight_of_largest(num_questions: int) -> float:
-    extra = FEW_QUESTIONS_WEIGHT - MANY_QUESTIONS_WEIGHT
-    return MANY_QUESTIONS_WEIGHT + extra * _fewness(num_questions)
+    return 1 + most * fewness(num_questions)
 
 
 def few_questions(num_questions: int) -> str:
@@ -252,7 +206,7 @@ def few_questions(num_questions: int) -> str:
     return f"{num_questions} questions: ask {FEW_QUESTIONS} for a trustworthy interval"
 
 
-def _fewness(num_questions: int) -> float:
+def fewness(num_questions: int) -> float:
     """From 1, for hardly any question, down to 0 for 50 and more."""
     return max(0.0, 1 - num_questions / MANY_QUESTIONS)
 

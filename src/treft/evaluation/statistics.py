@@ -15,10 +15,10 @@ import numpy as np
 from scipy import stats
 
 from treft.errors import DataError
+from treft.evaluation.bounded import bounded_interval, bounded_method
 from treft.evaluation.clusters import (
     Clusters,
     FloatArray,
-    bounded_interval,
     correlation,
     count_interval,
     difference_interval,
@@ -211,7 +211,7 @@ def _paired(measure: Measure, arm: Sequence[ScoredAnswer], base: Sequence[Scored
 def _interval(measure: Measure, clusters: Clusters) -> tuple[Interval | None, str]:
     """The 95 % interval of a figure, and how it was made."""
     if measure.unit == "percent":
-        return bounded_interval(clusters), "Wilson at the effective sample size"
+        return bounded_interval(clusters), bounded_method(clusters)
     return count_interval(clusters), "clustered t of the logarithm"
 
 

@@ -1,17 +1,25 @@
-"""benchmarks/coverage.py as a module: tests run some designs of docs/statistics.md."""
+"""benchmarks/coverage.py and its designs as modules: tests run some rows of docs/statistics.md."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
-__all__ = ["coverage"]
+__all__ = ["coverage", "studies"]
 
-_PATH = Path(__file__).parents[3] / "benchmarks/coverage.py"
-_SPEC = importlib.util.spec_from_file_location("treft_coverage", _PATH)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-coverage = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = coverage  # dataclasses look their module up
-_SPEC.loader.exec_module(coverage)
+
+def _load(file: str, name: str) -> ModuleType:
+    path = Path(__file__).parents[3] / "benchmarks" / file
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses, and the other file, look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+studies = _load("simulated_studies.py", "simulated_studies")
+coverage = _load("coverage.py", "treft_coverage")  # `coverage` is a package

@@ -10,7 +10,7 @@ import pytest
 from inspect_ai.scorer import SampleScore, Score
 from inspect_ai.scorer import krippendorff_alpha as inspect_alpha
 from scipy import stats
-from simulation import coverage
+from simulation import coverage, studies
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from treft.errors import ConfigError, DataError
@@ -208,7 +208,7 @@ def test_agreement_uses_what_both_judges_scored() -> None:
 def test_alpha_of_scores_to_few_questions_reaches_further_up() -> None:
     """On Fisher's scale, against the jackknife that reaches as far up as down."""
     for num, factor in ((10, 1.64), (50, 1.0)):
-        scores = coverage.two_judges(np.random.default_rng(0), (num, 4), 0.4, 15)
+        scores = studies.two_judges(np.random.default_rng(0), (num, 4), 0.4, 15)
         questions = np.repeat(np.arange(num), 4).astype(str)
         plain = jackknife(krippendorff_alpha, scores, questions)
         found = alpha_of_scores(scores, questions)
@@ -237,7 +237,7 @@ def test_agreement_takes_different_judges_with_answers_in_common() -> None:
 
 @pytest.mark.parametrize("name", ["Spearman", "kappa", "alpha"])
 def test_intervals_of_agreement_cover(name: str) -> None:
-    design = coverage.agreement_design(name, 50, 4, 0.4, 15)
+    design = studies.agreement_design(name, 50, 4, 0.4, 15)
     found = coverage.measure(design, 300, seed=1, methods=["reported"])["reported"]
     assert found.num_none == 0
     assert 92 <= found.percent <= 98  # 300 studies: 95 give or take 2.5
@@ -245,7 +245,7 @@ def test_intervals_of_agreement_cover(name: str) -> None:
 
 def test_alpha_of_scores_to_few_questions_is_not_too_narrow() -> None:
     """Of 8 questions, of which few answers are bad; as far up as down, 85 % is covered."""
-    design = coverage.agreement_design("alpha", 8, 100, 0.03, 15)
+    design = studies.agreement_design("alpha", 8, 100, 0.03, 15)
     found = coverage.measure(design, 300, seed=1, methods=["reported", "jackknife"])
     assert found["reported"].percent >= 92  # 300 studies: 95 give or take 2.5
     assert found["jackknife"].percent < 90

@@ -1,23 +1,20 @@
-"""Clustered intervals against statsmodels, scipy and Inspect, and their coverage by simulation."""
+"""Clustered intervals against statsmodels, scipy and Inspect."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
 import statsmodels.api as sm
 from inspect_ai.scorer import SampleScore, Score, stderr
+from made_answers import clusters_of
 from scipy import stats
-from simulation import coverage
-from statsmodels.stats.proportion import proportion_confint
 
 from treft.errors import DataError
 from treft.evaluation.clusters import (
     Clusters,
     bootstrap_interval,
-    bounded_interval,
     correlation,
     count_interval,
     degrees_of_freedom,
@@ -36,13 +33,9 @@ def unbalanced(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return groups, 50 + 10 * rng.standard_normal(12)[groups] + 5 * rng.standard_normal(len(groups))
 
 
-def of(groups: np.ndarray, values: np.ndarray) -> Clusters:
-    return Clusters.of((f"q{group:02}", value) for group, value in zip(groups, values, strict=True))
-
-
 def test_standard_error_is_statsmodels_clustered_one() -> None:
     groups, values = unbalanced()
-    found = of(groups, values)
+    found = clusters_of(groups, values)
     fit = sm.OLS(values, np.ones(len(values))).fit(
         cov_type="cluster", cov_kwds={"groups": groups}, use_t=True
     )
@@ -63,13 +56,13 @@ def test_standard_error_is_inspects() -> None:
         for group, value in zip(groups, values, strict=True)
     ]
     expected = stderr(cluster="question_id")(scores)
-    assert standard_error(of(groups, values).contributions) == pytest.approx(expected)
+    assert standard_error(clusters_of(groups, values).contributions) == pytest.approx(expected)
 
 
 def test_difference_of_arms_has_statsmodels_standard_error() -> None:
     groups, values = unbalanced()
     others = values + np.random.default_rng(2).standard_normal(len(values))
-    arm, base = of(groups, others + 3), of(groups, values)
+    arm, base = clusters_of(groups, others + 3), clusters_of(groups, values)
     design = np.repeat([[1, 1], [1, 0]], len(values), axis=0)
     fit = sm.OLS(np.concatenate((others + 3, values)), design).fit(
         cov_type="cluster", cov_kwds={"groups": np.tile(groups, 2)}
@@ -91,63 +84,10 @@ def test_degrees_of_freedom_fall_with_the_kurtosis() -> None:
     assert degrees_of_freedom(np.zeros(40)) == 39
 
 
-def test_one_flag_a_question_has_wilsons_interval() -> None:
-    flags = np.array([100.0] * 7 + [0.0] * 33)
-    found = bounded_interval(of(np.arange(40), flags))
-    low, high = proportion_confint(7, 40, method="wilson")
-    assert found == pytest.approx((17.5, 100 * low, 100 * high))
-
-
-@pytest.mark.parametrize("value", [0.0, 100.0])
-def test_a_behaviour_never_seen_counts_each_question_once(value: float) -> None:
-    found = bounded_interval(of(np.repeat(np.arange(30), 20), np.full(600, value)))
-    low, high = proportion_confint(round(0.3 * value), 30, method="wilson")
-    # t with 29 degrees of freedom for the normal: a little wider.
-    assert found.mean == value
-    assert found.low == pytest.approx(100 * low, abs=1)
-    assert found.high == pytest.approx(100 * high, abs=1)
-    assert found.high - found.low > 10
-
-
-def test_equal_answers_within_questions_count_each_question_once() -> None:
-    hit = np.array([100.0] * 12 + [0.0] * 18)
-    groups = np.repeat(np.arange(30), 20)
-    found = bounded_interval(of(groups, hit[groups]))
-    quantile = t_quantile(29)  # contributions of two sizes are no outliers
-    expected = wilson(0.4 * 29, 29, quantile)  # C - 1, from the correction C / (C - 1)
-    assert found == pytest.approx(expected, abs=0.05)
-
-
-def test_independent_answers_have_nearly_the_interval_of_as_many_questions() -> None:
-    flags = np.tile([100.0] * 8 + [0.0] * 12, 50)  # eight hits in every question
-    found = bounded_interval(of(np.repeat(np.arange(50), 20), flags))
-    low, high = proportion_confint(400, 1000, method="wilson")
-    assert found.high - found.low == pytest.approx(100 * (high - low), rel=0.1)
-    assert found.high - found.low > 100 * (high - low)
-
-
-def test_scores_have_nearly_the_t_interval_where_it_fits() -> None:
-    values = np.random.default_rng(0).normal(55, 12, 200).clip(0, 100)
-    found = bounded_interval(of(np.arange(200), values))
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert found == pytest.approx((values.mean(), expected.low, expected.high), abs=0.1)
-
-
-def test_intervals_stay_within_bounds_and_keep_a_width() -> None:
-    rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(9), 5)
-    for values in (100 * rng.random(45) ** 20, 100.0 - rng.random(45), np.full(45, 90.0)):
-        found = bounded_interval(of(groups, values))
-        assert 0 <= found.low < found.mean < found.high <= 100
-    one = bounded_interval(of(np.zeros(50, int), np.full(50, 100.0)))
-    assert one.low < 30, "one question says little about others"
-    assert t_interval(3.0, np.zeros(1)) is None
-
-
 def test_counts_have_the_t_interval_of_their_logarithm() -> None:
     """To first order in the logarithm; near the mean both intervals are the same."""
     groups, values = np.repeat(np.arange(60), 3), np.random.default_rng(0).gamma(2, 30, 180)
-    near, found = of(groups, 1000 + values), of(groups, values)
+    near, found = clusters_of(groups, 1000 + values), clusters_of(groups, values)
     expected = t_interval(near.mean, near.contributions)
     assert expected is not None
     assert count_interval(near) == pytest.approx(expected, rel=1e-3)
@@ -161,15 +101,15 @@ def test_counts_have_the_t_interval_of_their_logarithm() -> None:
 def test_counts_of_few_questions_reach_further_up() -> None:
     """By 0.4 as much again with hardly any question, falling in a line to nothing at 50."""
     for num, factor in ((5, 1.36), (25, 1.2), (50, 1.0), (80, 1.0)):
-        found = of(np.arange(num), np.arange(num) + 1.0)
+        found = clusters_of(np.arange(num), np.arange(num) + 1.0)
         half = t_quantile(degrees_of_freedom(found.contributions))
         half *= standard_error(found.contributions) / found.mean
         interval = count_interval(found)
         assert interval is not None
         assert np.log(found.mean / interval.low) == pytest.approx(half)
         assert np.log(interval.high / found.mean) == pytest.approx(factor * half)
-    assert count_interval(of(np.arange(5), np.zeros(5))) == (0, 0, 0)
-    assert count_interval(of(np.zeros(5, int), np.arange(5.0))) is None
+    assert count_interval(clusters_of(np.arange(5), np.zeros(5))) == (0, 0, 0)
+    assert count_interval(clusters_of(np.zeros(5, int), np.arange(5.0))) is None
 
 
 def test_no_value_is_refused() -> None:
@@ -179,7 +119,7 @@ def test_no_value_is_refused() -> None:
 
 def test_cluster_bootstrap_is_scipys_over_questions() -> None:
     groups, values = unbalanced()
-    found = of(groups, values)
+    found = clusters_of(groups, values)
 
     def mean(rows: np.ndarray, axis: int) -> np.ndarray:
         return found.totals[rows].sum(axis) / found.sizes[rows].sum(axis)
@@ -205,7 +145,7 @@ def test_difference_interval_adds_variances_and_takes_off_the_covariance() -> No
 
 def test_correlation_is_pearsons() -> None:
     groups, values = unbalanced()
-    arm, base = of(groups, values), of(groups, values[::-1])
+    arm, base = clusters_of(groups, values), clusters_of(groups, values[::-1])
     first, second = arm.contributions, base.contributions
     assert correlation(first, second) == pytest.approx(stats.pearsonr(first, second).statistic)
     assert correlation(first, np.zeros(12)) == 0
@@ -214,7 +154,7 @@ def test_correlation_is_pearsons() -> None:
 def test_p_value_is_that_of_all_exchanges() -> None:
     rng = np.random.default_rng(3)
     groups = np.repeat(np.arange(7), [1, 2, 3, 4, 5, 6, 7])
-    arm, base = (of(groups, rng.integers(0, 2, 28) * 100.0) for _ in range(2))
+    arm, base = (clusters_of(groups, rng.integers(0, 2, 28) * 100.0) for _ in range(2))
     differences = []
     for exchanged in itertools.product([False, True], repeat=7):
         swap = np.array(exchanged)
@@ -235,7 +175,7 @@ def test_p_value_is_that_of_scipy_at_the_same_seed(num: int) -> None:
     """12 questions can be exchanged in all ways, 40 only at random."""
     rng = np.random.default_rng(num)
     groups = np.repeat(np.arange(num), 3)
-    arm, base = (of(groups, rng.integers(0, 2, 3 * num) * 100.0) for _ in range(2))
+    arm, base = (clusters_of(groups, rng.integers(0, 2, 3 * num) * 100.0) for _ in range(2))
 
     totals = np.concatenate([arm.totals, base.totals])
     sizes = np.concatenate([arm.sizes, base.sizes])
@@ -257,92 +197,10 @@ def test_p_value_is_that_of_scipy_at_the_same_seed(num: int) -> None:
 
 
 def test_equal_arms_have_a_p_value_of_one() -> None:
-    arm = of(np.repeat(np.arange(30), 4), np.zeros(120))
+    arm = clusters_of(np.repeat(np.arange(30), 4), np.zeros(120))
     assert permutation_p_value([arm], [arm], lambda mean: mean) == 1
 
 
 def test_one_question_has_a_p_value_of_one() -> None:
-    one, other = (of(np.zeros(4, int), np.full(4, value)) for value in (0.0, 100.0))
+    one, other = (clusters_of(np.zeros(4, int), np.full(4, value)) for value in (0.0, 100.0))
     assert permutation_p_value([one], [other], lambda mean: mean) == 1
-
-
-def of_designs(by_method: dict[str, list[Any]]) -> pytest.MarkDecorator:
-    """A test for each method and design of studies."""
-    cases = [
-        pytest.param(method, design, id=f"{design.figure}, {design.size}")
-        for method, designs in by_method.items()
-        for design in designs
-    ]
-    return pytest.mark.parametrize(("method", "design"), cases)
-
-
-FAST = {
-    "wilson": [
-        coverage.rate_design(50, 20, 0.7, 0.03),
-        coverage.rate_design(50, 20, 1.5, 0.03),
-        coverage.rate_design(50, 20, 1.5, 0.4),
-        coverage.rate_design(50, 20, 1.5, 0.95),
-        coverage.rate_design(50, 20, 1.5, 0.1, failed=0.2),
-        coverage.rate_design(200, 1, 1.5, 0.03),
-        coverage.rate_design(200, 1, 1.5, 0.4),
-        coverage.score_design(50, 20, 1.5, 0.1),
-        coverage.score_design(200, 1, 1.5, 0.4),
-        coverage.at_k_design(50, 20, 1.5, 0.1, 5),
-    ],
-    "paired": [
-        coverage.difference_design(50, 20, 1.5, (0.4, 0.1)),
-        coverage.difference_design(50, 20, 1.5, (0.4, 0.4)),
-        coverage.difference_design(200, 1, 1.5, (0.99, 0.95)),
-        coverage.count_difference_design(50, 20, 0.5, 0.4),
-    ],
-    "recovered": [
-        coverage.em_f1_design(((50, 20), (50, 4)), 1.5, (0.4, 0.9)),
-        coverage.em_f1_design(((200, 1), (100, 1)), 1.5, (0.9, 0.75)),
-    ],
-    "log t": [coverage.count_design(50, 20, 0.5), coverage.count_design(20, 20, 0.5)],
-}
-
-
-@of_designs(FAST)
-def test_intervals_cover_93_to_97_of_100_truths(method: str, design: Any) -> None:
-    found = coverage.measure(design, 1000, seed=1, methods=[method])[method]
-    assert found.num_none == 0
-    assert 93 <= found.percent <= 97
-
-
-FEW = {
-    "wilson": [
-        coverage.rate_design(8, 100, 2.5, 0.95),
-        coverage.rate_design(8, 100, 2.5, 0.1),
-        coverage.rate_design(50, 20, 1.5, 0.003),
-        coverage.score_design(8, 100, 2.5, 0.1),
-        coverage.score_design(20, 20, 1.5, 0.1),
-    ],
-    "paired": [coverage.difference_design(8, 100, 1.5, (0.4, 0.1))],
-}
-
-
-@of_designs(FEW)
-def test_few_questions_or_rare_behaviours_have_wide_intervals_rather_than_narrow_ones(
-    method: str, design: Any
-) -> None:
-    found = coverage.measure(design, 600, seed=1, methods=[method])[method]
-    assert found.num_none == 0
-    assert found.percent >= 94  # 600 studies: 95 give or take 1.8
-
-
-def test_simulation_sees_an_interval_that_is_too_narrow() -> None:
-    # Answers taken for independent: what clustering is there to prevent.
-    design = coverage.rate_design(50, 20, 1.5, 0.4)
-
-    def study(rng: np.random.Generator) -> dict:
-        values = coverage.flags(rng, (50, 20), 0.4, 1.5)
-        return {"naive": lambda: wilson((values > 0).sum(), values.size)}
-
-    naive = coverage.Design(design.figure, design.size, design.truth, study)
-    assert coverage.measure(naive, 300, seed=1)["naive"].percent < 75
-
-
-def test_p_values_find_nothing_where_nothing_is() -> None:
-    percent = coverage.false_findings(50, 20, 1.5, 0.4, num_studies=400, seed=1)
-    assert 2.5 <= percent <= 7.5
