@@ -225,9 +225,19 @@ def bootstrap_interval(clusters: Clusters, num_draws: int = 2000, seed: int = 0)
 
 
 def correlation(first: FloatArray, second: FloatArray) -> float:
-    """Of two arms' figures, from their contributions by the same questions (C,); 0 if unknown."""
+    """Of two arms' figures, from their contributions by the same questions (C,); 0 if unknown.
+
+    Pearson's. What narrows an interval, a positive one, is first adjusted for its degrees of
+    freedom as a regression's R² is: few questions may look more alike in both arms than they are.
+    """
     scale = math.sqrt(float((first**2).sum() * (second**2).sum()))
-    return float(np.clip((first * second).sum() / scale, -1, 1)) if scale else 0.0
+    if scale == 0:
+        return 0.0
+    found = float(np.clip((first * second).sum() / scale, -1, 1))
+    num = len(first)
+    if found <= 0 or num < 3:
+        return min(found, 0.0)
+    return math.sqrt(max(0.0, 1 - (1 - found**2) * (num - 1) / (num - 2)))
 
 
 def difference_interval(first: Interval, second: Interval, correlated: float) -> Interval:

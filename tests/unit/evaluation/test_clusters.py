@@ -143,12 +143,19 @@ def test_difference_interval_adds_variances_and_takes_off_the_covariance() -> No
     assert found[1:] == pytest.approx((5.24, 33.39), abs=0.01)
 
 
-def test_correlation_is_pearsons() -> None:
+def test_correlation_is_pearsons_adjusted_as_r_squared_is() -> None:
     groups, values = unbalanced()
-    arm, base = clusters_of(groups, values), clusters_of(groups, values[::-1])
+    arm, base = clusters_of(groups, values), clusters_of(groups, values + values[::-1])
     first, second = arm.contributions, base.contributions
-    assert correlation(first, second) == pytest.approx(stats.pearsonr(first, second).statistic)
+    assert stats.pearsonr(first, second).statistic > 0.3
+    expected = sm.OLS(second, np.column_stack([np.ones(12), first])).fit().rsquared_adj
+    assert correlation(first, second) == pytest.approx(np.sqrt(expected))
+    against = stats.pearsonr(first, -second).statistic
+    assert correlation(first, -second) == pytest.approx(against), "this widens an interval"
     assert correlation(first, np.zeros(12)) == 0
+    assert correlation(first, np.random.default_rng(0).permutation(first)) <= 0.3
+    assert correlation(np.array([1.0, -1.0]), np.array([2.0, -2.0])) == 0, "two always agree"
+    assert correlation(first, first) == pytest.approx(1)
 
 
 def test_p_value_is_that_of_all_exchanges() -> None:
