@@ -243,8 +243,13 @@ def _logit_normal(lattice: _Lattice) -> tuple[FloatArray, FloatArray]:
 
 def _centres(spread: float, shares: FloatArray) -> FloatArray:
     """Means of normal logits for which mean chances are `shares`."""
+    found: FloatArray = np.interp(shares, *_mean_chances(spread))
+    return found
+
+
+@lru_cache(maxsize=4 * DISPERSIONS)
+def _mean_chances(spread: float) -> tuple[FloatArray, FloatArray]:
+    """Mean chances, rising, and the means of normal logits that have them."""
     centres, normal = np.linspace(-140, 140, 5601), np.linspace(-7, 7, 141)
     weights = np.exp(-(normal**2) / 2)
-    means = expit(centres[:, None] + spread * normal) @ (weights / weights.sum())
-    found: FloatArray = np.interp(shares, means, centres)
-    return found
+    return expit(centres[:, None] + spread * normal) @ (weights / weights.sum()), centres
