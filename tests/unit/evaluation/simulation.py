@@ -6,8 +6,11 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-__all__ = ["coverage", "studies"]
+import pytest
+
+__all__ = ["coverage", "of_designs", "percent_covered", "studies"]
 
 
 def _load(file: str, name: str) -> ModuleType:
@@ -23,3 +26,16 @@ def _load(file: str, name: str) -> ModuleType:
 
 studies = _load("simulated_studies.py", "simulated_studies")
 coverage = _load("coverage.py", "treft_coverage")  # `coverage` is a package
+
+
+def of_designs(designs: list[Any]) -> pytest.MarkDecorator:
+    """A test for each design of studies."""
+    cases = [pytest.param(each, id=f"{each.figure}, {each.size}") for each in designs]
+    return pytest.mark.parametrize("design", cases)
+
+
+def percent_covered(design: Any, num_studies: int) -> float:
+    """By the reported interval, which each study must have."""
+    found = coverage.measure(design, num_studies, seed=1, methods=["reported"])["reported"]
+    assert found.num_none == 0
+    return float(found.percent)
