@@ -8,9 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
-
-__all__ = ["coverage", "of_designs", "percent_covered", "studies"]
+__all__ = ["coverage", "percent_covered", "studies"]
 
 
 def _load(file: str, name: str) -> ModuleType:
@@ -26,12 +24,6 @@ def _load(file: str, name: str) -> ModuleType:
 
 studies = _load("simulated_studies.py", "simulated_studies")
 coverage = _load("coverage.py", "treft_coverage")  # `coverage` is a package
-
-
-def of_designs(designs: list[Any]) -> pytest.MarkDecorator:
-    """A test for each design of studies."""
-    cases = [pytest.param(each, id=f"{each.figure}, {each.size}") for each in designs]
-    return pytest.mark.parametrize("design", cases)
 
 
 def percent_covered(design: Any, num_studies: int) -> float:
