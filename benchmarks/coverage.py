@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
-from itertools import islice
+from functools import cache, partial
 
 import numpy as np
 import scipy
@@ -125,20 +124,25 @@ def false_findings(
 
 def print_coverage(part: str, match: str, num_studies: int, seed: int, workers: int) -> None:
     """One row a design: the interval that is reported, and others by heading."""
-    designs, others = COVERED[part]
+    others = COVERED[part][1]
     print(f"| figure | questions × answers | reported | {' | '.join(others.values())} |")
     print("|---|---|---|" + "---|" * len(others))
-    chosen = [at for at, design in enumerate(designs()) if match in design.figure]
+    chosen = [at for at, design in enumerate(_designs(part)) if match in design.figure]
     with ProcessPoolExecutor(workers) as pool:
         for row in pool.map(partial(_row, part, num_studies, seed), chosen):
             print(row, flush=True)
 
 
+@cache
+def _designs(part: str) -> tuple[Design, ...]:
+    """Once a process: some truths take seconds. Functions, so that workers are told places."""
+    return tuple(COVERED[part][0]())
+
+
 def _row(part: str, num_studies: int, seed: int, at: int) -> str:
-    designs, others = COVERED[part]
-    design = next(islice(designs(), at, None))
+    design = _designs(part)[at]
     found = measure(design, num_studies, seed)
-    cells = [_cell(found.get(method)) for method in ("reported", *others)]
+    cells = [_cell(found.get(method)) for method in ("reported", *COVERED[part][1])]
     return f"| {design.figure} | {design.size} | {' | '.join(cells)} |"
 
 

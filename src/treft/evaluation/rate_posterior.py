@@ -24,15 +24,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.special import expit, gammaln, log_expit, logsumexp, ndtr
 
+from treft.evaluation.clusters import FloatArray
 from treft.metrics import Interval
 
 __all__ = ["posterior_interval"]
-
-FloatArray = NDArray[np.float64]
 
 TAILS = (0.025, 0.975)
 DISPERSIONS = 24
@@ -61,7 +59,7 @@ def posterior_interval(hits: FloatArray, sizes: FloatArray) -> Interval:
         The share of all answers with the interval. It reaches to 0 where no answer shows the
         behaviour, to 100 where all do, and as far as the share in any case.
     """
-    low, high = _quantiles(_Lattice.of(hits, sizes), hits, sizes)
+    low, high = _quantiles(_Lattice.of(sizes), hits, sizes)
     share = float(hits.sum() / sizes.sum())
     low = 0.0 if share == 0 else min(low, share)
     high = 1.0 if share == 1 else max(high, share)
@@ -80,8 +78,8 @@ class _Lattice(NamedTuple):
     answers: int
 
     @classmethod
-    def of(cls, hits: FloatArray, sizes: FloatArray) -> _Lattice:
-        points = 32 + 8 * math.ceil(math.sqrt(len(hits)) + math.sqrt(float(sizes.sum())) / 8)
+    def of(cls, sizes: FloatArray) -> _Lattice:
+        points = 32 + 8 * math.ceil(math.sqrt(len(sizes)) + math.sqrt(float(sizes.sum())) / 8)
         return cls(points, 2 ** math.ceil(math.log2(max(2.0, float(sizes.max())))))
 
 
@@ -99,11 +97,10 @@ def _quantiles(lattice: _Lattice, hits: FloatArray, sizes: FloatArray) -> tuple[
             _log_likelihoods(lattice, hits, sizes), _log_priors(lattice), strict=True
         )
     ]
-    whole = _AllOrNone.of(hits, sizes)
     places = _places(lattice)
 
     coarse = [logsumexp(found + prior[::FINER], axis=1) for found, prior in models]
-    density = np.logaddexp.reduce([*coarse, whole.log_likelihood(_shares(places))])
+    density = np.logaddexp.reduce([*coarse, _all_or_none(hits, sizes, _shares(places))])
     near = np.flatnonzero(density > density.max() - NEGLIGIBLE)
     first, last = max(0, near[0] - 1), min(lattice.points - 1, near[-1] + 1)
     around = slice(max(0, first - MARGIN), last + 1 + MARGIN)
@@ -113,7 +110,7 @@ def _quantiles(lattice: _Lattice, hits: FloatArray, sizes: FloatArray) -> tuple[
         _over_dispersions(CubicSpline(places[around], found[around])(fine), prior)
         for found, prior in models
     ]
-    density = np.logaddexp.reduce([*smooth, whole.log_likelihood(_shares(fine))])
+    density = np.logaddexp.reduce([*smooth, _all_or_none(hits, sizes, _shares(fine))])
     density += np.log(np.sin(np.pi * fine))  # Jeffreys' prior as a density of places
     mass = np.exp(density - density.max())
     below = np.concatenate(([0.0], np.cumsum(mass[1:] + mass[:-1])))
@@ -125,7 +122,7 @@ def _over_dispersions(log_likelihood: FloatArray, log_prior: FloatArray) -> Floa
     """Log-likelihood of each mean chance, from that of each with each dispersion (..., D)."""
     largest = log_likelihood.max(axis=1, keepdims=True)
     level = np.maximum(log_likelihood, largest - SLOPE)
-    found: FloatArray = logsumexp(level @ _finer(DISPERSIONS).T + log_prior, axis=1)
+    found: FloatArray = logsumexp(level @ _finer().T + log_prior, axis=1)
     return found
 
 
@@ -141,21 +138,13 @@ def _shares(places: FloatArray) -> FloatArray:
     return shares
 
 
-class _AllOrNone(NamedTuple):
-    always: int
-    never: int
-    possible: bool
-
-    @classmethod
-    def of(cls, hits: FloatArray, sizes: FloatArray) -> _AllOrNone:
-        always, never = int((hits == sizes).sum()), int((hits == 0).sum())
-        return cls(always, never, always + never == len(hits))
-
-    def log_likelihood(self, shares: FloatArray) -> FloatArray:
-        if not self.possible:
-            return np.full(len(shares), -np.inf)
-        found: FloatArray = self.always * np.log(shares) + self.never * np.log1p(-shares)
-        return found
+def _all_or_none(hits: FloatArray, sizes: FloatArray, shares: FloatArray) -> FloatArray:
+    """Log-likelihood of mean chances (P,) where a question shows the behaviour always or never."""
+    always, never = np.count_nonzero(hits == sizes), np.count_nonzero(hits == 0)
+    if always + never < len(hits):
+        return np.full(len(shares), -np.inf)
+    found: FloatArray = always * np.log(shares) + never * np.log1p(-shares)
+    return found
 
 
 def _log_likelihoods(
@@ -202,7 +191,7 @@ def _dispersions(lattice: _Lattice) -> _Dispersions:
 @lru_cache(maxsize=16)
 def _log_priors(lattice: _Lattice) -> tuple[FloatArray, FloatArray]:
     """Of the dispersions, between the lattice's, too; the ends stand for all beyond them."""
-    between = _finer(DISPERSIONS)
+    between = _finer()
     spread, correlation = (between @ values for values in _dispersions(lattice))
 
     def of_cells(values: FloatArray, angle: Callable[[FloatArray], FloatArray]) -> FloatArray:
@@ -216,11 +205,11 @@ def _log_priors(lattice: _Lattice) -> tuple[FloatArray, FloatArray]:
     )
 
 
-@lru_cache(maxsize=4)
-def _finer(num: int) -> FloatArray:
-    """From values at `num` lattice points to a lattice FINER times as fine, by a spline."""
-    at = np.linspace(0, num - 1, (num - 1) * FINER + 1)
-    matrix: FloatArray = CubicSpline(np.arange(num), np.eye(num))(at)
+@lru_cache(maxsize=1)
+def _finer() -> FloatArray:
+    """From values at a model's dispersions to a lattice FINER times as fine, by a spline."""
+    at = np.linspace(0, DISPERSIONS - 1, (DISPERSIONS - 1) * FINER + 1)
+    matrix: FloatArray = CubicSpline(np.arange(DISPERSIONS), np.eye(DISPERSIONS))(at)
     return matrix
 
 
