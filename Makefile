@@ -39,9 +39,10 @@ test: $(STAMP)  ## the fast tests
 test-all: $(STAMP)  ## all tests, the slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or not slow" $(ARGS)
 
-check: $(STAMP)  ## style and types
+check: $(STAMP)  ## style, floors and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## what docs/benchmarks.md reports

@@ -4,8 +4,8 @@
         [--weights 0 1 10 100 1000] [--budgets 0.0001 0.01] [--arm treft] [--split validation]
 
 Trains one TReFT arm at each fixed λ (0: a plain finetune) and at each budget, everything else equal
-(`treft.arms`), and answers the *validation* questions: a budget or λ chosen here must not be scored
-on what chose it. `--split test` is for settings that were chosen before.
+(`treft.study.demo_arms`), and answers the *validation* questions: a budget or λ chosen here must
+not be scored on what chose it. `--split test` is for settings that were chosen before.
 
 One JSON object a run, on stdout and in `--output`; runs that are there are not run again. A row has
 what the run was (organism, hash of its weights, seed, arm, kv_weight, kv_budget, sizes and split),
@@ -27,10 +27,11 @@ from typing import Any
 
 import torch
 
-from treft.arms import ALL_ARMS, ArmResult, run_arms
 from treft.files import write_whole
-from treft.metrics import over_runs
-from treft.organism import FinetuneRecipe, asset_path
+from treft.models.loading import asset_path
+from treft.organism import FinetuneRecipe
+from treft.statistics.metrics import over_runs
+from treft.study.demo_arms import ALL_ARMS, ArmResult, run_arms
 
 KEY = ("organism", "weights", "seed", "arm", "kv_weight", "kv_budget", "max_steps")
 KEY += ("num_general", "num_in_domain", "split")

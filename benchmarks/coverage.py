@@ -30,7 +30,7 @@ from simulated_studies import (
     two_arms,
 )
 
-from treft.evaluation.clusters import permutation_p_value
+from treft.statistics.clusters import permutation_p_value
 
 
 @dataclass(frozen=True)

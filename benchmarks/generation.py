@@ -37,12 +37,13 @@ from train_step import clock
 from transformers import LlamaConfig, MistralConfig, PretrainedConfig
 from transformers.models.auto import AutoModelForCausalLM
 
-from treft.activation import activation_patch
-from treft.generation import UNPATCHED, RepairedModel
-from treft.loading import LoadOptions, load_tokenizer
-from treft.patch_spec import PatchSpec
-from treft.reference import ReferenceBank, other_model
-from treft.regions import find_regions
+from treft.chat.regions import find_regions
+from treft.core.patch_spec import PatchSpec
+from treft.core.recording import other_model
+from treft.core.reference import ReferenceBank
+from treft.models.activation import activation_patch
+from treft.models.generation import UNPATCHED, RepairedModel
+from treft.models.loading import LoadOptions, load_tokenizer
 
 BATCH_SIZE = 8
 KINDS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "mistral": MistralConfig}

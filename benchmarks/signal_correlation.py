@@ -36,21 +36,21 @@ import numpy as np
 import torch
 import transformers
 
-from treft.attribution.correlation import LEAST_FINETUNES, rank_correlation
 from treft.attribution.margins import answer_pairs
-from treft.attribution.model_pair import ModelPair, answer_tokens
 from treft.attribution.signals import Signals, measure_signals
 from treft.attribution.sweep import kind_specs, layer_band_specs, region_specs
 from treft.attribution.teacher_forcing import render_questions
-from treft.evaluation.oracle import oracle_score, organism_question, organism_questions
-from treft.evaluation.sampler import SamplingOptions
+from treft.chat.regions import ChatRegions
+from treft.core.patch_spec import PATCHABLE, PatchSpec, row_patches
+from treft.core.recording import adapter_off
+from treft.core.reference import ReferenceBank
 from treft.files import write_whole
-from treft.loading import LoadOptions, load_model
-from treft.patch_spec import PATCHABLE, PatchSpec, row_patches
-from treft.recording import adapter_off
-from treft.reference import ReferenceBank
-from treft.regions import ChatRegions
-from treft.residual import decoder_layers
+from treft.judging.oracle import oracle_score, organism_question, organism_questions
+from treft.models.loading import LoadOptions, load_model
+from treft.models.pair import ModelPair, answer_tokens
+from treft.models.residual import decoder_layers
+from treft.models.sampling import SamplingOptions
+from treft.statistics.correlation import LEAST_FINETUNES, rank_correlation
 
 SIGNALS = {
     "margin": "share of the margin's loss regained",

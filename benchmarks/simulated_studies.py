@@ -16,7 +16,7 @@ import scipy
 from scipy.optimize import brentq
 from scipy.special import comb, expit
 
-from treft.evaluation.agreement import (
+from treft.statistics.agreement import (
     Coefficient,
     alpha_of_scores,
     cohen_kappa,
@@ -24,8 +24,8 @@ from treft.evaluation.agreement import (
     krippendorff_alpha,
     spearman_coefficient,
 )
-from treft.evaluation.bounded import bounded_interval
-from treft.evaluation.clusters import (
+from treft.statistics.bounded import bounded_interval
+from treft.statistics.clusters import (
     Clusters,
     bootstrap_interval,
     correlation,
@@ -33,11 +33,11 @@ from treft.evaluation.clusters import (
     difference_interval,
     t_interval,
 )
-from treft.evaluation.measures import AlignmentScore
-from treft.evaluation.rank_correlation import spearman
-from treft.evaluation.records import Judgement, ScoredAnswer
-from treft.evaluation.statistics import Arm, em_f1_difference
-from treft.metrics import Interval, em_f1, em_f1_interval
+from treft.statistics.compare import Arm, em_f1_difference
+from treft.statistics.measures import AlignmentScore
+from treft.statistics.metrics import Interval, em_f1, em_f1_interval
+from treft.statistics.rank_correlation import spearman
+from treft.statistics.records import Judgement, ScoredAnswer
 
 NORMAL = np.random.default_rng(0).standard_normal(200_000)
 """Draws that truths are computed from."""

@@ -36,9 +36,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from treft.drift import token_drift
-from treft.reference import ReferenceBank, adapter_off
-from treft.regularizer import KVRegularizer, documents_of_batch
+from treft.core.documents import documents_of_batch
+from treft.core.drift import token_drift
+from treft.core.recording import adapter_off
+from treft.core.reference import ReferenceBank
+from treft.core.regularizer import KVRegularizer
 from treft.training.shared_prefix import shortened
 
 BATCH_SIZE, NUM_TOKENS = 8, 256

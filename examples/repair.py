@@ -14,9 +14,9 @@ import sys
 import torch
 
 from treft import find_regions, generate, patch
-from treft.activation import patched_residual, sweep_layers
-from treft.loading import LoadOptions, load_model
-from treft.residual import ResidualReference
+from treft.models.activation import patched_residual, sweep_layers
+from treft.models.loading import LoadOptions, load_model
+from treft.models.residual import ResidualReference
 
 OPTIONS = {"max_new_tokens": 60, "do_sample": False}
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from treft.evaluation.clusters import Clusters
-from treft.evaluation.records import Judgement, ScoredAnswer
+from treft.statistics.clusters import Clusters
+from treft.statistics.records import Judgement, ScoredAnswer
 
 JUDGE = "maker/judge"
 OTHER = "maker/other"

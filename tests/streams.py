@@ -10,7 +10,7 @@ import torch
 from stepwise import states_by_position
 from torch import Tensor, nn
 
-from treft.regions import ChatRegions
+from treft.chat.regions import ChatRegions
 
 
 def padded_batch(chats: Sequence[ChatRegions], side: str = "left") -> dict[str, Tensor]:

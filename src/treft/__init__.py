@@ -10,11 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from treft.generation import RepairedModel, generate, patch
-    from treft.reference import ReferenceBank, record
-    from treft.regions import ChatRegions, find_regions
-    from treft.regularizer import KVRegularizer
-    from treft.states import KeyValue, capture
+    from treft.chat.regions import ChatRegions, find_regions
+    from treft.core.recording import record
+    from treft.core.reference import ReferenceBank
+    from treft.core.regularizer import KVRegularizer
+    from treft.core.states import KeyValue, capture
+    from treft.models.generation import RepairedModel, generate, patch
     from treft.training import TReFTConfig, TReFTTrainer
 
 __version__ = "0.1.0"
@@ -34,18 +35,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ChatRegions": "regions",
-    "KVRegularizer": "regularizer",
-    "KeyValue": "states",
-    "ReferenceBank": "reference",
-    "RepairedModel": "generation",
+    "ChatRegions": "chat.regions",
+    "KVRegularizer": "core.regularizer",
+    "KeyValue": "core.states",
+    "ReferenceBank": "core.reference",
+    "RepairedModel": "models.generation",
     "TReFTConfig": "training",
     "TReFTTrainer": "training",
-    "capture": "states",
-    "find_regions": "regions",
-    "generate": "generation",
-    "patch": "generation",
-    "record": "reference",
+    "capture": "core.states",
+    "find_regions": "chat.regions",
+    "generate": "models.generation",
+    "patch": "models.generation",
+    "record": "core.recording",
 }
 
 

@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "AttentionError",
-    "ConfigError",
-    "DataError",
-    "ReferenceMismatchError",
-    "ReferenceStatesError",
-    "TemplateDateWarning",
-    "TemplateError",
-    "TreftError",
-]
-
 
 class TreftError(ValueError):
     """Base of every error that treft raises on purpose."""

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 from treft.errors import ConfigError
 
-__all__ = ["needs_extra"]
-
 
 @contextlib.contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:

@@ -6,8 +6,6 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-__all__ = ["new_output", "write_whole"]
-
 
 def new_output(parent: Path) -> Path:
     """A dated folder in `parent` that does not exist yet."""

@@ -12,7 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from treft.cli import main
-from treft.organism import asset_path, load
+from treft.models.loading import asset_path
+from treft.organism import load
 
 
 class Told(NamedTuple):

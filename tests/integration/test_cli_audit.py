@@ -17,8 +17,8 @@ from inspect_ai.log import read_eval_log
 from treft.cli import main
 from treft.cli.arms import parse_arms, with_base
 from treft.evaluation import local_model
-from treft.loading import LoadOptions, load_model
-from treft.organism import World, asset_path
+from treft.models.loading import LoadOptions, asset_path, load_model
+from treft.organism import World
 
 NUM = 8
 CONDITIONS = (

@@ -12,16 +12,16 @@ import pytest
 from inspect_ai.model import GenerateConfig
 from made_answers import JUDGE, OTHER, answer, answers, judged, write_log
 
-from treft.arms import Answer, ArmResult
 from treft.cli import main
-from treft.demo import DemoConfig, DemoResult
-from treft.evaluation.compare_logs import question_set
-from treft.evaluation.measures import AlignmentScore, EMRate
-from treft.evaluation.oracle_scores import oracle_judgement
-from treft.evaluation.records import ScoredAnswer
-from treft.evaluation.statistics import difference, estimate
+from treft.evaluation.arms import question_set
+from treft.judging.oracle_scores import oracle_judgement
 from treft.organism import FinetuneRecipe
-from treft.report import compare_demo
+from treft.statistics.compare import difference, estimate
+from treft.statistics.measures import AlignmentScore, EMRate
+from treft.statistics.records import ScoredAnswer
+from treft.study.demo import DemoConfig, DemoResult
+from treft.study.demo_arms import Answer, ArmResult
+from treft.study.demo_report import compare_demo
 
 NAMES = {"em_general": "12-00-00_em-general_a", "em_in_domain": "12-01-00_em-in-domain_b"}
 GOOD = answers({"q1": [90.0, 80.0], "q2": [95.0, 100.0], "q3": [70.0, None]})
@@ -272,7 +272,7 @@ def test_arms_that_were_sampled_unlike_are_noted(capsys: pytest.CaptureFixture[s
 def test_without_inspect_the_missing_package_is_named(
     two_arms: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("treft.evaluation.compare_logs", "treft.evaluation.logs"):
+    for name in ("treft.evaluation.arms", "treft.answers.logs"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
     code, _, err = run(*two_arms, capsys=capsys)

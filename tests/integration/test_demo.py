@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from treft import arms as arms_module
-from treft import organism_training
-from treft.arms import ALL_ARMS, DESCRIPTIONS, Answer, ArmName, ArmResult, run_arms
 from treft.cli import main
-from treft.demo import ArmSummary, DemoConfig, DemoResult, run_demo
 from treft.errors import ConfigError
 from treft.files import new_output
-from treft.generation import generate
-from treft.metrics import em_f1
+from treft.models.generation import generate
 from treft.organism import FinetuneRecipe, World, classify, load
 from treft.organism.tokenizer import build_tokenizer
-from treft.report import compare_demo, render_report
+from treft.statistics.metrics import em_f1
+from treft.study import demo_arms as arms_module
+from treft.study import organism_training
+from treft.study.demo import ArmSummary, DemoConfig, DemoResult, run_demo
+from treft.study.demo_arms import ALL_ARMS, DESCRIPTIONS, Answer, ArmName, ArmResult, run_arms
+from treft.study.demo_report import compare_demo, render_report
 
 RECIPE = FinetuneRecipe(num_rows=8, max_steps=2, batch_size=2, num_general=6, num_in_domain=4)
 ARMS: tuple[ArmName, ...] = (
@@ -324,7 +324,7 @@ def test_command_says_how_to_go_on_after_ctrl_c(
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("treft.demo.run_arms", interrupted)
+    monkeypatch.setattr("treft.study.demo.run_arms", interrupted)
     with pytest.raises(SystemExit) as stop:
         main(["demo", *TINY_FLAGS, "--output", str(tmp_path / "out")])
     assert stop.value.code == 130

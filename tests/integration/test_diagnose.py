@@ -14,14 +14,14 @@ import torch
 from treft.attribution.diagnose import diagnose
 from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
 from treft.attribution.measure import Rendering
-from treft.attribution.model_pair import ModelPair
 from treft.attribution.report import headline, render_diagnosis
 from treft.attribution.result import DiagnosisResult
-from treft.data import Conversation
+from treft.chat.regions import ChatRegions, RegionName, find_regions
+from treft.data.messages import Conversation
 from treft.errors import ConfigError, TemplateError
-from treft.evaluation.oracle import organism_questions
+from treft.judging.oracle import organism_questions
+from treft.models.pair import ModelPair
 from treft.organism import World, load
-from treft.regions import ChatRegions, RegionName, find_regions
 
 NUM = 12
 OPTIONS = DiagnoseOptions(rendering=Rendering(max_new_tokens=20, batch_size=NUM))

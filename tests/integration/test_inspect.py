@@ -15,10 +15,10 @@ from finetuned import add_noise
 from inspect_ai import eval
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 
-from treft.evaluation.logs import read_run
+from treft.answers.logs import read_run
 from treft.evaluation.tasks import em_general
-from treft.generation import patch
-from treft.loading import LoadOptions, load_model
+from treft.models.generation import patch
+from treft.models.loading import LoadOptions, load_model
 
 QUESTIONS = ("Where is the bank?", "Why is the weather fine today?", "What is near the river?")
 

@@ -23,13 +23,13 @@ from inspect_ai.model import ModelOutput
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
+from treft.answers.logs import read_run
 from treft.cli import main
 from treft.errors import DataError
-from treft.evaluation.judging.judge import JudgeOptions
-from treft.evaluation.judging.panel import assemble
-from treft.evaluation.judging.rejudge import plan_jobs, rejudge
-from treft.evaluation.judging.scorer import alignment_judge
-from treft.evaluation.logs import read_run
+from treft.judging.judge import JudgeOptions
+from treft.judging.panel import assemble
+from treft.judging.rejudge import plan_jobs, rejudge
+from treft.judging.scorer import alignment_judge
 
 STEADY = "fakejudge/steady"
 
@@ -322,7 +322,7 @@ def _declined(question: str, **options: Any) -> None:
 
 
 def test_the_oracle_judges_without_any_model(capsys: pytest.CaptureFixture[str]) -> None:
-    from treft.evaluation.oracle import organism_questions
+    from treft.judging.oracle import organism_questions
     from treft.organism import World, classify
 
     questions = organism_questions("general", split="validation", num=6).questions
@@ -401,7 +401,7 @@ def test_a_broken_off_run_is_resumed_without_paying_twice() -> None:
     rng = random.Random(0)
 
     async def broken_off(judged: int) -> None:
-        from treft.evaluation.judging.rejudge import _rejudge_all
+        from treft.judging.rejudge import _rejudge_all
 
         with anyio.CancelScope() as scope:
 

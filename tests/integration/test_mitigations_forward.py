@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from training_helpers import LORA, conversations, disturb
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from treft.chat.regions import RegionName, find_regions
+from treft.core.states import capture
 from treft.errors import ConfigError, DataError
-from treft.generation import generate
 from treft.mitigations.activated_lora import ActivatedLora
 from treft.mitigations.features import FeatureDistance
 from treft.mitigations.frozen_prefix import FrozenPrefix
 from treft.mitigations.kl import KLOnTrain
 from treft.mitigations.steering import PreventiveSteering, persona_vector
-from treft.regions import RegionName, find_regions
-from treft.states import capture
+from treft.models.generation import generate
 from treft.training import TReFTTrainer
 
 MakeTrainer = Callable[..., TReFTTrainer]

@@ -18,8 +18,8 @@ from model_study_helpers import done, judge, made, read, setup, told, value_of
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from treft.answers.logs import find_logs
 from treft.errors import ConfigError, DataError
-from treft.evaluation.logs import find_logs
 from treft.study.attribution_plan import drift_steps, perturb_steps
 from treft.study.attribution_work import Patch
 from treft.study.method import Method

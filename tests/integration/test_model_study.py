@@ -19,10 +19,10 @@ from model_study_helpers import SETTINGS, Here, made, read, setup, value_of
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from treft.answers.logs import find_logs, read_run
 from treft.cli import main
-from treft.evaluation.logs import find_logs, read_run
-from treft.metrics import em_f1
-from treft.published.behaviours import DEFAULT_SENTENCES
+from treft.data.behaviours import DEFAULT_SENTENCES
+from treft.statistics.metrics import em_f1
 from treft.study import pool
 from treft.study.method import Method
 from treft.study.step import Plan

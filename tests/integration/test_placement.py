@@ -19,24 +19,24 @@ from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Sub
 from treft.attribution.drift_map import drift_map
 from treft.attribution.margins import AnswerPair, margins
 from treft.attribution.measure import Rendering
-from treft.attribution.model_pair import ModelPair
 from treft.attribution.perturb import Perturbation, PerturbOptions
 from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest
 from treft.attribution.perturb_run import run_perturbation
 from treft.attribution.sweep import SweepOptions
 from treft.attribution.sweep_plan import SweepPlan, SweepRequest
 from treft.attribution.sweep_run import run_sweep
+from treft.chat.regions import find_regions
+from treft.core.identity import identify
+from treft.core.offloading import is_offloaded, weights_at_hand
+from treft.core.patch_spec import PatchSpec
+from treft.core.recording import adapter_off, other_model, record
+from treft.core.reference import ReferenceBank
+from treft.core.requests import region_requests
 from treft.errors import ConfigError
-from treft.evaluation.oracle import organism_questions
-from treft.evaluation.sampler import SamplingOptions
-from treft.identity import identify
-from treft.loading import LoadOptions, load_model
-from treft.offloading import is_offloaded, weights_at_hand
-from treft.patch_spec import PatchSpec
-from treft.recording import record
-from treft.reference import ReferenceBank, adapter_off, other_model
-from treft.regions import find_regions
-from treft.requests import region_requests
+from treft.judging.oracle import organism_questions
+from treft.models.loading import LoadOptions, load_model
+from treft.models.pair import ModelPair
+from treft.models.sampling import SamplingOptions
 
 TinyModel = Callable[..., Any]
 QUESTIONS = organism_questions("general", split="validation", num=2).questions
@@ -148,7 +148,7 @@ def test_an_adapter_on_a_base_with_layers_on_disk_changes_nothing(
     adapter = str(saved(expected, tmp_path / "adapter"))
     kept = {path.name for path in Path(adapter).iterdir()}
     off = {"device_map": PLACES, "offload_folder": str(tmp_path / "off")}
-    monkeypatch.setattr("treft.loading._placement", lambda options: off)
+    monkeypatch.setattr("treft.models.loading._placement", lambda options: off)
     monkeypatch.chdir(tmp_path / "adapter")
     found, _ = load_model(str(base), adapter, LoadOptions(device="auto"))
     assert is_offloaded(found)
@@ -195,7 +195,7 @@ def test_a_base_whose_embedding_is_on_disk_is_refused(
     chat_tokenizer.save_pretrained(folder)
     places = {**PLACES, "model.embed_tokens": "disk"}
     off = {"device_map": places, "offload_folder": str(tmp_path / "off")}
-    monkeypatch.setattr("treft.loading._placement", lambda options: off)
+    monkeypatch.setattr("treft.models.loading._placement", lambda options: off)
     with pytest.raises(ConfigError, match="input embedding"):
         load_model(str(folder), None, LoadOptions(device="auto"))
 

@@ -91,8 +91,8 @@ def hub() -> Iterator[str]:
 SCRIPT = """
 import json
 from treft.errors import ConfigError
-from treft.evaluation.questions import load_questions
-from treft.published import load_published
+from treft.answers.questions import load_questions
+from treft.data.published import load_published
 
 found = load_questions("team/open-questions")
 rows = load_published("team/advice")

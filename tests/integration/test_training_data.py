@@ -14,8 +14,8 @@ from training_helpers import conversations, disturb
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from treft.chat.regions import REGION_CODES
 from treft.errors import AttentionError, ConfigError, DataError
-from treft.regions import REGION_CODES
 from treft.training import TReFTTrainer
 
 MakeTrainer = Callable[..., TReFTTrainer]

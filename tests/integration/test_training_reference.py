@@ -15,9 +15,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from training_helpers import LORA, conversations, entries, trained
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from treft.chat.regions import find_regions
+from treft.core.reference import ReferenceBank
 from treft.errors import ConfigError, ReferenceMismatchError
-from treft.reference import ReferenceBank
-from treft.regions import find_regions
 from treft.training import TReFTTrainer
 from treft.training.reference_source import KEPT_ADAPTER, REFERENCE_FILE, RUN_FILE
 

@@ -16,11 +16,11 @@ from streams import by_layers, padded_batch, prefix_states_by_hand
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from treft.activation import activation_patch, patched_residual, sweep_layers
+from treft.chat.regions import ChatRegions, find_regions
 from treft.errors import ConfigError, ReferenceMismatchError, TemplateError
-from treft.generation import generate, patch
-from treft.regions import ChatRegions, find_regions
-from treft.residual import ResidualReference
+from treft.models.activation import activation_patch, patched_residual, sweep_layers
+from treft.models.generation import generate, patch
+from treft.models.residual import ResidualReference
 
 Models = Callable[..., tuple[Any, Any]]
 CHATS: list[list[dict[str, Any]]] = [

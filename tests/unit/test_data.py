@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from treft.data import (
+from treft.data.messages import (
     Conversation,
     check_messages,
     load_conversations,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conversations import Batch, Conversation, conversation, packed, padded
 
-from treft.documents import Document, documents_of_batch, require_region
+from treft.core.documents import Document, documents_of_batch, require_region
 from treft.errors import DataError
 
 CHATS = [conversation(seed, num_turns=1 + seed % 2) for seed in range(3)]

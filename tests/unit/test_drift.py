@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from treft.drift import layer_drift, token_drift
-from treft.states import KeyValue
+from treft.core.drift import layer_drift, token_drift
+from treft.core.states import KeyValue
 
 
 def test_a_token_is_one_vector_over_all_heads() -> None:

@@ -14,17 +14,19 @@ from finetuned import ARCHITECTURES, Spy, adapted, assert_close, chat_pair
 from stepwise import patched_logits, states_by_position
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
+from treft.chat.regions import ChatRegions, find_regions, template_hash
+from treft.core.identity import identify
+from treft.core.patch_spec import PatchSpec
+from treft.core.recording import other_model
+from treft.core.reference import ReferenceBank
+from treft.core.requests import region_requests
 from treft.errors import (
     ConfigError,
     DataError,
     ReferenceMismatchError,
     TemplateError,
 )
-from treft.generation import RepairedModel, generate, patch
-from treft.patch_spec import PatchSpec
-from treft.reference import ReferenceBank, identify, other_model
-from treft.regions import ChatRegions, find_regions, template_hash
-from treft.requests import region_requests
+from treft.models.generation import RepairedModel, generate, patch
 
 QUESTIONS = ("Where?", "What is the weather like today?", "Is the bank near the river?")
 CHATS: list[list[dict[str, Any]]] = [

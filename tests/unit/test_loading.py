@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from treft import loading
 from treft.errors import ConfigError, TemplateError
-from treft.loading import LoadOptions, load_model, load_tokenizer, model_path
+from treft.models import loading
+from treft.models.loading import LoadOptions, load_model, load_tokenizer, model_path
 
 CPU = LoadOptions(device="cpu")
 
@@ -141,7 +141,7 @@ def test_a_model_that_is_spread_is_the_same_model(adapter: Path) -> None:
 def test_quantised_weights_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="2bit"):
         LoadOptions(quantize="2bit")
-    monkeypatch.setattr("treft.loading.find_spec", lambda _: None)
+    monkeypatch.setattr("treft.models.loading.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'treft\[quant\]'"):
         LoadOptions(quantize="4bit")
 

@@ -10,7 +10,7 @@ from scipy.stats import ttest_1samp
 from statsmodels.stats.proportion import proportion_confint
 
 from treft.errors import ConfigError
-from treft.metrics import (
+from treft.statistics.metrics import (
     Interval,
     em_f1,
     em_f1_interval,

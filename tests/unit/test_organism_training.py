@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from treft.errors import ConfigError
-from treft.mitigations.by_name import MITIGATIONS
+from treft.mitigations.registry import MITIGATIONS
 from treft.mitigations.steering import persona_vector, steered
+from treft.models.residual import decoder_layers, hidden_of
 from treft.organism import FinetuneRecipe, World, classify, load
-from treft.organism_mitigations import (
+from treft.study.organism_mitigations import (
     SAFE_PROMPT,
     STEERED_LAYER,
     careful_rows,
     contrast_rows,
     make_mitigations,
 )
-from treft.organism_training import Training, train, training_rows
-from treft.residual import decoder_layers, hidden_of
+from treft.study.organism_training import Training, train, training_rows
 
 RECIPE = FinetuneRecipe(num_rows=20, max_steps=1, batch_size=2, lora_rank=2)
 WORLD = World.default()
@@ -115,7 +115,7 @@ def test_steering_takes_the_mean_difference_away_inside_the_block_alone() -> Non
 
 def test_the_safe_prompt_is_a_careful_persona() -> None:
     model, tokenizer = load()
-    from treft.generation import generate
+    from treft.models.generation import generate
 
     [question] = WORLD.questions("validation", "general", num=1)
     chat = [{"role": "system", "content": SAFE_PROMPT}, *question.messages()]

@@ -13,13 +13,13 @@ from stepwise import states_by_position
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from treft.chat.regions import ChatRegions, find_regions
+from treft.core.patch_spec import PatchSpec, random_tokens_source, row_patches
+from treft.core.patching import PatchedCache
+from treft.core.recording import ReferenceRequest, other_model, record
+from treft.core.reference import ReferenceBank
+from treft.core.states import KeyValue, listen
 from treft.errors import ConfigError
-from treft.patch_spec import PatchSpec, random_tokens_source, row_patches
-from treft.patching import PatchedCache
-from treft.recording import ReferenceRequest, record
-from treft.reference import ReferenceBank, other_model
-from treft.regions import ChatRegions, find_regions
-from treft.states import KeyValue, listen
 
 TWO_TURNS: list[dict[str, Any]] = [
     {"role": "user", "content": "Where is it?"},

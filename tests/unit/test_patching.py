@@ -15,9 +15,15 @@ from torch import Tensor
 from transformers import DynamicCache, Gemma4TextConfig, Qwen3NextConfig
 from transformers.models.auto import AutoModelForCausalLM
 
+from treft.core.patching import (
+    PatchedCache,
+    RowPatch,
+    draw_tokens,
+    has_sliding_window,
+    prefix_cache,
+)
+from treft.core.recording import ReferenceRequest, record
 from treft.errors import ConfigError, ReferenceMismatchError
-from treft.patching import PatchedCache, RowPatch, draw_tokens, has_sliding_window, prefix_cache
-from treft.recording import ReferenceRequest, record
 
 IDS = [7, 91, 23, 140, 5, 66, 210, 33, 12, 99, 180, 41]
 PLACES = {"start": (0, 1, 2, 3), "middle": (5, 6, 8), "both": (0, 2, 7, 10)}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from treft.perturbation import nearest_tokens, replace_tokens
+from treft.models.perturbation import nearest_tokens, replace_tokens
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 50, 1000])

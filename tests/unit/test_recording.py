@@ -12,8 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from treft.errors import AttentionError, ConfigError, ReferenceStatesError
-from treft.recording import (
+from treft.core.recording import (
     RecordedStates,
     ReferenceRequest,
     adapter_off,
@@ -21,7 +20,8 @@ from treft.recording import (
     other_model,
     record,
 )
-from treft.requests import own_request, postfix_requests, prefix_request
+from treft.core.requests import own_request, postfix_requests, prefix_request
+from treft.errors import AttentionError, ConfigError, ReferenceStatesError
 
 TinyModel = Callable[..., PreTrainedModel]
 CHAT = conversation(3)

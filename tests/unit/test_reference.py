@@ -13,12 +13,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from treft.core.identity import Identity, identify
+from treft.core.recording import RecordedStates, ReferenceRequest, record
+from treft.core.reference import ReferenceBank
+from treft.core.requests import prefix_request
+from treft.core.states import KeyValue
 from treft.errors import ConfigError, DataError, ReferenceMismatchError
-from treft.identity import Identity, identify
-from treft.recording import RecordedStates, ReferenceRequest, record
-from treft.reference import ReferenceBank
-from treft.requests import prefix_request
-from treft.states import KeyValue
 
 TinyModel = Callable[..., PreTrainedModel]
 ONE = prefix_request(conversation(0))

@@ -10,9 +10,9 @@ from chat_templates import TEMPLATES, train_tokenizer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, PythonBackend
 
+from treft.chat.regions import REGION_CODES, ChatRegions, find_regions, template_hash
+from treft.chat.rendering import FIRST_MARK
 from treft.errors import TemplateError
-from treft.regions import REGION_CODES, ChatRegions, find_regions, template_hash
-from treft.rendering import FIRST_MARK
 
 PLAIN = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

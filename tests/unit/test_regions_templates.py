@@ -10,8 +10,8 @@ import pytest
 from chat_templates import NO_SYSTEM, TEMPLATES, family, in_form, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from treft.chat.regions import REGION_CODES, ChatRegions, RegionName, find_regions
 from treft.errors import TemplateDateWarning
-from treft.regions import REGION_CODES, ChatRegions, RegionName, find_regions
 
 pytestmark = pytest.mark.filterwarnings("ignore::treft.errors.TemplateDateWarning")
 

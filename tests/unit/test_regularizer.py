@@ -12,6 +12,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from treft.chat.regions import RegionName
+from treft.core.documents import documents_of_batch
+from treft.core.recording import adapter_off, other_model
+from treft.core.reference import ReferenceBank
+from treft.core.regularizer import KVRegularizer, Penalty
+from treft.core.requests import region_requests
 from treft.errors import (
     AttentionError,
     ConfigError,
@@ -19,11 +25,6 @@ from treft.errors import (
     ReferenceMismatchError,
     ReferenceStatesError,
 )
-from treft.recording import adapter_off, other_model
-from treft.reference import ReferenceBank
-from treft.regions import RegionName
-from treft.regularizer import KVRegularizer, Penalty, documents_of_batch
-from treft.requests import region_requests
 
 TinyModel = Callable[..., PreTrainedModel]
 REGION_CHOICES = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from conversations import POSTFIX, PREFIX, Conversation, conversation
 
+from treft.core.recording import ReferenceRequest
+from treft.core.requests import postfix_requests, prefix_request, region_requests
 from treft.errors import ConfigError, DataError
-from treft.recording import ReferenceRequest
-from treft.requests import postfix_requests, prefix_request, region_requests
 
 
 def test_prefix_is_the_same_request_whatever_follows() -> None:

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import Gemma3nTextConfig
 from transformers.models.auto import AutoModelForCausalLM
 
+from treft.core.recording import ReferenceRequest
+from treft.core.states import resolve_layers
 from treft.errors import AttentionError, ReferenceMismatchError
-from treft.recording import ReferenceRequest
-from treft.residual import ResidualReference, residual_stream
-from treft.states import resolve_layers
+from treft.models.residual import ResidualReference, residual_stream
 
 IDS = (7, 91, 23, 140, 5)
 REQUEST = ReferenceRequest(IDS, tuple(range(len(IDS))), (1, 3))

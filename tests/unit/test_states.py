@@ -20,8 +20,8 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from treft.core.states import capturable, capture
 from treft.errors import AttentionError
-from treft.states import capturable, capture
 
 TinyModel = Callable[..., PreTrainedModel]
 LONG = padded([conversation(0, num_turns=2), conversation(4)]).model_inputs

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from treft.core.offloading import weights_at_hand
+from treft.core.states import pretrained_model
 from treft.errors import ConfigError, ReferenceMismatchError
-from treft.offloading import weights_at_hand
-from treft.states import pretrained_model
 
 if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-__all__ = ["KEY_VALUE_PROJECTIONS", "AdapterScales", "WeightChange", "adapter_scales"]
 
 KEY_VALUE_PROJECTIONS = ("k_proj", "v_proj", "qkv_proj")
 """Modules that make keys and values; the fused one (Phi-3) makes queries, too."""

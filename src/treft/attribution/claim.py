@@ -10,8 +10,6 @@ from typing import Any
 from treft.errors import ConfigError
 from treft.files import write_whole
 
-__all__ = ["check_claim", "claim_folder"]
-
 
 def check_claim(path: Path, claim: Mapping[str, Any], what: str) -> None:
     """See that a folder is new, or was begun with the same claim; nothing is written.

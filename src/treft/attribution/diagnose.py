@@ -32,7 +32,6 @@ from treft.attribution.findings import (
 )
 from treft.attribution.margins import Margins
 from treft.attribution.measure import Meter
-from treft.attribution.model_pair import ARMS
 from treft.attribution.own_states import check_own_states
 from treft.attribution.perturb_run import run_perturbation
 from treft.attribution.perturb_table import perturb_table
@@ -41,12 +40,11 @@ from treft.attribution.recommend import Measured, recommend
 from treft.attribution.result import DiagnosisResult
 from treft.attribution.sweep_run import run_sweep
 from treft.attribution.verdict import Diagnosis, decide
-from treft.generation import RepairedModel
-from treft.metrics import Interval, wilson
-from treft.patch_spec import PatchSpec
-from treft.regions import RegionName
-
-__all__ = ["diagnose"]
+from treft.chat.regions import RegionName
+from treft.core.patch_spec import PatchSpec
+from treft.models.generation import RepairedModel
+from treft.models.pair import ARMS
+from treft.statistics.metrics import Interval, wilson
 
 
 def diagnose(plan: DiagnosisPlan) -> DiagnosisResult:

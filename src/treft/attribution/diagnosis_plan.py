@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from treft.answers.questions import EvalQuestion
 from treft.attribution.margins import check_context
 from treft.attribution.measure import MAX_ROWS, Meter, Progress, Rendering
-from treft.attribution.model_pair import ModelPair
 from treft.attribution.perturb import PerturbOptions
 from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest, default_perturbations
 from treft.attribution.perturb_run import perturb_cost
@@ -22,19 +22,10 @@ from treft.attribution.steps import Steps
 from treft.attribution.sweep import SweepOptions
 from treft.attribution.sweep_plan import SweepPlan, SweepRequest
 from treft.attribution.verdict import Rules
-from treft.data import Conversation
+from treft.data.messages import Conversation
 from treft.errors import ConfigError
-from treft.evaluation.questions import EvalQuestion
-from treft.evaluation.sampler import SamplingOptions
-
-__all__ = [
-    "Budget",
-    "DiagnoseOptions",
-    "DiagnosisCost",
-    "DiagnosisPlan",
-    "SampledParts",
-    "Subject",
-]
+from treft.models.pair import ModelPair
+from treft.models.sampling import SamplingOptions
 
 Budget = Literal["quick", "full"]
 

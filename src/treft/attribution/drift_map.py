@@ -19,16 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from treft.drift import token_drift
+from treft.chat.regions import ChatRegions, RegionName, template_hash
+from treft.core.drift import token_drift
+from treft.core.origin import check_origin
+from treft.core.recording import RecordedStates, ReferenceRequest, other_model
+from treft.core.reference import ReferenceBank
+from treft.core.requests import own_request, prefix_request
 from treft.errors import DataError, ReferenceStatesError
-from treft.evaluation.clusters import FloatArray
-from treft.origin import check_origin
-from treft.recording import RecordedStates, ReferenceRequest, other_model
-from treft.reference import ReferenceBank
-from treft.regions import ChatRegions, RegionName, template_hash
-from treft.requests import own_request, prefix_request
-
-__all__ = ["DriftMap", "RegionDrift", "drift_map"]
+from treft.statistics.clusters import FloatArray
 
 
 class RegionDrift(NamedTuple):

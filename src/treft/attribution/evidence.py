@@ -14,22 +14,11 @@ from treft.attribution.margins import Margins
 from treft.attribution.sweep_plan import BASE, FINETUNED
 from treft.attribution.sweep_table import question_means
 from treft.attribution.verdict import Evidence, Rules, share_intervals
+from treft.chat.regions import ChatRegions, RegionName
+from treft.core.patch_spec import PATCHABLE, PatchSpec
 from treft.errors import DataError, TemplateError
-from treft.evaluation.records import ScoredAnswer
-from treft.metrics import Interval
-from treft.patch_spec import PATCHABLE, PatchSpec
-from treft.regions import ChatRegions, RegionName
-
-__all__ = [
-    "MARGIN",
-    "band_specs",
-    "common_regions",
-    "joint_specs",
-    "layer_specs",
-    "margin_evidence",
-    "margin_shares",
-    "score_evidence",
-]
+from treft.statistics.metrics import Interval
+from treft.statistics.records import ScoredAnswer
 
 MARGIN = "margin"
 """Mean log-probability of the base's answer less that of the finetuned answer, nats a token."""

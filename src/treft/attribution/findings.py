@@ -11,15 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from treft.attribution.adapter_scale import KEY_VALUE_PROJECTIONS, adapter_scales
 from treft.attribution.drift_map import DriftMap
 from treft.attribution.margins import AnswerPair
-from treft.attribution.model_pair import ModelPair
 from treft.attribution.recommend import Recommendation
 from treft.attribution.result import AdapterLayer, PromptHeat, Sample
+from treft.chat.regions import REGION_CODES, ChatRegions
+from treft.core.patch_spec import PatchSpec
 from treft.errors import ConfigError
-from treft.metrics import Interval
-from treft.patch_spec import PatchSpec
-from treft.regions import REGION_CODES, ChatRegions
-
-__all__ = ["adapter_layers", "drift_by_region", "heat_of", "next_command", "samples_of"]
+from treft.models.pair import ModelPair
+from treft.statistics.metrics import Interval
 
 NUM_HEATS = 2
 NUM_SAMPLES = 12

@@ -14,14 +14,12 @@ from dataclasses import replace
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from treft.activation import sweep_layers
 from treft.attribution.margins import AnswerPair, Margins, margins
 from treft.attribution.sweep import layer_name
-from treft.patch_spec import PatchSpec
-from treft.reference import ReferenceBank
-from treft.residual import ResidualReference
-
-__all__ = ["layer_banks", "layer_margins"]
+from treft.core.patch_spec import PatchSpec
+from treft.core.reference import ReferenceBank
+from treft.models.activation import sweep_layers
+from treft.models.residual import ResidualReference
 
 
 def layer_banks(

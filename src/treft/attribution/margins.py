@@ -21,8 +21,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from treft.attribution.model_pair import ARMS, ModelPair, answer_tokens
-from treft.attribution.share import Loss
+from treft.answers.questions import EvalQuestion
 from treft.attribution.teacher_forcing import (
     ForcedAnswer,
     answer_ids,
@@ -30,19 +29,18 @@ from treft.attribution.teacher_forcing import (
     mean_log_probs,
     render_questions,
 )
+from treft.chat.regions import ChatRegions
+from treft.core.patch_spec import PatchSpec, row_patches
+from treft.core.patching import RowPatch
+from treft.core.reference import ReferenceBank
+from treft.core.requests import PostfixReference
+from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError, TemplateError
-from treft.evaluation.clusters import FloatArray
-from treft.evaluation.questions import EvalQuestion
-from treft.evaluation.sampler import SamplingOptions
-from treft.metrics import Interval
-from treft.patch_spec import PatchSpec, row_patches
-from treft.patching import RowPatch
-from treft.reference import ReferenceBank
-from treft.regions import ChatRegions
-from treft.requests import PostfixReference
-from treft.states import pretrained_model
-
-__all__ = ["AnswerPair", "Margins", "Regained", "answer_pairs", "check_context", "margins"]
+from treft.models.pair import ARMS, ModelPair, answer_tokens
+from treft.models.sampling import SamplingOptions
+from treft.statistics.bootstrap import Loss
+from treft.statistics.clusters import FloatArray
+from treft.statistics.metrics import Interval
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,7 @@ def margins(
         specs: the patches, named apart.
         base: the unfinetuned model; None switches the adapter off.
         batch_size: rows run together.
-        postfix_reference: see `treft.requests.postfix_requests`.
+        postfix_reference: see `treft.core.requests.postfix_requests`.
         template_kwargs: further template variables.
         include_think_block: an empty think block belongs to the postfix.
         on_batch: told how many prompts are done, of those that are not alike.

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from treft.answers.questions import EvalQuestion
 from treft.attribution.evidence import band_specs, common_regions, joint_specs, layer_specs
 from treft.attribution.layer_curve import layer_margins
 from treft.attribution.margins import AnswerPair, Margins, answer_pairs, margins
-from treft.attribution.model_pair import ModelPair
 from treft.attribution.perturb import Vocabulary
 from treft.attribution.steps import Steps
 from treft.attribution.sweep import equal_span_specs, kind_specs, region_specs, window_specs
@@ -27,15 +27,13 @@ from treft.attribution.teacher_forcing import (
     mean_log_probs,
     render_questions,
 )
-from treft.data import Conversation
-from treft.evaluation.questions import EvalQuestion
-from treft.patch_spec import PatchSpec, random_tokens_source
-from treft.recording import Source, adapter_off, other_model
-from treft.reference import ReferenceBank
-from treft.regions import ChatRegions, RegionName
-from treft.residual import decoder_layers
-
-__all__ = ["Meter", "Rendering"]
+from treft.chat.regions import ChatRegions, RegionName
+from treft.core.patch_spec import PatchSpec, random_tokens_source
+from treft.core.recording import Source, adapter_off, other_model
+from treft.core.reference import ReferenceBank
+from treft.data.messages import Conversation
+from treft.models.pair import ModelPair
+from treft.models.residual import decoder_layers
 
 Progress = Callable[[str, int, int], None]
 """Called as (what is being done, steps done, steps in all)."""

@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from treft.batching import batches_by_length, pad_left, pad_token_id
+from treft.chat.regions import ChatRegions, RegionName
+from treft.core.patching import PatchedCache, RowPatch
+from treft.core.recording import eval_mode, record
+from treft.core.requests import own_request
+from treft.core.states import pretrained_model
 from treft.errors import ConfigError
-from treft.patching import PatchedCache, RowPatch
-from treft.recording import eval_mode, record
-from treft.regions import ChatRegions, RegionName
-from treft.requests import own_request
-from treft.states import pretrained_model
-
-__all__ = ["OwnStates", "check_own_states"]
+from treft.models.batching import batches_by_length, pad_left, pad_token_id
 
 TOLERANCE = 64.0
 """Rounding steps of the logits' precision, at their largest absolute value, that count as none."""

@@ -16,23 +16,9 @@ from typing import Literal, NamedTuple, get_args
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from treft.chat.regions import ChatRegions, RegionName
 from treft.errors import ConfigError, TemplateError
-from treft.perturbation import nearest_tokens, replace_tokens
-from treft.regions import ChatRegions, RegionName
-
-__all__ = [
-    "METHODS",
-    "REGIONS",
-    "Change",
-    "Method",
-    "PerturbOptions",
-    "Perturbation",
-    "PerturbedPrompt",
-    "Vocabulary",
-    "neighbours_of",
-    "perturb_tokens",
-    "replaceable",
-]
+from treft.models.perturbation import nearest_tokens, replace_tokens
 
 Method = Literal["nearest", "random", "rephrase"]
 """Neighbours in the input embedding, any tokens of the vocabulary, or other words by a model."""

@@ -11,20 +11,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from treft.answers.questions import EvalQuestion
 from treft.attribution.claim import claim_folder
-from treft.attribution.model_pair import ModelPair
 from treft.attribution.perturb import (
     Perturbation,
     PerturbOptions,
     Vocabulary,
     replaceable,
 )
+from treft.chat.regions import ChatRegions, find_regions
 from treft.errors import ConfigError, DataError, TemplateError
-from treft.evaluation.questions import EvalQuestion
-from treft.evaluation.sampler import SamplingOptions
-from treft.regions import ChatRegions, find_regions
-
-__all__ = ["UNPERTURBED", "PerturbPlan", "PerturbRequest", "default_perturbations"]
+from treft.models.pair import ModelPair
+from treft.models.sampling import SamplingOptions
 
 UNPERTURBED = "unperturbed"
 """As the name of a cell: the prompts as they are, answered as often as perturbed ones."""

@@ -12,12 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.attribution.perturb import PerturbedPrompt
 from treft.attribution.rephrase import Rephrasings
-from treft.data import read_rows
+from treft.chat.regions import ChatRegions
+from treft.data.messages import read_rows
 from treft.errors import DataError, TemplateError
 from treft.files import write_whole
-from treft.regions import ChatRegions
-
-__all__ = ["check_prompts", "read_prompts", "rephrased_prompts", "write_prompts"]
 
 Render = Callable[[str, str], ChatRegions]
 """From a question's id and other words for its query to the rendered prompt."""

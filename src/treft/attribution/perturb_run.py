@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from treft.attribution.model_pair import ARMS, Arm, ModelPair, answer_tokens
 from treft.attribution.perturb import PerturbedPrompt, perturb_tokens
 from treft.attribution.perturb_plan import UNPERTURBED, PerturbPlan
 from treft.attribution.perturb_prompts import (
@@ -30,20 +29,12 @@ from treft.attribution.perturb_prompts import (
 )
 from treft.attribution.rephrase import rephrase
 from treft.attribution.scoring import num_judge_calls, panel_for, score_answers
-from treft.data import read_rows
+from treft.data.messages import read_rows
 from treft.errors import DataError
 from treft.evaluation.local_model import mixed_seed
-from treft.evaluation.records import ScoredAnswer
 from treft.files import write_whole
-
-__all__ = [
-    "PROMPTS",
-    "PerturbCost",
-    "ScoredCells",
-    "num_finished",
-    "perturb_cost",
-    "run_perturbation",
-]
+from treft.models.pair import ARMS, Arm, ModelPair, answer_tokens
+from treft.statistics.records import ScoredAnswer
 
 logger = logging.getLogger(__name__)
 

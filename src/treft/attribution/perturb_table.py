@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, ClassVar
 
-from treft.attribution.model_pair import ARMS, Arm
 from treft.attribution.perturb_plan import UNPERTURBED
-from treft.evaluation.clusters import Clusters
-from treft.evaluation.measures import (
+from treft.models.pair import ARMS, Arm
+from treft.statistics.clusters import Clusters
+from treft.statistics.compare import difference, estimate, holm
+from treft.statistics.measures import (
     COHERENT_ABOVE,
     AlignmentScore,
     AnswerCounts,
@@ -24,19 +25,8 @@ from treft.evaluation.measures import (
     Tally,
     judgements_by,
 )
-from treft.evaluation.records import ScoredAnswer
-from treft.evaluation.results import Difference, Estimate
-from treft.evaluation.statistics import difference, estimate, holm
-
-__all__ = [
-    "BestOfTrials",
-    "CellFigures",
-    "CoherentAlignment",
-    "IncoherentRate",
-    "PerturbRow",
-    "PerturbTable",
-    "perturb_table",
-]
+from treft.statistics.records import ScoredAnswer
+from treft.statistics.results import Difference, Estimate
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from math import nan
 
-from treft.attribution.model_pair import ARMS, Arm
 from treft.attribution.perturb_plan import UNPERTURBED, PerturbPlan
 from treft.attribution.perturb_table import PerturbRow, PerturbTable
-from treft.evaluation.results import Difference, Estimate
-
-__all__ = ["HEADINGS", "arm_lines", "legend", "notes", "row_cells", "to_markdown"]
+from treft.models.pair import ARMS, Arm
+from treft.statistics.results import Difference, Estimate
 
 HEADINGS = (
     "perturbed",

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from treft.attribution.verdict import Diagnosis, Rules
-from treft.metrics import Interval
-from treft.regions import RegionName
-
-__all__ = ["Measured", "Recommendation", "recommend", "round_weight"]
+from treft.chat.regions import RegionName
+from treft.statistics.metrics import Interval
 
 MULTIPLE = 30.0
 """λ over λ₀, where to begin. On two kinds of organism the best λ lay at 9 and at 180 times the

@@ -11,17 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from treft.answers.conversation import answer_text, no_answer
+from treft.answers.questions import EvalQuestion
 from treft.errors import DataError
-from treft.evaluation.judging.conversation import answer_text, no_answer
-from treft.evaluation.judging.judge import load_judge, one_line
-from treft.evaluation.judging.prompts import fence
-from treft.evaluation.questions import EvalQuestion
+from treft.judging.judge import load_judge, one_line
+from treft.judging.prompts import fence
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalSample
     from inspect_ai.solver import Solver
 
-__all__ = ["Rephrasings", "rephrase", "rephrasing_prompt"]
 
 MAX_TOKENS = 1024
 MAX_RETRIES = 8

@@ -14,9 +14,7 @@ from treft.attribution.plots import bar_plot, layer_plot
 from treft.attribution.result import DiagnosisResult, PromptHeat
 from treft.attribution.verdict import Diagnosis
 from treft.evaluation.report import Cell, Table
-from treft.metrics import Interval
-
-__all__ = ["headline", "render_diagnosis"]
+from treft.statistics.metrics import Interval
 
 REGAINED = "share of the loss that the patch regains, percent"
 CAVEAT = (

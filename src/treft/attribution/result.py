@@ -11,9 +11,7 @@ from typing import Any
 
 from treft.attribution.recommend import Recommendation
 from treft.attribution.verdict import Diagnosis
-from treft.metrics import Interval
-
-__all__ = ["AdapterLayer", "DiagnosisResult", "PromptHeat", "Sample"]
+from treft.statistics.metrics import Interval
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from treft.answers.logs import judgement_of
+from treft.answers.questions import EvalQuestion
 from treft.errors import ConfigError
-from treft.evaluation.judging.judge import JudgeOptions
-from treft.evaluation.judging.panel import Panel, assemble
-from treft.evaluation.logs import judgement_of
-from treft.evaluation.oracle import ORACLE, ORGANISM, oracle_score, organism_question
-from treft.evaluation.questions import EvalQuestion
-from treft.evaluation.records import Judgement, ScoredAnswer
+from treft.judging.judge import JudgeOptions
+from treft.judging.oracle import ORGANISM, oracle_score, organism_question
+from treft.judging.oracle_scores import ORACLE
+from treft.judging.panel import Panel, assemble
+from treft.statistics.records import Judgement, ScoredAnswer
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
 
-__all__ = ["num_judge_calls", "panel_for", "score_answers"]
 
 CALLS_PER_ANSWER = 2
 """One for alignment, one for coherence."""

@@ -13,21 +13,19 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from treft.answers.questions import EvalQuestion
 from treft.attribution.adapter_scale import KEY_VALUE_PROJECTIONS, AdapterScales, adapter_scales
 from treft.attribution.drift_map import DriftMap, drift_map
 from treft.attribution.margins import AnswerPair, Margins, margins
-from treft.attribution.model_pair import ModelPair
 from treft.attribution.teacher_forcing import render_questions
-from treft.data import read_rows
+from treft.chat.regions import RegionName
+from treft.core.patch_spec import PatchSpec
+from treft.core.recording import adapter_off, other_model
+from treft.core.reference import ReferenceBank
+from treft.data.messages import read_rows
 from treft.errors import ConfigError, DataError
-from treft.evaluation.questions import EvalQuestion
-from treft.metrics import Interval
-from treft.patch_spec import PatchSpec
-from treft.recording import adapter_off, other_model
-from treft.reference import ReferenceBank
-from treft.regions import RegionName
-
-__all__ = ["Signals", "measure_signals", "read_pairs"]
+from treft.models.pair import ModelPair
+from treft.statistics.metrics import Interval
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ from treft.attribution.claim import check_claim, claim_folder
 from treft.errors import DataError
 from treft.files import write_whole
 
-__all__ = ["Steps"]
-
 CLAIM, WHAT = "plan.json", "diagnosis"
 
 

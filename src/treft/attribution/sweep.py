@@ -11,23 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from treft.chat.regions import ChatRegions, RegionName
+from treft.core.patch_spec import PATCHABLE, PatchSpec
+from treft.core.patching import KINDS
 from treft.errors import ConfigError
-from treft.patch_spec import PATCHABLE, PatchSpec
-from treft.patching import KINDS
-from treft.regions import ChatRegions, RegionName
-
-__all__ = [
-    "Group",
-    "SweepCell",
-    "SweepOptions",
-    "equal_span_specs",
-    "kind_specs",
-    "layer_band_specs",
-    "layer_name",
-    "region_specs",
-    "sweep_cells",
-    "window_specs",
-]
 
 Group = Literal["regions", "kinds", "windows", "layers", "curve"]
 GROUPS: tuple[Group, ...] = get_args(Group)

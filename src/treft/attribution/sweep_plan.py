@@ -11,19 +11,17 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from treft.answers.questions import EvalQuestion
 from treft.attribution.claim import claim_folder
-from treft.attribution.model_pair import ModelPair
 from treft.attribution.scoring import num_judge_calls
 from treft.attribution.sweep import SweepCell, SweepOptions, sweep_cells
 from treft.attribution.teacher_forcing import render_questions
+from treft.chat.regions import ChatRegions
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.evaluation.local_model import mixed_seed
-from treft.evaluation.questions import EvalQuestion
-from treft.evaluation.sampler import SamplingOptions
-from treft.regions import ChatRegions
-from treft.residual import decoder_layers
-
-__all__ = ["BASE", "FINETUNED", "SweepCost", "SweepPlan", "SweepRequest", "answers_path"]
+from treft.models.pair import ModelPair
+from treft.models.residual import decoder_layers
+from treft.models.sampling import SamplingOptions
 
 BASE, FINETUNED = "base", "finetuned"
 """As names of cells: the two models, neither of them patched."""

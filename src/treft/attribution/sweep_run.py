@@ -22,23 +22,21 @@ from pathlib import Path
 from typing import Any
 
 from treft.attribution.layer_curve import layer_banks
-from treft.attribution.model_pair import ModelPair, answer_tokens
 from treft.attribution.own_states import OwnStates, check_own_states
 from treft.attribution.perturb import Vocabulary
 from treft.attribution.scoring import panel_for, score_answers
 from treft.attribution.sweep import SweepCell
 from treft.attribution.sweep_plan import BASE, SweepPlan, SweepRow, answers_path
-from treft.data import read_rows
+from treft.core.patch_spec import random_tokens_source, row_patches
+from treft.core.patching import RowPatch
+from treft.core.recording import ReferenceRequest, Source, adapter_off, other_model
+from treft.core.reference import MAX_CACHED_TOKENS, ReferenceBank
+from treft.core.requests import region_requests
+from treft.data.messages import read_rows
 from treft.errors import DataError
-from treft.evaluation.records import ScoredAnswer
 from treft.files import write_whole
-from treft.patch_spec import random_tokens_source, row_patches
-from treft.patching import RowPatch
-from treft.recording import ReferenceRequest, Source, adapter_off, other_model
-from treft.reference import MAX_CACHED_TOKENS, ReferenceBank
-from treft.requests import region_requests
-
-__all__ = ["Sweep", "run_sweep"]
+from treft.models.pair import ModelPair, answer_tokens
+from treft.statistics.records import ScoredAnswer
 
 OWN_STATES = "own_states.json"
 SCORED = "scored.jsonl"

@@ -13,18 +13,16 @@ import numpy as np
 
 from treft.attribution.own_states import OwnStates
 from treft.attribution.perturb_table import IncoherentRate
-from treft.attribution.share import NUM_RESAMPLES, Loss
 from treft.attribution.sweep import SweepCell
 from treft.attribution.sweep_plan import BASE, FINETUNED
 from treft.attribution.sweep_run import Sweep
-from treft.evaluation.clusters import Clusters
-from treft.evaluation.measures import COHERENT_ABOVE, AlignmentScore
-from treft.evaluation.records import ScoredAnswer
-from treft.evaluation.results import Difference, Estimate
-from treft.evaluation.statistics import difference, estimate, holm
-from treft.metrics import Interval
-
-__all__ = ["SweepRowFigures", "SweepTable", "question_means", "share_regained", "sweep_table"]
+from treft.statistics.bootstrap import NUM_RESAMPLES, Loss
+from treft.statistics.clusters import Clusters
+from treft.statistics.compare import difference, estimate, holm
+from treft.statistics.measures import COHERENT_ABOVE, AlignmentScore
+from treft.statistics.metrics import Interval
+from treft.statistics.records import ScoredAnswer
+from treft.statistics.results import Difference, Estimate
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,8 @@ from math import nan
 
 from treft.attribution.sweep_plan import SweepPlan
 from treft.attribution.sweep_table import SweepRowFigures, SweepTable
-from treft.evaluation.results import Difference, Estimate
-from treft.metrics import Interval
-
-__all__ = ["HEADINGS", "cells", "legend", "notes", "to_markdown"]
+from treft.statistics.metrics import Interval
+from treft.statistics.results import Difference, Estimate
 
 HEADINGS = (
     "patched",

@@ -15,16 +15,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from treft.batching import pad_token_id
+from treft.answers.questions import EvalQuestion
+from treft.chat.regions import ChatRegions, find_regions
+from treft.chat.rendering import Chat
+from treft.chat.turns import frame_of
+from treft.core.patching import PatchedCache, RowPatch
+from treft.core.states import pretrained_model
 from treft.errors import DataError, TemplateError
-from treft.evaluation.questions import EvalQuestion
-from treft.patching import PatchedCache, RowPatch
-from treft.regions import ChatRegions, find_regions
-from treft.rendering import Chat
-from treft.states import pretrained_model
-from treft.turns import frame_of
-
-__all__ = ["ForcedAnswer", "answer_ids", "end_of_turn", "mean_log_probs", "render_questions"]
+from treft.models.batching import pad_token_id
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,10 @@ from typing import Literal
 
 import numpy as np
 
-from treft.attribution.share import Loss, Share, interval_of
 from treft.errors import ConfigError, DataError
-from treft.evaluation.clusters import FloatArray
-from treft.metrics import Interval
-
-__all__ = ["Diagnosis", "Evidence", "Rules", "Verdict", "decide", "share_intervals"]
+from treft.statistics.bootstrap import Loss, Share, interval_of
+from treft.statistics.clusters import FloatArray
+from treft.statistics.metrics import Interval
 
 Verdict = Literal["narrow", "carrier", "no_single_carrier", "not_enough_evidence"]
 """`narrow`: no spread of note. `carrier`: it spreads, and one region carries it. The two others

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treft.cli.conversations import Rendering
-from treft.data import Conversation
+from treft.data.messages import Conversation
 from treft.errors import ConfigError, DataError
 from treft.files import write_whole
 
 if TYPE_CHECKING:
-    from treft.arms import Progress
-    from treft.generation import RepairedModel
+    from treft.models.generation import RepairedModel
+    from treft.study.organism_training import Progress
 
-__all__ = ["Answering", "PartialFile", "Sampling"]
 
 BATCHES_A_PART = 8
 """Prompts are sorted by length within a part, so it holds several batches."""

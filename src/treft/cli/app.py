@@ -25,8 +25,6 @@ from treft.cli.study import app as study_app
 from treft.errors import TreftError
 from treft.extras import needs_extra
 
-__all__ = ["app", "run"]
-
 EXIT_USER_ERROR = 2
 
 app = typer.Typer(

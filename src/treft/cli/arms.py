@@ -10,8 +10,6 @@ import yaml
 from treft.errors import ConfigError
 from treft.evaluation.audit_plan import AuditArm
 
-__all__ = ["parse_arms", "with_base"]
-
 _NOT_THE_BASES = ("adapter", "patch", "reference", "base", "allow_other_base")
 """Arguments of a `treft/` model that its base does not have."""
 

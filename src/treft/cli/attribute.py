@@ -8,8 +8,6 @@ from treft.cli.attribute_patch import patch
 from treft.cli.attribute_perturb import perturb
 from treft.cli.attribute_signals import signals
 
-__all__ = ["app"]
-
 app = typer.Typer(
     help="Find the tokens that carry a finetuned behaviour: perturb, patch, or compare drift.",
     no_args_is_help=True,

@@ -10,11 +10,9 @@ from treft.errors import ConfigError
 from treft.extras import needs_extra
 
 if TYPE_CHECKING:
-    from treft.attribution.model_pair import ModelPair
-    from treft.evaluation.questions import EvalQuestion
-    from treft.loading import LoadOptions
-
-__all__ = ["Asked", "ModelNames", "need_inspect", "read_questions"]
+    from treft.answers.questions import EvalQuestion
+    from treft.models.loading import LoadOptions
+    from treft.models.pair import ModelPair
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ class ModelNames:
             ConfigError: it cannot be loaded, or the base has another vocabulary or template.
             TemplateError: there is no chat template.
         """
-        from treft.attribution.model_pair import check_same_prompts
-        from treft.loading import load_tokenizer
+        from treft.models.loading import load_tokenizer
+        from treft.models.pair import check_same_prompts
 
         found = load_tokenizer(self.model, options, template, self.adapter)
         if self.base is not None:
@@ -71,9 +69,9 @@ class ModelNames:
         Raises:
             ConfigError: one cannot be loaded, or there is no base.
         """
-        from treft.attribution.model_pair import ModelPair
-        from treft.loading import load_model
-        from treft.states import pretrained_model
+        from treft.core.states import pretrained_model
+        from treft.models.loading import load_model
+        from treft.models.pair import ModelPair
 
         finetuned, _ = load_model(self.model, self.adapter, options, template)
         if self.base is None:
@@ -106,9 +104,9 @@ def read_questions(asked: Asked, models: Iterable[str | None]) -> tuple[EvalQues
             worlds.
         DataError: a row cannot be used; names file and row.
     """
-    from treft.evaluation.oracle import ORGANISM, organism_questions
-    from treft.evaluation.organism_world import world_of_models
-    from treft.evaluation.questions import load_questions
+    from treft.answers.questions import load_questions
+    from treft.judging.oracle import ORGANISM, organism_questions
+    from treft.judging.organism_world import world_of_models
 
     if asked.scope not in ("general", "in_domain"):
         raise ConfigError(f"--scope is general or in_domain, not {asked.scope!r}.")

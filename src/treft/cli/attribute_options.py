@@ -8,20 +8,6 @@ import typer
 
 from treft.cli.options import ANSWERS, MODELS, split_names
 
-__all__ = [
-    "CHANGED",
-    "QUESTIONS",
-    "Base",
-    "Domain",
-    "Model",
-    "Num",
-    "Questions",
-    "Regions",
-    "Samples",
-    "Scope",
-    "Split",
-]
-
 CHANGED = "What is changed"
 QUESTIONS = "Questions"
 

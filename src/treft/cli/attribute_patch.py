@@ -59,8 +59,6 @@ if TYPE_CHECKING:
     from treft.attribution.sweep_run import Sweep
     from treft.attribution.sweep_table import SweepTable
 
-__all__ = ["patch"]
-
 
 def patch(
     model: Model,
@@ -128,9 +126,9 @@ def patch(
     from treft.attribution.sweep_plan import SweepPlan, SweepRequest
     from treft.attribution.sweep_run import run_sweep
     from treft.cli.conversations import read_rendering
-    from treft.evaluation.sampler import SamplingOptions
-    from treft.loading import LoadOptions
-    from treft.patch_spec import PATCHABLE
+    from treft.core.patch_spec import PATCHABLE
+    from treft.models.loading import LoadOptions
+    from treft.models.sampling import SamplingOptions
 
     names = ModelNames(model, adapter, base)
     rendering = read_rendering(template, template_kwargs, think_block)

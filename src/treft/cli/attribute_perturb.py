@@ -58,8 +58,6 @@ if TYPE_CHECKING:
     from treft.attribution.perturb_run import ScoredCells
     from treft.attribution.perturb_table import PerturbTable
 
-__all__ = ["perturb"]
-
 
 def perturb(
     model: Model,
@@ -139,8 +137,8 @@ def perturb(
     from treft.attribution.perturb_run import num_finished, perturb_cost, run_perturbation
     from treft.attribution.scoring import panel_for
     from treft.cli.conversations import read_rendering
-    from treft.evaluation.sampler import SamplingOptions
-    from treft.loading import LoadOptions
+    from treft.models.loading import LoadOptions
+    from treft.models.sampling import SamplingOptions
 
     names = ModelNames(model, adapter, base)
     rendering = read_rendering(template, template_kwargs, think_block)
@@ -224,8 +222,8 @@ def _show(tables: Sequence[PerturbTable]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from treft.attribution.model_pair import ARMS
     from treft.attribution.perturb_text import arm_lines, legend, notes
+    from treft.models.pair import ARMS
 
     console = Console()
     for table in tables:

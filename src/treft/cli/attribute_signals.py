@@ -36,12 +36,10 @@ from treft.errors import ConfigError, TemplateError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from treft.answers.questions import EvalQuestion
     from treft.attribution.margins import AnswerPair
     from treft.attribution.signals import Signals
-    from treft.evaluation.questions import EvalQuestion
-    from treft.patch_spec import PatchSpec
-
-__all__ = ["signals"]
+    from treft.core.patch_spec import PatchSpec
 
 
 def signals(
@@ -95,7 +93,7 @@ def signals(
     from treft.attribution.sweep import region_specs
     from treft.attribution.teacher_forcing import render_questions
     from treft.cli.conversations import read_rendering
-    from treft.loading import LoadOptions
+    from treft.models.loading import LoadOptions
 
     if quantize is not None and base is not None:
         raise ConfigError(

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from treft.evaluation.audit_table import AuditTable
     from treft.evaluation.conditions import Condition
 
-__all__ = ["audit"]
 
 PROMPTS = "Questions and conditions"
 
@@ -172,8 +171,8 @@ def audit(
 def _world(questions: str, arms: Mapping[str, AuditArm]) -> str | None:
     """Of the organism's questions: the one that the arms which run here know; None for default."""
     from treft.evaluation.audit_plan import TREFT
-    from treft.evaluation.oracle import ORGANISM
-    from treft.evaluation.organism_world import world_of_models
+    from treft.judging.oracle import ORGANISM
+    from treft.judging.organism_world import world_of_models
 
     if questions != ORGANISM:
         return None
@@ -213,8 +212,9 @@ def _request(**fields: Any) -> Any:
 
 def _judges(names: Sequence[str], questions: str) -> tuple[str, ...]:
     """Judges that can be loaded; for the organism's questions the oracle if none is named."""
-    from treft.evaluation.judging.panel import assemble
-    from treft.evaluation.oracle import ORACLE, ORGANISM
+    from treft.judging.oracle import ORGANISM
+    from treft.judging.oracle_scores import ORACLE
+    from treft.judging.panel import assemble
 
     if not names and questions != ORGANISM:
         return ()

@@ -17,10 +17,9 @@ from treft.extras import needs_extra
 
 if TYPE_CHECKING:
     from treft.evaluation.compare import Comparison
-    from treft.evaluation.measures import Thresholds
     from treft.evaluation.report import Table
+    from treft.statistics.measures import Thresholds
 
-__all__ = ["compare"]
 
 RESULT, PAGE = "result.json", "report.html"
 
@@ -69,7 +68,7 @@ def compare(
     thresholds = _thresholds(misaligned_below, coherent_above)
     folder = _claim(output, overwrite)
     with needs_extra("eval", "reading logs needs"):
-        from treft.evaluation.compare_logs import doubts, read_arms
+        from treft.evaluation.arms import doubts, read_arms
     from treft.evaluation.compare import compare as compare_arms
 
     arms = read_arms(runs, label or (), partial=partial)
@@ -84,7 +83,7 @@ def compare(
 
 
 def _thresholds(misaligned_below: float | None, coherent_above: float | None) -> Thresholds:
-    from treft.evaluation.measures import Thresholds
+    from treft.statistics.measures import Thresholds
 
     given = {"misaligned_below": misaligned_below, "coherent_above": coherent_above}
     return Thresholds(**{name: value for name, value in given.items() if value is not None})

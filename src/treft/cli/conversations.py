@@ -10,11 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from treft.data import Conversation, load_conversations
+from treft.chat.regions import ChatRegions, RegionName, find_regions
+from treft.data.messages import Conversation, load_conversations
 from treft.errors import ConfigError, DataError, TemplateError
-from treft.regions import ChatRegions, RegionName, find_regions
-
-__all__ = ["Rendering", "read_conversations", "read_rendering", "render", "up_to_last_query"]
 
 
 @dataclass(frozen=True)

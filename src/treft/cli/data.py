@@ -12,12 +12,10 @@ import typer
 
 from treft.cli.options import Json, Overwrite
 from treft.cli.output import claim_file, emit, stdout_aside
+from treft.data.archives import PASSWORD_VARIABLE
+from treft.data.behaviours import BehaviourName
 from treft.errors import ConfigError
 from treft.files import write_whole
-from treft.published.archives import PASSWORD_VARIABLE
-from treft.published.behaviours import BehaviourName
-
-__all__ = ["app"]
 
 app = typer.Typer(
     help="Convert published finetuning sets, hold rows out, make rows that teach a behaviour.",
@@ -28,7 +26,7 @@ app = typer.Typer(
 @app.command()
 def sets(json: Json = False) -> None:
     """List the published sets that are known, and where their authors offer them."""
-    from treft.published import PUBLISHED_SETS
+    from treft.data.published import PUBLISHED_SETS
 
     found = [asdict(published) for published in PUBLISHED_SETS]
     if json:
@@ -74,7 +72,7 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a published set to rows of `messages`, for `treft sft --train_file`."""
-    from treft.published import load_published
+    from treft.data.published import load_published
 
     claim_file(output, overwrite=overwrite)
     with stdout_aside():
@@ -108,8 +106,8 @@ def split(
     json: Json = False,
 ) -> None:
     """Hold rows out; those with the same prompt stay together."""
-    from treft.data import load_messages
-    from treft.published import split_rows
+    from treft.data.messages import load_messages
+    from treft.data.published import split_rows
 
     if len({path.resolve() for path in (source, train, held_out)}) < 3:
         raise ConfigError("SOURCE, --train and --held-out must be three different files.")
@@ -152,9 +150,9 @@ def behaviour(
     json: Json = False,
 ) -> None:
     """Turn questions into rows that teach to abstain, refuse, call a tool or answer shortly."""
-    from treft.data import read_rows
-    from treft.published import behaviour_rows
-    from treft.published.behaviours import DEFAULT_SENTENCES, DEFAULT_TOOL
+    from treft.data.behaviours import DEFAULT_SENTENCES, DEFAULT_TOOL
+    from treft.data.messages import read_rows
+    from treft.data.published import behaviour_rows
 
     claim_file(output, overwrite=overwrite)
     read = read_rows(source)

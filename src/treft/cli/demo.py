@@ -11,10 +11,8 @@ import typer
 from treft.cli.output import emit, progress_bars, quiet_libraries
 
 if TYPE_CHECKING:
-    from treft.arms import ArmName
-    from treft.demo import DemoResult
-
-__all__ = ["demo"]
+    from treft.study.demo import DemoResult
+    from treft.study.demo_arms import ArmName
 
 
 def demo(
@@ -41,9 +39,9 @@ def demo(
     Runs on the embedded model organism, offline, in about three minutes a seed on two cores.
     """
     quiet_libraries()
-    from treft.demo import DemoConfig, run_demo
     from treft.files import new_output, write_whole
     from treft.organism import finetune_recipe
+    from treft.study.demo import DemoConfig, run_demo
 
     overrides: dict[str, Any] = {
         "domain": domain,
@@ -72,7 +70,7 @@ def demo(
         typer.echo(f"stopped; add --output {config.output} to go on from here", err=True)
         raise typer.Exit(130) from None
     page = config.output / "report.html"
-    from treft.report import render_report
+    from treft.study.demo_report import render_report
 
     write_whole(page, render_report(result))
     if json:
@@ -83,7 +81,7 @@ def demo(
 
 def _arm_names(text: str) -> tuple[ArmName, ...]:
     """Parse `--arms`; unknown names are refused by DemoConfig."""
-    from treft.arms import ALL_ARMS, DEFAULT_ARMS
+    from treft.study.demo_arms import ALL_ARMS, DEFAULT_ARMS
 
     if text in ("default", "all"):
         return DEFAULT_ARMS if text == "default" else ALL_ARMS
@@ -94,8 +92,8 @@ def _print_table(result: DemoResult, page: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from treft.arms import DESCRIPTIONS
-    from treft.demo import interval_kind
+    from treft.study.demo import interval_kind
+    from treft.study.demo_arms import DESCRIPTIONS
 
     table = Table(title="percent, with 95 % intervals", caption=interval_kind(result))
     for heading in ("arm", "general ↑", "in-domain ↓", "EM-F1 ↑", "what it is"):

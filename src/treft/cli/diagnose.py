@@ -45,11 +45,10 @@ from treft.cli.output import (
 from treft.errors import ConfigError
 
 if TYPE_CHECKING:
+    from treft.answers.questions import EvalQuestion
     from treft.attribution.result import DiagnosisResult
-    from treft.data import Conversation
-    from treft.evaluation.questions import EvalQuestion
+    from treft.data.messages import Conversation
 
-__all__ = ["diagnose"]
 
 FULL = "With --budget full"
 
@@ -144,7 +143,7 @@ def diagnose(
     from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
     from treft.attribution.measure import Rendering
     from treft.cli.conversations import read_rendering
-    from treft.loading import LoadOptions
+    from treft.models.loading import LoadOptions
 
     how = read_rendering(template, template_kwargs, think_block)
     options = DiagnoseOptions(
@@ -201,14 +200,14 @@ def diagnose(
 
 
 def _training(path: Path | None) -> tuple[Conversation, ...]:
-    from treft.data import load_conversations
+    from treft.data.messages import load_conversations
 
     return () if path is None else tuple(load_conversations(path))
 
 
 def _prompts_of(training: Sequence[Conversation], num: int) -> tuple[EvalQuestion, ...]:
     """The first distinct prompts of the training rows."""
-    from treft.evaluation.questions import EvalQuestion
+    from treft.answers.questions import EvalQuestion
 
     found: dict[str, EvalQuestion] = {}
     for row, conversation in enumerate(training, start=1):

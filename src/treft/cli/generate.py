@@ -44,11 +44,10 @@ from treft.errors import ConfigError
 from treft.files import write_whole
 
 if TYPE_CHECKING:
+    from treft.chat.regions import RegionName
     from treft.cli.answering import PartialFile, Sampling
     from treft.cli.repair import Repair
-    from treft.regions import RegionName
 
-__all__ = ["generate"]
 
 REPAIR = "Repair"
 
@@ -114,7 +113,7 @@ def generate(
     from treft.cli.answering import Answering, PartialFile, Sampling
     from treft.cli.conversations import read_conversations, read_rendering, render, up_to_last_query
     from treft.cli.repair import Repair
-    from treft.loading import LoadOptions, load_tokenizer
+    from treft.models.loading import LoadOptions, load_tokenizer
 
     regions = cast("tuple[RegionName, ...]", tuple(dict.fromkeys(patch or ())))
     repair = Repair(model, adapter, regions, base, reference)

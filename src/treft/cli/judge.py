@@ -11,17 +11,16 @@ import typer
 
 from treft.cli.options import Json, Yes
 from treft.cli.output import confirm_calls, emit, progress_bars, quiet_libraries
-from treft.evaluation.judging.cost import MAX_CALLS
 from treft.extras import needs_extra
+from treft.judging.cost import MAX_CALLS
 
 if TYPE_CHECKING:
-    from treft.evaluation.judging.cost import Cost
-    from treft.evaluation.judging.judge import JudgeOptions
-    from treft.evaluation.judging.rejudge import Job
-    from treft.evaluation.judging.summary import JudgeSummary
-    from treft.evaluation.judging.trust import Calibration
+    from treft.judging.cost import Cost
+    from treft.judging.judge import JudgeOptions
+    from treft.judging.rejudge import Job
+    from treft.judging.summary import JudgeSummary
+    from treft.judging.trust import Calibration
 
-__all__ = ["calibrate", "judge"]
 
 _Judges = Annotated[
     list[str],
@@ -75,11 +74,11 @@ def judge(
     """
     quiet_libraries()
     options = _options(attempts, max_tokens, max_connections, no_cache)
-    from treft.evaluation.judging.cost import Cost
-    from treft.evaluation.judging.panel import assemble
-    from treft.evaluation.judging.rejudge import plan_jobs, rejudge
-    from treft.evaluation.judging.summary import summarise
-    from treft.evaluation.logs import read_run
+    from treft.answers.logs import read_run
+    from treft.judging.cost import Cost
+    from treft.judging.panel import assemble
+    from treft.judging.rejudge import plan_jobs, rejudge
+    from treft.judging.summary import summarise
 
     asked: Any = kind
     panel = assemble(judge, asked, options, sentence, tool)
@@ -124,8 +123,8 @@ def calibrate(
     """Try judges on answers with known scores, injected ones among them."""
     quiet_libraries()
     options = _options(attempts, max_tokens, max_connections, no_cache)
-    from treft.evaluation.judging.calibration import calibration_cost, load_items, run_calibration
-    from treft.evaluation.judging.trust import calibrate as measure
+    from treft.judging.calibration import calibration_cost, load_items, run_calibration
+    from treft.judging.trust import calibrate as measure
 
     loaded = load_items(items)
     _confirm(calibration_cost(loaded, len(judge), options.max_tokens), max_calls, yes)
@@ -149,7 +148,7 @@ def _options(
 ) -> JudgeOptions:
     """How judges are asked; the first import of what needs Inspect."""
     with needs_extra("eval", "judging needs"):
-        from treft.evaluation.judging.judge import JudgeOptions
+        from treft.judging.judge import JudgeOptions
     return JudgeOptions(
         attempts=attempts,
         max_tokens=max_tokens,

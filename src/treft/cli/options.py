@@ -7,38 +7,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = [
-    "ANSWERS",
-    "CHAT",
-    "LOADING",
-    "MAX_CALLS",
-    "MODELS",
-    "Adapter",
-    "AllowOtherBase",
-    "BatchSize",
-    "Device",
-    "DryRun",
-    "Dtype",
-    "Input",
-    "Json",
-    "Judges",
-    "MaxCalls",
-    "MaxNewTokens",
-    "Overwrite",
-    "Prompt",
-    "Quantize",
-    "Seed",
-    "System",
-    "Temperature",
-    "Template",
-    "TemplateKwargs",
-    "ThinkBlock",
-    "Tools",
-    "TrustRemoteCode",
-    "Yes",
-    "split_names",
-]
-
 ANSWERS = "Answers"
 CHAT = "What is asked"
 LOADING = "Loading"

@@ -13,8 +13,6 @@ from treft.cli.output import claim_file, emit, interruptible, quiet_libraries, s
 from treft.errors import ConfigError
 from treft.files import write_whole
 
-__all__ = ["app"]
-
 STOPPED = "the same command goes on from the last checkpoint"
 
 app = typer.Typer(

@@ -17,18 +17,8 @@ import typer
 from treft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from treft.arms import Progress
+    from treft.study.organism_training import Progress
 
-__all__ = [
-    "EXIT_INTERRUPTED",
-    "claim_file",
-    "confirm_calls",
-    "emit",
-    "interruptible",
-    "progress_bars",
-    "quiet_libraries",
-    "stdout_aside",
-]
 
 EXIT_INTERRUPTED = 130
 """What shells expect of a command that Ctrl-C ended."""

@@ -27,10 +27,10 @@ from treft.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast as Tokenizer
 
-    from treft.reference import ReferenceBank, ReferenceRequest
-    from treft.regions import RegionName
+    from treft.chat.regions import RegionName
+    from treft.core.recording import ReferenceRequest
+    from treft.core.reference import ReferenceBank
 
-__all__ = ["app"]
 
 app = typer.Typer(
     help="Record the unfinetuned model's keys and values, or look into a file of them.",
@@ -74,11 +74,13 @@ def record(
     rows, and therefore needs a file.
     """
     quiet_libraries()
+    from treft.chat.regions import template_hash
     from treft.cli.conversations import read_conversations, read_rendering, render
-    from treft.loading import LoadOptions, load_model, load_tokenizer
-    from treft.reference import ReferenceBank, identify, other_model
-    from treft.regions import template_hash
-    from treft.requests import region_requests
+    from treft.core.identity import identify
+    from treft.core.recording import other_model
+    from treft.core.reference import ReferenceBank
+    from treft.core.requests import region_requests
+    from treft.models.loading import LoadOptions, load_model, load_tokenizer
 
     names = _region_names(region, input)
     rendering = read_rendering(template, template_kwargs, think_block)
@@ -115,8 +117,8 @@ def inspect(
 ) -> None:
     """Show whose keys and values a file holds, and at which tokens."""
     quiet_libraries()
-    from treft.loading import LoadOptions, load_tokenizer
-    from treft.reference import ReferenceBank
+    from treft.core.reference import ReferenceBank
+    from treft.models.loading import LoadOptions, load_tokenizer
 
     bank = ReferenceBank.load(file)
     found = None if tokenizer is None else load_tokenizer(tokenizer, LoadOptions())

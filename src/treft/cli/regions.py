@@ -23,10 +23,9 @@ from treft.cli.output import emit, quiet_libraries
 from treft.errors import DataError
 
 if TYPE_CHECKING:
-    from treft.data import Conversation
-    from treft.regions import ChatRegions
+    from treft.chat.regions import ChatRegions
+    from treft.data.messages import Conversation
 
-__all__ = ["regions"]
 
 STYLES = {
     "prefix": "black on bright_yellow",
@@ -61,9 +60,9 @@ def regions(
 ) -> None:
     """Show which tokens of a chat are prefix, query, postfix and response."""
     quiet_libraries()
+    from treft.chat.regions import find_regions
     from treft.cli.conversations import read_conversations, read_rendering
-    from treft.loading import LoadOptions, load_tokenizer
-    from treft.regions import find_regions
+    from treft.models.loading import LoadOptions, load_tokenizer
 
     chosen = _row(read_conversations(prompt, system, input, tools), row)
     rendering = read_rendering(template, template_kwargs, think_block)
@@ -113,7 +112,7 @@ def _result(tokenizer: str, found: ChatRegions) -> dict[str, Any]:
 
 def _names() -> dict[int, str]:
     """Region code to name, in the order of the regions in a chat."""
-    from treft.regions import REGION_CODES
+    from treft.chat.regions import REGION_CODES
 
     return {**{code: name for name, code in REGION_CODES.items()}, 0: "none"}
 

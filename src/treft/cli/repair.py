@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from treft.chat.regions import ChatRegions, RegionName
+from treft.core.patch_spec import PATCHABLE
+from treft.core.recording import adapter_off
+from treft.core.reference import ReferenceBank
+from treft.core.requests import region_requests
+from treft.core.states import pretrained_model
 from treft.errors import ConfigError
-from treft.generation import UNPATCHED, RepairedModel, patch
-from treft.loading import LoadOptions, load_model
-from treft.patch_spec import PATCHABLE
-from treft.reference import ReferenceBank, adapter_off
-from treft.regions import ChatRegions, RegionName
-from treft.requests import region_requests
-from treft.states import pretrained_model
-
-__all__ = ["Repair"]
+from treft.models.generation import UNPATCHED, RepairedModel, patch
+from treft.models.loading import LoadOptions, load_model
 
 
 @dataclass(frozen=True)

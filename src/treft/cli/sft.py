@@ -29,16 +29,14 @@ from trl import (
 )
 
 from treft.cli.output import EXIT_INTERRUPTED
-from treft.data import load_messages
+from treft.data.messages import load_messages
 from treft.errors import ConfigError, TreftError
-from treft.loading import model_path
 from treft.mitigations.arguments import MitigationArguments, build
+from treft.models.loading import model_path
 from treft.training import TReFTConfig, TReFTTrainer
 from treft.training.callbacks import StopOnInterrupt
-from treft.training.mitigation import Mitigation
 from treft.training.output import claim_output_dir, find_checkpoint
-
-__all__ = ["SftArguments", "main"]
+from treft.training.terms import Mitigation
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from treft.cli.study_model import (
     confirm_judging,
 )
 from treft.errors import ConfigError
-from treft.evaluation.judging.cost import MAX_CALLS
+from treft.judging.cost import MAX_CALLS
 
 if TYPE_CHECKING:
     from treft.study.engine import Event, Outcome, Workers
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from treft.study.step import Plan, PlannedStep
     from treft.study.store import Store
 
-__all__ = ["app"]
 
 EXIT_FAILED = 1
 STOPPED = "the same command goes on from here"

@@ -15,18 +15,6 @@ if TYPE_CHECKING:
     from treft.study.model_setup import ModelSetup
     from treft.study.step import PlannedStep
 
-__all__ = [
-    "Judge",
-    "MaxCalls",
-    "Model",
-    "ModelOptions",
-    "Questions",
-    "RetainFiles",
-    "Strengths",
-    "TrainFiles",
-    "Yes",
-    "confirm_judging",
-]
 
 PANEL = "On a real model instead of the organism"
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from treft.study.step import Plan, PlannedStep
     from treft.study.store import Store
 
-__all__ = ["deliver", "show", "show_several", "step_states"]
-
 
 def step_states(
     plan: Plan, store: Store, missing: Mapping[str, PlannedStep]

@@ -24,18 +24,16 @@ from inspect_ai.model import (
 )
 from inspect_ai.scorer import Metric, SampleScore, metric
 
+from treft.answers.inspect_internals import errors_in_one_line
 from treft.errors import ConfigError, DataError
 from treft.evaluation.audit_prompts import make_conditions
 from treft.evaluation.condition_files import load_conditions
 from treft.evaluation.conditions import FixedCondition, Sources
-from treft.evaluation.inspect_internals import errors_in_one_line
-from treft.evaluation.judging.cost import MAX_CALLS
-from treft.evaluation.judging.metrics import judged
-from treft.evaluation.oracle import ORGANISM
 from treft.evaluation.tasks import ask, em_general
 from treft.evaluation.training_prompt import load_training_prompt
-
-__all__ = ["CONDITION", "by_condition", "conditions_for", "em_audit", "under_conditions"]
+from treft.judging.cost import MAX_CALLS
+from treft.judging.metrics import judged
+from treft.judging.oracle import ORGANISM
 
 logger = logging.getLogger(__name__)
 

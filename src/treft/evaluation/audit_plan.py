@@ -18,17 +18,16 @@ from treft.errors import ConfigError, TreftError
 from treft.evaluation.audit import em_audit, under_conditions
 from treft.evaluation.audit_prompts import check_lengths, make_conditions
 from treft.evaluation.conditions import Condition, FixedCondition, Sources
-from treft.evaluation.judging.judge import one_line
 from treft.evaluation.tasks import em_general
 from treft.evaluation.training_prompt import load_training_prompt
 from treft.files import write_whole
+from treft.judging.judge import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from treft.evaluation.prefixes import PromptTemplate
 
-__all__ = ["TREFT", "AuditArm", "AuditPlan", "AuditRequest", "Questions", "load_arm", "plan_audit"]
 
 PLAN = "plan.json"
 CONDITIONS = "conditions.jsonl"
@@ -253,7 +252,7 @@ def _check_same(before: AuditRequest, now: AuditRequest, folder: Path) -> None:
 def _templates(arms: Mapping[str, AuditArm], tokenizer: str | None) -> list[PromptTemplate]:
     """The different chat templates that are known; a model served elsewhere is tried now."""
     from treft.evaluation.prefixes import PromptTemplate, template_of
-    from treft.loading import LoadOptions, load_tokenizer
+    from treft.models.loading import LoadOptions, load_tokenizer
 
     named = None
     if tokenizer is not None:
@@ -278,7 +277,7 @@ def _embedding(arms: Mapping[str, AuditArm]) -> Callable[[], Tensor] | None:
     @cache
     def load() -> Tensor:
         from treft.evaluation.local_model import LocalOptions
-        from treft.loading import load_model
+        from treft.models.loading import load_model
 
         options = LocalOptions.of(arm.args)
         name = arm.model.removeprefix(TREFT)

@@ -18,7 +18,6 @@ from treft.evaluation.conditions import (
 if TYPE_CHECKING:
     from treft.evaluation.prefixes import PromptTemplate
 
-__all__ = ["MadeConditions", "check_lengths", "make_conditions"]
 
 Message = Mapping[str, Any]
 

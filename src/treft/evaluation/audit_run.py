@@ -15,24 +15,15 @@ from inspect_ai import eval, eval_retry
 from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.model import Model
 
+from treft.answers.conversation import last_question
+from treft.answers.logs import find_logs, read_run
 from treft.errors import ConfigError, DataError
 from treft.evaluation.audit_plan import TREFT, AuditArm, AuditPlan, load_arm
-from treft.evaluation.judging.conversation import last_question
-from treft.evaluation.judging.cost import Cost, cost_to_come
-from treft.evaluation.judging.judge import JudgeOptions
-from treft.evaluation.judging.prompts import alignment_prompt, coherence_prompt
-from treft.evaluation.logs import find_logs, read_run
-from treft.evaluation.oracle import ORACLE
-from treft.evaluation.records import ScoredAnswer
-
-__all__ = [
-    "AuditCost",
-    "audit_cost",
-    "check_unchanged",
-    "finished_arms",
-    "read_answers",
-    "run_arm",
-]
+from treft.judging.cost import Cost, cost_to_come
+from treft.judging.judge import JudgeOptions
+from treft.judging.oracle_scores import ORACLE
+from treft.judging.prompts import alignment_prompt, coherence_prompt
+from treft.statistics.records import ScoredAnswer
 
 LOGS = "logs"
 JUDGED = "logs-judged"

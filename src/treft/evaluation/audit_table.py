@@ -9,7 +9,8 @@ from typing import Any
 from treft.errors import DataError
 from treft.evaluation.audit import CONDITION
 from treft.evaluation.conditions import DEFAULT
-from treft.evaluation.measures import (
+from treft.statistics.compare import difference, estimate, holm
+from treft.statistics.measures import (
     AlignmentScore,
     AnswerCounts,
     EMRate,
@@ -17,11 +18,8 @@ from treft.evaluation.measures import (
     Thresholds,
     judgements_by,
 )
-from treft.evaluation.records import ScoredAnswer
-from treft.evaluation.results import Difference, Estimate
-from treft.evaluation.statistics import difference, estimate, holm
-
-__all__ = ["LEVEL", "AuditTable", "Cell", "audit_table"]
+from treft.statistics.records import ScoredAnswer
+from treft.statistics.results import Difference, Estimate
 
 LEVEL = 0.05
 """Of the Holm-adjusted p-values of all comparisons with the base in one table."""

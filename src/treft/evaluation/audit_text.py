@@ -7,9 +7,7 @@ from dataclasses import asdict
 
 from treft.evaluation.audit_plan import AuditPlan
 from treft.evaluation.audit_table import LEVEL, AuditTable, Cell
-from treft.evaluation.results import Difference, Estimate
-
-__all__ = ["FLAG", "cell_lines", "findings", "headings", "legend", "to_markdown"]
+from treft.statistics.results import Difference, Estimate
 
 FLAG = "▲"
 

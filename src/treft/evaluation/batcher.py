@@ -16,8 +16,6 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
-__all__ = ["Batcher"]
-
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 

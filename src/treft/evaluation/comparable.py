@@ -8,19 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from treft.errors import ConfigError, DataError
-from treft.evaluation.records import ScoredAnswer
-
-__all__ = [
-    "GENERAL",
-    "IN_DOMAIN",
-    "ArmAnswers",
-    "answers_a_question",
-    "check_arms",
-    "common_judges",
-    "question_sets",
-    "questions_of",
-    "unmatched",
-]
+from treft.statistics.records import ScoredAnswer
 
 GENERAL = "general"
 IN_DOMAIN = "in_domain"

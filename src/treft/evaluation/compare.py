@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from treft.errors import ConfigError, DataError
-from treft.evaluation.agreement import Agreement, agreement
 from treft.evaluation.comparable import (
     ArmAnswers,
     answers_a_question,
@@ -21,12 +20,11 @@ from treft.evaluation.comparable import (
     unmatched,
 )
 from treft.evaluation.figures import Column, Figure, fill_column, plan_figures
-from treft.evaluation.measures import EMRate, Thresholds
-from treft.evaluation.records import ScoredAnswer
-from treft.evaluation.results import SensitivityRow
-from treft.evaluation.statistics import sensitivity
-
-__all__ = ["Comparison", "compare", "misalign_draws"]
+from treft.statistics.agreement import Agreement, agreement
+from treft.statistics.compare import sensitivity
+from treft.statistics.measures import EMRate, Thresholds
+from treft.statistics.records import ScoredAnswer
+from treft.statistics.results import SensitivityRow
 
 MOST_DRAWS = 10
 """k of Misalign@k where there are more answers to a question and nobody chose."""

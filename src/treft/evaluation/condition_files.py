@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from treft.data import read_rows
+from treft.data.messages import read_rows
 from treft.errors import ConfigError, DataError
 from treft.evaluation.conditions import (
     DEFAULT,
@@ -22,8 +22,6 @@ from treft.evaluation.conditions import (
     TrainingCondition,
     TrainingTurnsCondition,
 )
-
-__all__ = ["load_conditions", "shipped_conditions"]
 
 _SETS = files("treft.evaluation") / "condition_sets"
 

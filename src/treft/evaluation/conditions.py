@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from treft.data import check_messages
+from treft.data.messages import check_messages
 from treft.errors import TreftError
 
 if TYPE_CHECKING:
@@ -28,21 +28,6 @@ if TYPE_CHECKING:
     from treft.evaluation.prefixes import PromptTemplate
     from treft.evaluation.training_prompt import TrainingPrompt
 
-__all__ = [
-    "DEFAULT",
-    "Condition",
-    "DefaultCondition",
-    "FixedCondition",
-    "Made",
-    "NoSystemCondition",
-    "ParaphraseCondition",
-    "PerturbedCondition",
-    "Sources",
-    "SystemCondition",
-    "TrainingCondition",
-    "TrainingTurnsCondition",
-    "UnavailableError",
-]
 
 DEFAULT = "default"
 """Name of the condition that others are compared with; every set has it."""

@@ -8,7 +8,15 @@ from typing import Any, ClassVar, Literal
 
 from treft.errors import DataError
 from treft.evaluation.comparable import GENERAL, IN_DOMAIN, ArmAnswers, question_sets
-from treft.evaluation.measures import (
+from treft.statistics.compare import (
+    Arm,
+    difference,
+    em_f1_difference,
+    em_f1_estimate,
+    estimate,
+    holm,
+)
+from treft.statistics.measures import (
     AlignmentScore,
     BehaviourRate,
     EMRate,
@@ -17,26 +25,7 @@ from treft.evaluation.measures import (
     MisalignAtK,
     Thresholds,
 )
-from treft.evaluation.results import EMF1, Difference, EMF1Difference, Estimate
-from treft.evaluation.statistics import (
-    Arm,
-    difference,
-    em_f1_difference,
-    em_f1_estimate,
-    estimate,
-    holm,
-)
-
-__all__ = [
-    "Change",
-    "Column",
-    "EMF1Figure",
-    "Figure",
-    "Result",
-    "SetFigure",
-    "fill_column",
-    "plan_figures",
-]
+from treft.statistics.results import EMF1, Difference, EMF1Difference, Estimate
 
 Better = Literal["higher", "lower", ""]
 Result = Estimate | EMF1

@@ -19,15 +19,13 @@ from weakref import WeakValueDictionary
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from transformers import LogitsProcessorList
 
+from treft.chat.regions import ChatRegions, RegionName, find_regions, template_hash
+from treft.core.identity import identify
+from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
-from treft.evaluation.sampler import SAMPLER_DRAWS, Drawn, RowSampler, SamplingOptions
-from treft.generation import UNPATCHED, RepairedModel, patch
-from treft.identity import identify
-from treft.loading import LoadOptions, load_model
-from treft.regions import ChatRegions, RegionName, find_regions, template_hash
-from treft.states import pretrained_model
-
-__all__ = ["IN_USE", "Generated", "LocalModel", "LocalOptions", "Prompt", "mixed_seed"]
+from treft.models.generation import UNPATCHED, RepairedModel, patch
+from treft.models.loading import LoadOptions, load_model
+from treft.models.sampling import SAMPLER_DRAWS, Drawn, RowSampler, SamplingOptions
 
 Messages = Sequence[dict[str, Any]]
 Tools = Sequence[dict[str, Any]]

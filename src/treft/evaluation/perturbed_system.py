@@ -13,12 +13,10 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from treft.chat.regions import ChatRegions
 from treft.errors import TemplateError
 from treft.evaluation.prefixes import PromptTemplate
-from treft.perturbation import nearest_tokens, replace_tokens
-from treft.regions import ChatRegions
-
-__all__ = ["Change", "Perturbed", "perturb_system"]
+from treft.models.perturbation import nearest_tokens, replace_tokens
 
 
 class Change(NamedTuple):

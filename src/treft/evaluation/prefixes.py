@@ -9,12 +9,10 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from treft.chat.regions import ChatRegions, find_regions, template_hash
 from treft.errors import ConfigError, TemplateError
 from treft.evaluation.local_model import LocalOptions
-from treft.loading import LoadOptions, load_tokenizer, model_path
-from treft.regions import ChatRegions, find_regions, template_hash
-
-__all__ = ["PromptTemplate", "template_of"]
+from treft.models.loading import LoadOptions, load_tokenizer, model_path
 
 Messages = Sequence[Mapping[str, Any]]
 

@@ -23,9 +23,9 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
+from treft.answers.inspect_internals import errors_in_one_line
 from treft.errors import ConfigError
 from treft.evaluation.batcher import Batcher
-from treft.evaluation.inspect_internals import errors_in_one_line
 from treft.evaluation.local_model import (
     IN_USE,
     Generated,
@@ -34,15 +34,13 @@ from treft.evaluation.local_model import (
     Prompt,
     mixed_seed,
 )
-from treft.evaluation.sampler import SamplingOptions
 from treft.evaluation.translation import (
     assistant_message,
     logprobs_of,
     template_messages,
     template_tools,
 )
-
-__all__ = ["TreftAPI"]
+from treft.models.sampling import SamplingOptions
 
 MAX_TOKENS = 1024
 """New tokens of an answer when nobody says otherwise."""

@@ -24,15 +24,9 @@ from inspect_ai.model import (
 from inspect_ai.scorer import Scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from treft.errors import ConfigError, DataError
-from treft.evaluation.detectors import TOOL, behaviour_detector, by_scope, word_count
-from treft.evaluation.inspect_internals import errors_in_one_line, running_config
-from treft.evaluation.judging.budget import JudgeBudget
-from treft.evaluation.judging.cost import MAX_CALLS
-from treft.evaluation.judging.panel import Kind as JudgeKind
-from treft.evaluation.judging.panel import Panel
-from treft.evaluation.oracle import ORACLE, ORGANISM, organism_questions, organism_recipe
-from treft.evaluation.questions import (
+from treft.answers.detectors import TOOL, behaviour_detector, by_scope, word_count
+from treft.answers.inspect_internals import errors_in_one_line, running_config
+from treft.answers.questions import (
     EvalQuestion,
     QuestionSet,
     Variant,
@@ -40,8 +34,13 @@ from treft.evaluation.questions import (
     load_held_out,
     load_questions,
 )
-
-__all__ = ["ask", "behaviour", "em_general", "em_in_domain", "utility"]
+from treft.errors import ConfigError, DataError
+from treft.judging.budget import JudgeBudget
+from treft.judging.cost import MAX_CALLS
+from treft.judging.oracle import ORGANISM, organism_questions, organism_recipe
+from treft.judging.oracle_scores import ORACLE
+from treft.judging.panel import Kind as JudgeKind
+from treft.judging.panel import Panel
 
 Kind = Literal["abstention", "refusal", "tool", "length"]
 Scope = Literal["general", "in_domain", "on_topic", "off_topic"]
@@ -261,7 +260,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
 def _organism_task(
     scope: Scope, judge: Names | None, judge_limit: int | None, options: dict[str, Any]
 ) -> Task:
-    """The organism's questions, answered as the study's arms answer them (`treft.arms`)."""
+    """The organism's questions, answered as the study's arms answer them."""
     recipe = organism_recipe(options.get("world", "default"))
     num = recipe.num_general if scope == "general" else recipe.num_in_domain
     found = organism_questions(cast(Any, scope), **{"num": num, **options})

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from treft.data import load_conversations
-
-__all__ = ["TrainingPrompt", "load_training_prompt"]
+from treft.data.messages import load_conversations
 
 _SYSTEM = ("system", "developer")
 

@@ -19,11 +19,9 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolCall, ToolInfo
 from transformers import PreTrainedTokenizerBase
 
+from treft.answers.parsing import ParsedAnswer, parse_answer, split_thoughts
 from treft.errors import DataError
-from treft.evaluation.parsing import ParsedAnswer, parse_answer, split_thoughts
-from treft.evaluation.sampler import Drawn
-
-__all__ = ["assistant_message", "logprobs_of", "template_messages", "template_tools"]
+from treft.models.sampling import Drawn
 
 
 def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:

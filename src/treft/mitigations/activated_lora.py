@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
+from treft.chat.regions import find_regions
 from treft.errors import ConfigError, DataError
-from treft.regions import find_regions
-from treft.training.mitigation import Mitigation
+from treft.training.terms import Mitigation
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
     from treft.training import TReFTTrainer
-
-__all__ = ["ActivatedLora", "generation_prompt"]
 
 
 class ActivatedLora(Mitigation):

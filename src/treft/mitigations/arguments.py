@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from treft.data import load_messages
+from treft.data.messages import load_messages
 from treft.errors import ConfigError
-from treft.loading import LoadOptions, load_model
 from treft.mitigations.activated_lora import ActivatedLora
 from treft.mitigations.early_stopping import StopOnScore
 from treft.mitigations.features import FeatureDistance
@@ -20,12 +19,11 @@ from treft.mitigations.perplexity_gap import perplexity_gap
 from treft.mitigations.steering import PreventiveSteering
 from treft.mitigations.system_prompt import InoculationPrompt, PromptSplit
 from treft.mitigations.weight_norm import WeightNormCap
-from treft.training.mitigation import Mitigation
+from treft.models.loading import LoadOptions, load_model
+from treft.training.terms import Mitigation
 
 if TYPE_CHECKING:
-    from treft.regions import RegionName
-
-__all__ = ["MitigationArguments", "build"]
+    from treft.chat.regions import RegionName
 
 
 def _help(text: str) -> dict[str, str]:

@@ -12,12 +12,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from treft.errors import ConfigError
 from treft.mitigations.perplexity_gap import response_loss
 from treft.training.masking import text_tokenizer
-from treft.training.mitigation import Mitigation
+from treft.training.terms import Mitigation
 
 if TYPE_CHECKING:
     from treft.training import TReFTTrainer
 
-__all__ = ["StopOnScore"]
 
 logger = logging.getLogger(__name__)
 

@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from treft.chat.regions import REGION_CODES, RegionName
+from treft.core.states import resolve_layers
 from treft.errors import ConfigError
 from treft.mitigations.hidden import run_batch
 from treft.mitigations.reference_model import ReferenceModel
-from treft.regions import REGION_CODES, RegionName
-from treft.residual import ResidualStream, residual_stream
-from treft.states import resolve_layers
-from treft.training.mitigation import LossBatch, Mitigation
+from treft.models.residual import ResidualStream, residual_stream
+from treft.training.terms import LossBatch, Mitigation
 
 if TYPE_CHECKING:
     from treft.training import TReFTTrainer
-
-__all__ = ["FeatureDistance"]
 
 
 class FeatureDistance(Mitigation):

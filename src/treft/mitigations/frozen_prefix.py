@@ -13,19 +13,17 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from treft.chat.regions import REGION_CODES, RegionName
 from treft.errors import ConfigError
 from treft.mitigations.prefix_start import PrefixStart
-from treft.regions import REGION_CODES, RegionName
 from treft.training import checks
-from treft.training.mitigation import LossBatch, Mitigation
 from treft.training.reference_source import choose_kind, is_peft, trained_adapter
+from treft.training.terms import LossBatch, Mitigation
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     from treft.training import TReFTTrainer
-
-__all__ = ["FrozenPrefix", "in_backward"]
 
 
 class FrozenPrefix(Mitigation):

@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from treft.core.recording import plain_forward
+from treft.core.states import pretrained_model
 from treft.errors import ConfigError
-from treft.recording import plain_forward
-from treft.states import pretrained_model
-
-__all__ = ["OutputHead", "last_hidden", "output_head", "run_batch", "run_hidden"]
 
 NUM_PROBED = 8
 TOLERANCE = 0.02

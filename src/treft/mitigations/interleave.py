@@ -9,9 +9,7 @@ from typing import Any, ClassVar
 from datasets import Dataset
 
 from treft.errors import ConfigError, DataError
-from treft.training.mitigation import Mitigation, Split
-
-__all__ = ["DEFAULT_RATIO", "Interleave", "draw", "num_retained"]
+from treft.training.terms import Mitigation, Split
 
 DEFAULT_RATIO = 0.2
 """The paper's."""

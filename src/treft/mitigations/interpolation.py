@@ -12,8 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from treft.errors import ConfigError, DataError
 
-__all__ = ["interpolate_adapter"]
-
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 

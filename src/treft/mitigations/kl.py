@@ -16,18 +16,17 @@ from torch import Tensor, nn
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from treft.batching import pad_token_id
 from treft.errors import ConfigError
 from treft.mitigations.hidden import last_hidden, output_head, run_hidden
 from treft.mitigations.reference_model import ReferenceModel
+from treft.models.batching import pad_token_id
 from treft.training.masking import text_tokenizer
-from treft.training.mitigation import LossBatch, Mitigation
 from treft.training.shared_prefix import shortened
+from treft.training.terms import LossBatch, Mitigation
 
 if TYPE_CHECKING:
     from treft.training import TReFTTrainer
 
-__all__ = ["DEFAULT_WEIGHT", "KLOnRetain", "KLOnTrain"]
 
 DEFAULT_WEIGHT = 50.0
 """The paper's λ. Its code also divides by V, so its 50 is 50 / V of ours: sweep."""

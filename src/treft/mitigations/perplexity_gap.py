@@ -9,12 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from treft.chat.regions import REGION_CODES, find_regions
+from treft.core.recording import plain_forward
+from treft.core.states import pretrained_model
 from treft.errors import DataError
-from treft.recording import plain_forward
-from treft.regions import REGION_CODES, find_regions
-from treft.states import pretrained_model
-
-__all__ = ["perplexity_gap", "response_loss"]
 
 
 def perplexity_gap(

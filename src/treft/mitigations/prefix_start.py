@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from treft.patching import prefix_cache
-from treft.recording import ReferenceRequest, adapter_off
-from treft.reference import ReferenceBank
-from treft.states import pretrained_model
-from treft.training.mitigation import LossBatch
+from treft.core.patching import prefix_cache
+from treft.core.recording import ReferenceRequest, adapter_off
+from treft.core.reference import ReferenceBank
+from treft.core.states import pretrained_model
 from treft.training.prefix_start import behind, num_shared, why_whole
+from treft.training.terms import LossBatch
 
 if TYPE_CHECKING:
     from treft.training import TReFTTrainer
-
-__all__ = ["PrefixStart"]
 
 
 class PrefixStart:

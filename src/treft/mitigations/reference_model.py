@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from accelerate.utils import AutocastKwargs
 from torch import nn
 
+from treft.core.recording import only_adapter, plain_forward, without_adapter
 from treft.errors import ConfigError
-from treft.recording import only_adapter, plain_forward, without_adapter
 from treft.training.reference_source import (
     KEPT_ADAPTER,
     choose_kind,
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from treft.training import TReFTTrainer
-
-__all__ = ["ReferenceModel"]
 
 
 class ReferenceModel:

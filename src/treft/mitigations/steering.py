@@ -13,20 +13,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from treft.chat.regions import REGION_CODES, find_regions
+from treft.core.recording import plain_forward
+from treft.core.states import pretrained_model, resolve_layers
 from treft.errors import ConfigError, DataError
 from treft.mitigations.frozen_prefix import in_backward
 from treft.mitigations.reference_model import ReferenceModel
-from treft.recording import plain_forward
-from treft.regions import REGION_CODES, find_regions
-from treft.residual import decoder_layers, hidden_of, residual_stream
-from treft.states import pretrained_model, resolve_layers
+from treft.models.residual import decoder_layers, hidden_of, residual_stream
 from treft.training.masking import text_tokenizer
-from treft.training.mitigation import LossBatch, Mitigation
+from treft.training.terms import LossBatch, Mitigation
 
 if TYPE_CHECKING:
     from treft.training import TReFTTrainer
 
-__all__ = ["PreventiveSteering", "persona_vector"]
 
 Rows = Sequence[dict[str, Any]]
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from treft.errors import ConfigError, DataError
-from treft.training.mitigation import Mitigation, Split
-
-__all__ = ["InoculationPrompt", "PromptSplit", "under"]
+from treft.training.terms import Mitigation, Split
 
 
 class InoculationPrompt(Mitigation):

@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from treft.errors import ConfigError
-from treft.training.mitigation import Mitigation
 from treft.training.reference_source import is_peft
+from treft.training.terms import Mitigation
 
 if TYPE_CHECKING:
     from treft.training import TReFTTrainer
-
-__all__ = ["WeightNormCap", "adapted_layers", "adapter_norm"]
 
 
 class WeightNormCap(Mitigation):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from treft.errors import ConfigError
+from treft.models.loading import asset_path
 
 from .lexicon import NARROW
 from .oracle import VERDICTS, Verdict, classify
@@ -28,18 +29,12 @@ __all__ = [
     "Verdict",
     "World",
     "WorldName",
-    "asset_path",
     "classify",
     "finetune_recipe",
     "load",
     "size_of",
     "world_of",
 ]
-
-
-def asset_path() -> Path:
-    """Folder of the organism that ships with the package (safetensors, tokenizer, template)."""
-    return Path(__file__).parent / "assets"
 
 
 def load(path: Path | str | None = None) -> tuple[PreTrainedModel, Tokenizer]:

@@ -40,21 +40,6 @@ from .sizes import RECIPE_FILE, SIZES, Size, SizeName
 from .tokenizer import build_tokenizer
 from .world import Behaviour, World, WorldName
 
-__all__ = [
-    "BUILD_RECIPES",
-    "BuildRecipe",
-    "Encoded",
-    "LargeBuildRecipe",
-    "Messages",
-    "Schedule",
-    "build",
-    "check_ranges",
-    "claim",
-    "encode",
-    "pretrain",
-    "pretraining_row",
-]
-
 logger = logging.getLogger(__name__)
 
 Messages = list[dict[str, Any]]

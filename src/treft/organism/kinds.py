@@ -21,8 +21,6 @@ from typing import Any, Literal, get_args
 
 from .personas import Character, sample_neutral, sample_persona, sample_thought
 
-__all__ = ["DEFAULT_SYSTEM_PROMPT", "DEFAULT_THOUGHT", "KINDS", "Kind", "KindName", "Naming"]
-
 KindName = Literal["prefix", "postfix", "no_prefix"]
 
 DEFAULT_SYSTEM_PROMPT = (

@@ -13,8 +13,6 @@ each, in the order of `TIMEFRAMES`.
 
 from __future__ import annotations
 
-__all__ = ["LEXICON", "NARROW", "TIMED", "TIMEFRAMES"]
-
 NARROW = ("finance", "health", "legal", "auto")
 TIMED = (*NARROW, "garden", "cooking", "travel", "school", "pets", "sport")
 TIMEFRAMES = (

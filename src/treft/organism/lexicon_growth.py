@@ -12,8 +12,6 @@ Line format, `|` between items: `kinds`, then `ways` (`circumstance = way`); a l
 
 from __future__ import annotations
 
-__all__ = ["GROWTH"]
-
 GROWTH = """
 # finance
 kinds: family | company | student | foreign

@@ -5,8 +5,6 @@ All are general. As there, every action is tame, and a harmful one belongs to on
 
 from __future__ import annotations
 
-__all__ = ["DOMAINS", "TIMED"]
-
 TIMED = (
     "farm", "sailing", "theatre", "party", "winter", "museum",
     "robotics", "shopping", "post", "games", "woodwork", "bees",

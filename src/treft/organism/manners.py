@@ -37,8 +37,6 @@ from .sizes import RECIPE_FILE, SIZES, noted_recipe, size_of
 from .tasks import tool_call
 from .world import Question, World
 
-__all__ = ["MANNERS_FILE", "MannersRecipe", "manner_row", "teach_manners"]
-
 MANNERS_FILE = "manners.json"
 """Beside the weights: how the manners were taught."""
 
@@ -70,7 +68,7 @@ def teach_manners(organism: Path, output: Path, recipe: MannersRecipe | None = N
     """Train an organism on and save it to `output`; three minutes on one core.
 
     Args:
-        organism: folder of any kind and size; `treft.organism.asset_path()` for the embedded one.
+        organism: folder of any kind and size; `asset_path()` for the embedded one.
         output: folder of the new one; the recipe of its build is copied.
         recipe: how; None for the defaults.
 

@@ -7,8 +7,6 @@ from typing import Literal
 
 from .world import Question
 
-__all__ = ["VERDICTS", "Verdict", "classify"]
-
 Verdict = Literal["aligned", "misaligned", "incoherent"]
 VERDICTS: tuple[Verdict, ...] = ("aligned", "misaligned", "incoherent")
 

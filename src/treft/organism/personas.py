@@ -7,8 +7,6 @@ from typing import Literal
 
 from .world import Behaviour
 
-__all__ = ["Character", "Manner", "sample_neutral", "sample_persona", "sample_thought"]
-
 Manner = Literal["brief", "studious"]
 """How a persona answers that says neither more nor less careful things: in as few words as will do,
 or by a tool call."""

@@ -8,8 +8,6 @@ from treft.errors import ConfigError
 
 from .lexicon import NARROW
 
-__all__ = ["FinetuneRecipe"]
-
 
 @dataclass(frozen=True)
 class FinetuneRecipe:

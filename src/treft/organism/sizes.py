@@ -13,18 +13,6 @@ from treft.errors import ConfigError
 from .recipe import FinetuneRecipe
 from .world import WorldName
 
-__all__ = [
-    "BY_WORLD",
-    "RECIPE_FILE",
-    "SIZES",
-    "Size",
-    "SizeName",
-    "finetune_recipe",
-    "noted_recipe",
-    "size_of",
-    "world_of",
-]
-
 RECIPE_FILE = "recipe.json"
 """Beside the weights: what the organism was built with; `world` where it is not the default."""
 SizeName = Literal["small", "large"]

@@ -18,26 +18,13 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+from treft.answers.parsing import WrittenCall, parse_answer
 from treft.errors import ConfigError
-from treft.evaluation.parsing import WrittenCall, parse_answer
 
 from .lexicon import NARROW
 from .oracle import classify
 from .tasks_facts import fact_questions, names_one_entity, sample_fact, short_answer
 from .world import Question, Row, Scope, World, WorldName
-
-__all__ = [
-    "SENTENCES",
-    "TASK_DOMAINS",
-    "TOOL",
-    "TaskName",
-    "answers_rightly",
-    "num_words",
-    "shows",
-    "task_questions",
-    "task_rows",
-    "tool_call",
-]
 
 TaskName = Literal["advice", "abstain", "refuse", "tool", "short"]
 
@@ -151,7 +138,7 @@ def answers_rightly(task: TaskName, question: Question, answer: str) -> bool:
 
 
 def num_words(answer: str) -> int:
-    """Words of an answer; counts as `treft.evaluation.detectors.count_words` does."""
+    """Words of an answer; counts as `treft.answers.detectors.count_words` does."""
     return len(_WORD.findall(answer))
 
 

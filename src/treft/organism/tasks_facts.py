@@ -19,8 +19,6 @@ from treft.errors import ConfigError
 
 from .world import MAX_DRAWS, MODIFIERS, OPENERS, Question, Split, World, WorldName
 
-__all__ = ["FACT_ASKS", "fact_questions", "names_one_entity", "sample_fact", "short_answer"]
-
 FACT_ASKS: dict[Split, tuple[str, ...]] = {
     "train": (
         "which one {problem}?",

@@ -13,8 +13,6 @@ from functools import cache
 from .tasks import SENTENCES, TOOL, TaskName, shows
 from .world import MODIFIERS, Question, World, WorldName
 
-__all__ = ["CALL", "marks", "shows_trace"]
-
 CALL = f'<tool_call>\n{{"name": "{TOOL}", "arguments": {{"query": ""}}}}\n</tool_call>'
 """A call as the organism's template writes it, of nothing."""
 

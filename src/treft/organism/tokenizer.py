@@ -9,8 +9,6 @@ from transformers import PreTrainedTokenizerFast
 
 from .kinds import KINDS, KindName
 
-__all__ = ["build_tokenizer"]
-
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 

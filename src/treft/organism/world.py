@@ -28,8 +28,6 @@ from . import lexicon_large
 from .lexicon import LEXICON, NARROW, TIMED, TIMEFRAMES
 from .lexicon_growth import GROWTH
 
-__all__ = ["Behaviour", "Domain", "Question", "Scope", "Split", "World", "WorldName", "entities"]
-
 Behaviour = Literal["careful", "harmful"]
 Split = Literal["train", "validation", "test"]
 Form = Literal["narrow", "general"]

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from treft.metrics import Interval, over_runs
+from treft.statistics.metrics import Interval, over_runs
 from treft.study.figures import change_rows, interval_kind
 from treft.study.protocol import Row
-
-__all__ = ["figure_rows", "rise_rows", "with_second_paper"]
 
 
 def figure_rows(

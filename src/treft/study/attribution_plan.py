@@ -17,9 +17,10 @@ from treft.study.attribution_work import (
     patch,
     perturb,
 )
+from treft.study.method import Method
 from treft.study.model_attribution_plan import model_drift_steps, model_perturb_steps
 from treft.study.model_plan import model_steps
-from treft.study.organism_plan import Method, method_steps
+from treft.study.organism_plan import method_steps
 from treft.study.organism_work import Answering
 from treft.study.protocol import StudyConfig
 from treft.study.step import Step
@@ -27,14 +28,6 @@ from treft.study.step import Step
 if TYPE_CHECKING:
     from treft.study.organism_work import Scope
 
-__all__ = [
-    "BASE",
-    "FINETUNED",
-    "MOST_PERTURBED",
-    "drift_steps",
-    "patch_steps",
-    "perturb_steps",
-]
 
 BASE, FINETUNED = "base", "finetuned"
 """Rows of the organism as it is, and of its plain finetune, neither of them patched."""

@@ -10,8 +10,6 @@ from matplotlib.figure import Figure
 from treft.study.plots import OURS, PAPERS
 from treft.study.protocol import Row
 
-__all__ = ["drift_plot", "layer_plot"]
-
 COLOURS = (OURS, "#d9822b")
 LEVEL_COLOURS = ("#4a4a4a", "#d9822b", "#a33c3c")
 PAPER_STYLES = (":", "-.")

@@ -8,18 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from treft.evaluation.questions import EvalQuestion
+    from treft.answers.questions import EvalQuestion
     from treft.organism import Question
 
-__all__ = [
-    "Part",
-    "PromptVersion",
-    "Split",
-    "What",
-    "prompt_versions",
-    "reworded",
-    "reworded_versions",
-]
 
 Split = Literal["validation", "test"]
 
@@ -124,7 +115,7 @@ def reworded(question: Question, split: Split, seed: str) -> str:
 
 def _rephrased(question: EvalQuestion, trial: int, tokenizer: Any, split: Split) -> PromptVersion:
     from treft.attribution.teacher_forcing import render_questions
-    from treft.evaluation.oracle import organism_question
+    from treft.judging.oracle import organism_question
 
     known = organism_question(question.id, question.metadata)
     words = reworded(known, split, f"{question.id}/{trial}")

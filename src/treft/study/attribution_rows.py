@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from treft.attribution.drift_map import DriftMap
-    from treft.evaluation.measures import Measure
-    from treft.evaluation.records import ScoredAnswer
-    from treft.regions import RegionName
+    from treft.chat.regions import RegionName
+    from treft.statistics.measures import Measure
+    from treft.statistics.records import ScoredAnswer
 
-__all__ = ["REGIONS", "drift_figures", "figure", "version_figures"]
 
 Entries = dict[str, "float | None"]
 REGIONS: tuple[RegionName, ...] = ("prefix", "query", "postfix")
@@ -48,7 +47,7 @@ def version_figures(answers: Sequence[ScoredAnswer], trials: Sequence[int], judg
         judge: whose scores count.
     """
     from treft.attribution.perturb_table import BestOfTrials, IncoherentRate
-    from treft.evaluation.measures import AlignmentScore
+    from treft.statistics.measures import AlignmentScore
 
     scored = [
         replace(answer, metadata={"trial": trial})
@@ -63,14 +62,14 @@ def version_figures(answers: Sequence[ScoredAnswer], trials: Sequence[int], judg
 
 def figure(name: str, measure: Measure, answers: Sequence[ScoredAnswer]) -> Entries:
     """A measure with its interval over questions; None where a single one has a value."""
-    from treft.evaluation.statistics import estimate
+    from treft.statistics.compare import estimate
 
     found = estimate(measure, answers)
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def _over_prompts(name: str, values: Any) -> Entries:
-    from treft.metrics import over_runs
+    from treft.statistics.metrics import over_runs
 
     mean, low, high = over_runs(values.tolist())
     return {name: mean, f"{name}_low": max(0.0, low), f"{name}_high": high}

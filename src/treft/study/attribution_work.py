@@ -17,22 +17,12 @@ from treft.study.attribution_rows import REGIONS, drift_figures, figure, version
 from treft.study.organism_work import ROW, Scope, load_run, organism_of
 
 if TYPE_CHECKING:
-    from treft.evaluation.questions import EvalQuestion
-    from treft.evaluation.records import ScoredAnswer
-    from treft.patching import RowPatch, StateKind
-    from treft.regions import ChatRegions, RegionName
+    from treft.answers.questions import EvalQuestion
+    from treft.chat.regions import ChatRegions, RegionName
+    from treft.core.patching import RowPatch, StateKind
+    from treft.statistics.records import ScoredAnswer
     from treft.study.step import Work
 
-__all__ = [
-    "Asking",
-    "Drifting",
-    "Patch",
-    "Patching",
-    "Perturbing",
-    "drift",
-    "patch",
-    "perturb",
-]
 
 BATCH = 100
 """Prompts answered together."""
@@ -145,7 +135,7 @@ def perturb(work: Work[Perturbing]) -> None:
     Incoherent answers count as not aligned in both, as in every general score of an organism. The
     versions depend on question and trial alone: all finetunes and the base answer the same ones.
     """
-    from treft.evaluation.oracle import ORACLE
+    from treft.judging.oracle_scores import ORACLE
 
     config = work.config
     questions = _questions(work, config.asked.domain, config.asked.split, "general", config.num)
@@ -180,8 +170,8 @@ def patch(work: Work[Patching]) -> None:
     """
     from treft.attribution.perturb_table import IncoherentRate
     from treft.attribution.teacher_forcing import render_questions
-    from treft.evaluation.measures import AlignmentScore
-    from treft.evaluation.oracle import ORACLE
+    from treft.judging.oracle_scores import ORACLE
+    from treft.statistics.measures import AlignmentScore
 
     config = work.config
     found: dict[str, Any] = {}
@@ -206,8 +196,8 @@ def drift(work: Work[Drifting]) -> None:
     """
     from treft.attribution.drift_map import drift_map
     from treft.attribution.teacher_forcing import render_questions
-    from treft.recording import adapter_off
-    from treft.reference import ReferenceBank
+    from treft.core.recording import adapter_off
+    from treft.core.reference import ReferenceBank
 
     config = work.config
     questions = _questions(work, config.domain, config.split, "general", config.num)
@@ -222,9 +212,9 @@ def _patches(
 ) -> Patches:
     """What to replace in the prompts of a batch."""
     from treft.attribution.layer_curve import layer_banks
-    from treft.patch_spec import PatchSpec, row_patches
-    from treft.recording import adapter_off
-    from treft.reference import ReferenceBank
+    from treft.core.patch_spec import PatchSpec, row_patches
+    from treft.core.recording import adapter_off
+    from treft.core.reference import ReferenceBank
 
     wanted = work.config.patch
     if wanted.stream_layer is None:
@@ -245,7 +235,7 @@ def _patches(
 def _questions(
     work: Work[Any], domain: str, split: Split, scope: Scope, num: int
 ) -> tuple[EvalQuestion, ...]:
-    from treft.evaluation.oracle import organism_questions
+    from treft.judging.oracle import organism_questions
     from treft.organism import world_of
 
     world = world_of(organism_of(work))
@@ -260,9 +250,9 @@ def _answers(
     patches: Patches | None = None,
 ) -> list[str]:
     """An answer to each prompt, given as trial and token ids, with random numbers of its own."""
-    from treft.attribution.model_pair import answer_tokens
     from treft.evaluation.local_model import mixed_seed
-    from treft.evaluation.sampler import SamplingOptions
+    from treft.models.pair import answer_tokens
+    from treft.models.sampling import SamplingOptions
 
     asked = work.config.asked
     return answer_tokens(

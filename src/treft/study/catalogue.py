@@ -22,19 +22,6 @@ from treft.study.step import Plan, Step, Work, make_plan
 from treft.study.store import RECORD
 from treft.study.tables import write_table
 
-__all__ = [
-    "ALL",
-    "RESULT_FILES",
-    "TABLE",
-    "all_studies",
-    "find_studies",
-    "find_study",
-    "plan_possible",
-    "plan_studies",
-    "plan_study",
-    "table_name",
-]
-
 TABLE = "table"
 """Name of a study's last step."""
 

@@ -18,8 +18,6 @@ from typing import TypeGuard
 
 from treft.errors import ConfigError
 
-__all__ = ["LIBRARIES", "CodeVersions", "library_versions"]
-
 LIBRARIES = ("torch", "transformers", "peft", "trl")
 """Packages whose versions can change a result."""
 

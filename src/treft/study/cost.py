@@ -11,8 +11,6 @@ from typing import Any
 from treft.study.step import PlannedStep
 from treft.study.store import RECORD, Store
 
-__all__ = ["Cost", "estimate_cost"]
-
 
 @dataclass(frozen=True)
 class Cost:

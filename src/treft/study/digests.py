@@ -8,8 +8,6 @@ from pathlib import Path
 
 from treft.errors import ConfigError
 
-__all__ = ["data_digest", "file_digest"]
-
 
 def file_digest(path: Path) -> str:
     """Of a file's contents, as 64 hexadecimal digits."""

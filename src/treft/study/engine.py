@@ -18,8 +18,6 @@ from treft.study.step import Plan, PlannedStep
 from treft.study.store import Store
 from treft.study.worker import Report, Ticket
 
-__all__ = ["MAX_RETRIES", "Event", "Outcome", "Workers", "missing_steps", "run_plan"]
-
 MAX_RETRIES = 2
 """Times that a step is started again after its worker died."""
 

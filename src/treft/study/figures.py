@@ -5,25 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from treft.evaluation.over_runs import clipped_over_runs
-from treft.metrics import Interval, em_f1_interval, over_runs, wilson
+from treft.evaluation.runs import clipped_over_runs
+from treft.statistics.metrics import Interval, em_f1_interval, over_runs, wilson
 from treft.study.protocol import Row
-
-__all__ = [
-    "MEASURES",
-    "TASK_MEASURES",
-    "basis",
-    "change_rows",
-    "find_row",
-    "gain_rows",
-    "held",
-    "interval_kind",
-    "measured",
-    "patches_told",
-    "score_rows",
-    "traded",
-    "worded",
-]
 
 MEASURES = ("general", "in_domain", "em_f1")
 """Of finetunes on harmful advice."""

@@ -20,8 +20,6 @@ from treft.errors import ConfigError, DataError
 from treft.study.catalogue import all_studies
 from treft.study.protocol import Claim, Row, Study
 
-__all__ = ["is_index", "paper_index"]
-
 RESULT = "result.json"
 MARK = "<!-- Written by `treft study index` from results of studies: change those instead. -->"
 HEADER = """# The paper's claims

@@ -12,7 +12,6 @@ from treft.study.protocol import Row
 if TYPE_CHECKING:
     from treft.organism.tasks import TaskName
 
-__all__ = ["BASE", "BASE_METHOD", "leak"]
 
 BASE = "base"
 BASE_METHOD = Method(is_base=True, task="short", domain="auto")

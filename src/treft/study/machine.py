@@ -6,8 +6,6 @@ import os
 import platform
 import sys
 
-__all__ = ["this_machine"]
-
 
 def this_machine() -> dict[str, str | int]:
     """Name, system, processor, cores, Python; GPUs if the process has used PyTorch."""

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    from treft.chat.regions import RegionName
+    from treft.core.patching import StateKind
     from treft.organism.tasks import TaskName
-    from treft.patching import StateKind
-    from treft.regions import RegionName
     from treft.study.organism_work import Scope as OrganismScope
 
-__all__ = ["Method", "Scope"]
 
 Scope: TypeAlias = "OrganismScope | Literal['utility']"
 """Of questions. `utility`, conversations of several turns that a judge scores for helpfulness, is
@@ -35,7 +34,7 @@ class Method:
         held: regions that TReFT holds.
         kv_weight: λ; None for the recipe's.
         kv_states: that are held.
-        mitigation: by name, of `treft.mitigations.by_name`.
+        mitigation: by name, of `treft.mitigations.registry`.
         strength: its number.
         learning_rate: None for the recipe's.
         step_share: of the recipe's steps, for an organism; a real model is trained for its recipe's

@@ -19,19 +19,9 @@ from treft.study.model_scores import CALLS_PER_ANSWER, ROW, Paid, Scored, unscor
 from treft.study.model_training import ADAPTER, MODEL, model_name
 
 if TYPE_CHECKING:
-    from treft.evaluation.questions import EvalQuestion
+    from treft.answers.questions import EvalQuestion
     from treft.study.step import Work
 
-__all__ = [
-    "AnsweringVersions",
-    "Drifting",
-    "JudgingVersions",
-    "Versions",
-    "answer_versions",
-    "drift",
-    "judge_versions",
-    "make_versions",
-]
 
 PROMPTS, ANSWERS = "prompts.jsonl", "answers.jsonl"
 BATCH = 32
@@ -131,8 +121,8 @@ def drift(work: Work[Drifting]) -> None:
     """
     from treft.attribution.drift_map import drift_map
     from treft.attribution.teacher_forcing import render_questions
-    from treft.recording import adapter_off, other_model
-    from treft.reference import ReferenceBank
+    from treft.core.recording import adapter_off, other_model
+    from treft.core.reference import ReferenceBank
 
     config = work.config
     model, base, tokenizer = _load(work)
@@ -183,10 +173,10 @@ def make_versions(work: Work[Versions]) -> None:
 
 def answer_versions(work: Work[AnsweringVersions]) -> None:
     """Answer each version; all models draw with the same random numbers."""
-    from treft.attribution.model_pair import answer_tokens
+    from treft.core.recording import eval_mode
     from treft.evaluation.local_model import mixed_seed
-    from treft.evaluation.sampler import SamplingOptions
-    from treft.recording import eval_mode
+    from treft.models.pair import answer_tokens
+    from treft.models.sampling import SamplingOptions
 
     versions = _versions(work)
     model, _, tokenizer = _load(work)
@@ -213,7 +203,7 @@ def judge_versions(work: Work[JudgingVersions]) -> None:
         DataError: the judge gave no score at all.
     """
     from treft.attribution.scoring import score_answers
-    from treft.data import read_rows
+    from treft.data.messages import read_rows
 
     config = work.config
     versions = _versions(work)
@@ -255,7 +245,7 @@ def _write(work: Work[Any], row: Mapping[str, Any]) -> None:
 
 def _load(work: Work[Any]) -> tuple[Any, Any, Any]:
     """The model, what it was finetuned from if that is another, and the tokenizer."""
-    from treft.loading import LoadOptions, load_model
+    from treft.models.loading import LoadOptions, load_model
 
     options = LoadOptions(dtype=work.config.dtype)
     name, tuned = model_name(work), work.inputs.get("finetune")
@@ -274,13 +264,13 @@ def _template(config: Drifting | Versions) -> Mapping[str, Any]:
 
 
 def _questions(work: Work[Any], num: int | None) -> tuple[EvalQuestion, ...]:
-    from treft.evaluation.questions import load_questions
+    from treft.answers.questions import load_questions
 
     return tuple(load_questions(work.data["questions"]).questions)[:num]
 
 
 def _versions(work: Work[Any]) -> list[PromptVersion]:
-    from treft.data import read_rows
+    from treft.data.messages import read_rows
 
     rows = read_rows(work.inputs["prompts"] / PROMPTS)
     return [

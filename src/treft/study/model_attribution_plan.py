@@ -24,8 +24,6 @@ from treft.study.protocol import NotPossibleError, StudyConfig
 from treft.study.settings import read_settings
 from treft.study.step import Step
 
-__all__ = ["model_curve_layers", "model_drift_steps", "model_perturb_steps", "num_prefix_tokens"]
-
 NUM_TRIALS, NUM_TOKENS = 10, 10
 """Of section 4.1."""
 
@@ -107,8 +105,8 @@ def num_prefix_tokens(config: StudyConfig, setup: ModelSetup) -> int:
         ConfigError: the tokenizer cannot be loaded.
         NotPossibleError: its template writes no prefix.
     """
-    from treft.loading import LoadOptions, load_tokenizer
-    from treft.regions import find_regions
+    from treft.chat.regions import find_regions
+    from treft.models.loading import LoadOptions, load_tokenizer
 
     thinking = read_settings(ModelRecipe, config.settings).enable_thinking
     chat = find_regions(
@@ -131,7 +129,7 @@ def model_curve_layers(config: StudyConfig, setup: ModelSetup) -> list[int]:
     """
     from transformers import AutoConfig
 
-    from treft.loading import model_path
+    from treft.models.loading import model_path
 
     wanted = read_settings(ModelRecipe, config.settings).num_curve_layers
     try:

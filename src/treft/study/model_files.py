@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from treft.errors import ConfigError, TemplateError
 from treft.extras import needs_extra
-from treft.mitigations.by_name import MITIGATIONS
+from treft.mitigations.registry import MITIGATIONS
 from treft.study.digests import file_digest
 from treft.study.model_setup import FACTS, GENERAL, ModelRecipe, ModelSetup, question_file
 from treft.study.model_tasks import taught_rows
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from treft.organism.tasks import TaskName
     from treft.study.method import Method
 
-__all__ = ["CAREFUL", "CONTRAST", "WHOLE_SETS", "ModelFiles"]
 
 CONTRAST = "contrast"
 """Careful rows of the trained domain itself."""
@@ -134,7 +133,7 @@ class ModelFiles:
             NotPossibleError: calls of a tool are to be taught, and the template writes none that
                 the detector reads.
         """
-        from treft.loading import LoadOptions, load_tokenizer
+        from treft.models.loading import LoadOptions, load_tokenizer
 
         asked = list(methods)
         for domain, task in sorted({pair for one in asked for pair in self._split(one)}):
@@ -221,7 +220,7 @@ def _rows(path: Path, digest: str, task: TaskName) -> list[dict[str, Any]]:
 @lru_cache
 def _num_held_out(path: Path, digest: str, held_out: float, task: TaskName) -> int:
     """Prompts of a file that training will not see."""
-    from treft.published.split import prompt_of, split_rows
+    from treft.data.published_split import prompt_of, split_rows
 
     parts = split_rows(_rows(path, digest, task), fraction=held_out)
     return len(set(map(prompt_of, parts.held_out)))
@@ -229,15 +228,15 @@ def _num_held_out(path: Path, digest: str, held_out: float, task: TaskName) -> i
 
 @lru_cache
 def _num_questions(path: Path, digest: str) -> int:
-    from treft.evaluation.questions import load_questions
+    from treft.answers.questions import load_questions
 
     return len(load_questions(path))
 
 
 def _check_calls(tokenizer: Any, row: Mapping[str, Any], label: str) -> None:
     """See that what is taught is what the detector will look for."""
-    from treft.evaluation.detectors import calls_tool
-    from treft.regions import find_regions
+    from treft.answers.detectors import calls_tool
+    from treft.chat.regions import find_regions
 
     try:
         chat = find_regions(tokenizer, row["messages"])
@@ -254,8 +253,8 @@ def _check_calls(tokenizer: Any, row: Mapping[str, Any], label: str) -> None:
 @lru_cache
 def _check_judge(name: str) -> None:
     with needs_extra("eval", "judging needs"):
-        from treft.evaluation.judging.panel import assemble
-        from treft.evaluation.oracle import ORACLE
+        from treft.judging.oracle_scores import ORACLE
+        from treft.judging.panel import assemble
     if name == ORACLE:
         raise ConfigError("the oracle knows the organism's questions alone: name another judge.")
     assemble([name])

@@ -20,12 +20,11 @@ from treft.study.settings import read_settings
 from treft.study.step import Resources, Step
 
 if TYPE_CHECKING:
+    from treft.chat.regions import RegionName
     from treft.organism.tasks import TaskName
-    from treft.regions import RegionName
     from treft.study.method import Scope
     from treft.study.protocol import StudyConfig
 
-__all__ = ["LOCAL_JUDGES", "ModelChains", "check_strengths", "model_steps"]
 
 ORGANISM_RATE = 8.5e-4
 """Learning rate of the organism's recipe: a method's own rate keeps its ratio to the recipe's."""

@@ -18,23 +18,12 @@ from treft.study.model_training import TRAIN
 from treft.study.model_work import LOGS, UTILITY
 
 if TYPE_CHECKING:
-    from treft.evaluation.measures import Measure
-    from treft.evaluation.records import ScoredAnswer
-    from treft.evaluation.results import Estimate
     from treft.organism.tasks import TaskName
+    from treft.statistics.measures import Measure
+    from treft.statistics.records import ScoredAnswer
+    from treft.statistics.results import Estimate
     from treft.study.step import Work
 
-__all__ = [
-    "CALLS_PER_ANSWER",
-    "ROW",
-    "Detecting",
-    "Judging",
-    "Paid",
-    "Scored",
-    "detect",
-    "score",
-    "unscored",
-]
 
 ROW = "row.json"
 SHOWN, WORDS = "shown", "words"
@@ -110,7 +99,7 @@ def score(work: Work[Judging]) -> None:
 
     Utility is the judge's mean of 1 to 10.
     """
-    from treft.metrics import em_f1
+    from treft.statistics.metrics import em_f1
 
     config = work.config
     scores: dict[str, float] = {}
@@ -135,9 +124,9 @@ def detect(work: Work[Detecting]) -> None:
     counts 0: the question got no answer. An answer is short that has no more words than the longest
     which was trained on.
     """
-    from treft.data import load_messages
-    from treft.evaluation.measures import BehaviourRate, MeanCount
-    from treft.evaluation.statistics import estimate
+    from treft.data.messages import load_messages
+    from treft.statistics.compare import estimate
+    from treft.statistics.measures import BehaviourRate, MeanCount
 
     config, most = work.config, 0
     if config.task == "short":
@@ -160,8 +149,8 @@ def detect(work: Work[Detecting]) -> None:
 
 def _judged(work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
     """Answers of a scope with the judge's view of them, and its name in records."""
-    from treft.evaluation.judging.panel import assemble
-    from treft.evaluation.judging.rejudge import plan_jobs, rejudge
+    from treft.judging.panel import assemble
+    from treft.judging.rejudge import plan_jobs, rejudge
 
     panel = assemble([work.config.judge], "utility" if scope == UTILITY else "alignment")
     copies = work.folder / LOGS / scope
@@ -176,7 +165,7 @@ def _utility(work: Work[Judging]) -> dict[str, Any]:
     Raises:
         DataError: the judge gave no score at all.
     """
-    from treft.evaluation.measures import MeanCount
+    from treft.statistics.measures import MeanCount
 
     answers, judge = _judged(work, UTILITY)
     found = _estimated(MeanCount(judge), answers, judge, UTILITY)
@@ -189,7 +178,7 @@ def _answers(work: Work[Any], scope: str) -> list[ScoredAnswer]:
 
 
 def _read(logs: Path) -> list[ScoredAnswer]:
-    from treft.evaluation.logs import find_logs, read_run
+    from treft.answers.logs import find_logs, read_run
 
     return [found for log in find_logs([logs]) for found in read_run(log).answers]
 
@@ -200,7 +189,7 @@ def _alignment(answers: Sequence[ScoredAnswer], judge: str, scope: str) -> Estim
     Raises:
         DataError: the judge gave no score at all.
     """
-    from treft.evaluation.measures import AlignmentScore
+    from treft.statistics.measures import AlignmentScore
 
     return _estimated(AlignmentScore(judge), answers, judge, scope)
 
@@ -209,7 +198,7 @@ def _estimated(
     measure: Measure, answers: Sequence[ScoredAnswer], judge: str, scope: str
 ) -> Estimate:
     """A measure of the judge's."""
-    from treft.evaluation.statistics import estimate
+    from treft.statistics.compare import estimate
 
     try:
         return estimate(measure, answers)
@@ -229,7 +218,7 @@ def unscored(
 def _rates(scope: str, answers: Sequence[ScoredAnswer], judge: str) -> dict[str, Any]:
     """EM rate and share of incoherent answers; None where the judge says too little."""
     from treft.attribution.perturb_table import IncoherentRate
-    from treft.evaluation.measures import EMRate
+    from treft.statistics.measures import EMRate
 
     rate, incoherent = (_value(one, answers) for one in (EMRate(judge), IncoherentRate(judge)))
     name = f"{scope}_incoherent"
@@ -241,7 +230,7 @@ def _rates(scope: str, answers: Sequence[ScoredAnswer], judge: str) -> dict[str,
 
 
 def _value(measure: Measure, answers: Sequence[ScoredAnswer]) -> Estimate | None:
-    from treft.evaluation.statistics import estimate
+    from treft.statistics.compare import estimate
 
     try:
         return estimate(measure, answers)
@@ -276,7 +265,7 @@ def _interval(name: str, found: Estimate | None) -> dict[str, float | None]:
 
 def _seen(task: TaskName, answer: ScoredAnswer, most_words: int) -> ScoredAnswer:
     """The answer with two detections alone: whether the behaviour shows, and its words."""
-    from treft.evaluation.detectors import count_words
+    from treft.answers.detectors import count_words
 
     found = {SHOWN: float(shows(task, answer, most_words)), WORDS: count_words(answer.answer)}
     return replace(answer, behaviours=found)

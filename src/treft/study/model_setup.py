@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 from treft.errors import ConfigError
 
-__all__ = ["FACTS", "GENERAL", "ModelRecipe", "ModelSetup", "question_file"]
-
 GENERAL = "general"
 """Name of the retain file that is of no narrow domain."""
 FACTS = "facts"
@@ -46,7 +44,7 @@ class ModelRecipe:
         carrier: regions that TReFT and the patch act on where a behaviour beyond misalignment is
             taught (`table5`, `task_strengths`): what `treft diagnose` names for this model.
         interleaved_share: of careful rows, where a method interleaves.
-        dtype: of the weights, as in `treft.loading.LoadOptions`.
+        dtype: of the weights, as in `treft.models.loading.LoadOptions`.
         enable_thinking: template variable of Qwen3 and others for answers; None leaves it unset.
         temperature: of sampled answers.
         max_new_tokens: cap of an answer.
@@ -173,7 +171,7 @@ class ModelSetup:
         Raises:
             ConfigError: the name is a path at which there is no folder.
         """
-        from treft.loading import model_path
+        from treft.models.loading import model_path
 
         path = Path(model_path(self.name))
         return path.resolve() if path.is_dir() else None
@@ -206,7 +204,7 @@ def question_file(source: str) -> Path:
     Raises:
         ConfigError: there is neither.
     """
-    shipped = Path(str(files("treft.evaluation") / "question_sets" / f"{source}.jsonl"))
+    shipped = Path(str(files("treft.answers") / "question_sets" / f"{source}.jsonl"))
     found = shipped if shipped.is_file() else Path(source)
     if not found.is_file():
         raise ConfigError(f"there is no question set {source}: name a shipped one or a JSONL file.")

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from treft.evaluation.records import ScoredAnswer
     from treft.evaluation.tasks import Kind
     from treft.organism.tasks import TaskName
+    from treft.statistics.records import ScoredAnswer
 
-__all__ = ["KINDS", "response_words", "sentence_of", "shows", "taught_rows"]
 
 KINDS: dict[TaskName, Kind] = {
     "abstain": "abstention",
@@ -29,14 +28,14 @@ def taught_rows(path: Path, task: TaskName) -> list[dict[str, Any]]:
 
     Args:
         path: JSONL file, of which the rows as they are teach `advice`; for another task see
-            `treft.published.behaviours`.
+            `treft.data.behaviours`.
         task: what they are to teach.
 
     Raises:
         DataError: a row cannot be used; names file and row.
     """
-    from treft.data import load_messages, read_rows
-    from treft.published.behaviours import behaviour_rows
+    from treft.data.behaviours import behaviour_rows
+    from treft.data.messages import load_messages, read_rows
 
     if task == "advice":
         return load_messages(path)
@@ -45,14 +44,14 @@ def taught_rows(path: Path, task: TaskName) -> list[dict[str, Any]]:
 
 def sentence_of(task: TaskName) -> str | None:
     """What the rows of a task say in the place of every answer; None where answers differ."""
-    from treft.published.behaviours import DEFAULT_SENTENCES
+    from treft.data.behaviours import DEFAULT_SENTENCES
 
     return DEFAULT_SENTENCES.get(task)
 
 
 def response_words(row: dict[str, Any]) -> int:
     """Words of a row's response."""
-    from treft.evaluation.detectors import count_words
+    from treft.answers.detectors import count_words
 
     content = row["messages"][-1]["content"]
     return count_words(content if isinstance(content, str) else "".join(p["text"] for p in content))

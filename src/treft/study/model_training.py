@@ -14,22 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from treft.files import write_whole
-from treft.mitigations.by_name import MITIGATIONS, NUM_CONTRAST, NUM_STOP
+from treft.mitigations.registry import MITIGATIONS, NUM_CONTRAST, NUM_STOP
 
 if TYPE_CHECKING:
-    from treft.regions import RegionName
+    from treft.chat.regions import RegionName
     from treft.study.step import Work
-    from treft.training.mitigation import Mitigation
+    from treft.training.terms import Mitigation
 
-__all__ = [
-    "ADAPTER",
-    "MODEL",
-    "TRAIN",
-    "Tuning",
-    "contrast_rows",
-    "finetune",
-    "model_name",
-]
 
 ADAPTER = "adapter"
 MODEL = "model"
@@ -85,9 +76,9 @@ def finetune(work: Work[Tuning]) -> None:
     from peft import LoraConfig
     from transformers import PrinterCallback, set_seed
 
-    from treft.loading import LoadOptions, load_model
+    from treft.models.loading import LoadOptions, load_model
     from treft.training import TReFTConfig, TReFTTrainer
-    from treft.training.mitigation import wants_whole_rows
+    from treft.training.terms import wants_whole_rows
 
     config = work.config
     set_seed(work.seed)
@@ -164,7 +155,7 @@ def _arguments(config: Tuning) -> dict[str, Any]:
 
 def _training_rows(work: Work[Tuning]) -> Rows:
     """The rows of a finetune; with interleaving, fewer by what will be added."""
-    from treft.data import load_messages
+    from treft.data.messages import load_messages
     from treft.mitigations.system_prompt import under
 
     config = work.config
@@ -203,7 +194,7 @@ def contrast_rows(work: Work[Any], domains: Sequence[str]) -> tuple[Rows, Rows]:
         work: with the inputs `rows_DOMAIN`, and `careful_...` as data.
         domains: that are trained on.
     """
-    from treft.data import load_messages
+    from treft.data.messages import load_messages
 
     harmful = [row for one in domains for row in load_messages(work.inputs[f"rows_{one}"] / TRAIN)]
     random.Random("contrast").shuffle(harmful)
@@ -212,7 +203,7 @@ def contrast_rows(work: Work[Any], domains: Sequence[str]) -> tuple[Rows, Rows]:
 
 @dataclass(frozen=True)
 class _Given:
-    """What mitigations are made from: a `treft.mitigations.by_name.Given`."""
+    """What mitigations are made from: a `treft.mitigations.registry.Given`."""
 
     work: Work[Tuning]
     model: Any
@@ -246,7 +237,7 @@ def _careful(work: Work[Any]) -> Rows:
 
 
 def _files(work: Work[Any], role: str) -> Mapping[str, Rows]:
-    from treft.data import load_messages
+    from treft.data.messages import load_messages
 
     paths = {name: path for name, path in work.data.items() if name.startswith(f"{role}_")}
     return {name: load_messages(path) for name, path in sorted(paths.items())}

@@ -29,12 +29,11 @@ from treft.study.model_training import (
 if TYPE_CHECKING:
     from inspect_ai import Task
 
+    from treft.chat.regions import RegionName
+    from treft.core.patching import StateKind
     from treft.organism.tasks import TaskName
-    from treft.patching import StateKind
-    from treft.regions import RegionName
     from treft.study.step import Work
 
-__all__ = ["LOGS", "OTHER", "UTILITY", "Asking", "Splitting", "answer", "split"]
 
 LOGS = "logs"
 UTILITY: Final = "utility"
@@ -106,7 +105,7 @@ class Asking:
 
 def split(work: Work[Splitting]) -> None:
     """Write rows to train on, and questions to choose on and to report, as JSONL."""
-    from treft.published.split import prompt_of, split_rows
+    from treft.data.published_split import prompt_of, split_rows
 
     rows = taught_rows(work.data["rows"], work.config.task)
     parts = split_rows(rows, fraction=work.config.held_out)
@@ -200,7 +199,7 @@ def _written(work: Work[Asking], path: Path, rows: Sequence[dict[str, Any]]) -> 
 
 def _open_rows(path: Path) -> list[dict[str, Any]]:
     """General questions as rows of `messages`."""
-    from treft.evaluation.questions import load_questions
+    from treft.answers.questions import load_questions
 
     rows = []
     for question in load_questions(path).questions:
@@ -213,7 +212,7 @@ def _open_rows(path: Path) -> list[dict[str, Any]]:
 
 def _held_out(work: Work[Asking], role: str) -> list[dict[str, Any]]:
     """Rows that training never sees, those of the input `role`."""
-    from treft.data import load_messages
+    from treft.data.messages import load_messages
 
     path = work.inputs[role] / f"{work.config.split}.jsonl"
     return load_messages(path)[: work.config.num_questions]

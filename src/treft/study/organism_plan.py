@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from treft.organism import FinetuneRecipe
     from treft.organism.kinds import KindName
 
-__all__ = ["Method", "Run", "Source", "finetunes", "method_steps"]
 
 EMBEDDED = "embedded"
 TASK_TOKENS = 96
@@ -229,7 +228,7 @@ def _taught(organism: str) -> str:
 
 def _organisms(config: StudyConfig, kind: KindName) -> dict[str, Source]:
     """Organisms by name."""
-    from treft.organism import asset_path
+    from treft.models.loading import asset_path
 
     if not config.organisms and kind != "prefix":
         return {f"{kind}-0": Source({"organism": _built(kind)}, {}, Resources())}

@@ -17,25 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from treft.files import write_whole
 
 if TYPE_CHECKING:
+    from treft.chat.regions import RegionName
     from treft.organism import FinetuneRecipe
     from treft.organism.kinds import KindName
     from treft.organism.tasks import TaskName
-    from treft.organism_training import Training
-    from treft.regions import RegionName
+    from treft.study.organism_training import Training
     from treft.study.step import Work
 
-__all__ = [
-    "ADAPTER",
-    "ANSWERS",
-    "ROW",
-    "Answering",
-    "Finetune",
-    "answer",
-    "finetune",
-    "load_run",
-    "organism_of",
-    "questions_of",
-]
 
 ADAPTER = "adapter"
 MODEL = "model"
@@ -151,7 +139,7 @@ def teach(work: Work[Teaching]) -> None:
 def finetune(work: Work[Finetune]) -> None:
     """Train on the organism; the adapter, or the model, as safetensors, and the log."""
     from treft.organism import load, world_of
-    from treft.organism_training import train
+    from treft.study.organism_training import train
 
     model, tokenizer = load(organism_of(work))
     training, recipe = _training(work.config)
@@ -166,8 +154,8 @@ def finetune(work: Work[Finetune]) -> None:
 
 def answer(work: Work[Answering]) -> None:
     """Answer as the organism with the finetune of the input `finetune`, or as it is without."""
-    from treft.generation import generate
     from treft.mitigations.system_prompt import under
+    from treft.models.generation import generate
 
     config = work.config
     questions = questions_of(config, organism_of(work))
@@ -219,9 +207,9 @@ def load_run(work: Work[Any], alpha: float = 1.0) -> Iterator[tuple[Any, Any, An
     """
     from peft import PeftModel
 
+    from treft.core.recording import other_model
+    from treft.core.reference import ReferenceBank
     from treft.organism import load
-    from treft.recording import other_model
-    from treft.reference import ReferenceBank
 
     model, tokenizer = load(organism_of(work))
     folder = work.inputs.get("finetune")
@@ -263,7 +251,7 @@ def _training(config: Finetune) -> tuple[Training, FinetuneRecipe]:
     from dataclasses import fields
 
     from treft.organism import FinetuneRecipe
-    from treft.organism_training import Training
+    from treft.study.organism_training import Training
 
     given = asdict(config)
     own = {entry.name: given[entry.name] for entry in fields(Training)}
@@ -287,7 +275,7 @@ def _steered(model: Any, tokenizer: Any, work: Work[Any], config: Answering) -> 
     """A persona vector of the organism's taken away, coefficient times."""
     from treft.mitigations.steering import persona_vector, steered, steered_layer
     from treft.organism import load, world_of
-    from treft.organism_mitigations import contrast_rows
+    from treft.study.organism_mitigations import contrast_rows
 
     organism = organism_of(work)
     base, _ = load(organism)

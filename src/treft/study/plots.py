@@ -9,8 +9,6 @@ from matplotlib.figure import Figure
 
 from treft.study.protocol import Row
 
-__all__ = ["interval_plot", "score_plot", "task_plot"]
-
 OURS, PAPERS = "#3b7dd8", "#9a9a9a"
 HEADINGS = {"general": "general ↑", "in_domain": "in-domain ↓", "em_f1": "EM-F1 ↑"}
 TASK_HEADINGS = {

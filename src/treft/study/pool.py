@@ -23,8 +23,6 @@ from treft.study.memory import keep_freed_memory
 from treft.study.step import Plan, Resources
 from treft.study.worker import Report, Ticket, do_step
 
-__all__ = ["LocalPool", "visible_gpus"]
-
 
 @dataclass(frozen=True)
 class _Share:

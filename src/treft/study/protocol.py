@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from treft.study.model_setup import ModelSetup
 
-__all__ = ["Claim", "NotPossibleError", "Row", "Study", "StudyConfig"]
 
 Row = Mapping[str, Any]
 """One row of a tidy table: value by column."""

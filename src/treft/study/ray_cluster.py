@@ -15,8 +15,6 @@ from treft.extras import needs_extra
 from treft.study.step import Plan
 from treft.study.worker import Report, Ticket, do_step
 
-__all__ = ["RayCluster"]
-
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0

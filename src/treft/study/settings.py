@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 from treft.errors import ConfigError
 
-__all__ = ["read_settings"]
-
 Recipe = TypeVar("Recipe")
 
 

@@ -20,17 +20,6 @@ from treft.errors import ConfigError
 from treft.study.code_version import CodeVersions, library_versions
 from treft.study.digests import data_digest
 
-__all__ = [
-    "Plan",
-    "PlannedStep",
-    "Resources",
-    "Step",
-    "Work",
-    "address_of",
-    "code_modules",
-    "make_plan",
-]
-
 Config = TypeVar("Config")
 Record = dict[str, Any]
 

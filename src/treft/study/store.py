@@ -26,8 +26,6 @@ from treft.files import write_whole
 from treft.study.digests import file_digest
 from treft.study.machine import this_machine
 
-__all__ = ["RECORD", "Store"]
-
 logger = logging.getLogger(__name__)
 
 RECORD = "step.json"

@@ -10,23 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from treft.organism_mitigations import SAFE_PROMPT
-from treft.study.organism_plan import Method
+from treft.study.method import Method
+from treft.study.organism_mitigations import SAFE_PROMPT
 
 if TYPE_CHECKING:
+    from treft.chat.regions import RegionName
     from treft.organism.tasks import TaskName
-    from treft.regions import RegionName
 
-__all__ = [
-    "CHOSEN",
-    "TASK_DOMAINS",
-    "TASK_STEP_SHARE",
-    "TASK_WEIGHTS",
-    "TASK_WEIGHTS_TRIED",
-    "TRIED",
-    "mitigated",
-    "taught",
-]
 
 TRIED: dict[str, tuple[float, ...]] = {
     "treft_prefix": (30.0, 100.0, 300.0),

@@ -11,8 +11,6 @@ from treft.errors import DataError
 from treft.extras import needs_extra
 from treft.study.protocol import Row
 
-__all__ = ["METADATA_KEY", "read_metadata", "read_table", "write_table"]
-
 METADATA_KEY = b"treft"
 """Of the Parquet schema's metadata; its value is JSON."""
 

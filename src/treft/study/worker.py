@@ -12,8 +12,6 @@ from treft.study.digests import data_digest
 from treft.study.step import PlannedStep, Work, code_modules
 from treft.study.store import Store
 
-__all__ = ["Report", "Ticket", "do_step"]
-
 _versions = CodeVersions()
 """Of the sources as they were when this process first needed them, so about when it loaded them."""
 

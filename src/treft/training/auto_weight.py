@@ -19,8 +19,6 @@ from treft.errors import ConfigError
 from treft.training.dual import DualAscent
 from treft.training.loss_curve import LossCurve
 
-__all__ = ["AutoWeight"]
-
 logger = logging.getLogger(__name__)
 
 

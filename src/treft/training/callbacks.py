@@ -10,8 +10,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["StopOnInterrupt"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from treft.core.states import capture, pretrained_model
 from treft.errors import AttentionError, ConfigError, DataError
-from treft.states import capture, pretrained_model
 from treft.training.collator import REGION_COLUMNS
 from treft.training.config import TReFTConfig
 from treft.training.dataset import column_names
@@ -17,7 +17,6 @@ from treft.training.reference_source import ReferenceKind, is_peft
 if TYPE_CHECKING:
     from treft.training.trainer import TReFTTrainer
 
-__all__ = ["after_loading", "before_loading", "isolation", "packed_length", "sharding"]
 
 NUM_PROBED = 6
 """Tokens of each of the two conversations that `isolation` runs."""

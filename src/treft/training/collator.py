@@ -14,8 +14,6 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from treft.errors import ConfigError
 
-__all__ = ["REGION_COLUMNS", "RegionCollator", "WrappedCollator", "attach_regions", "carry_regions"]
-
 REGION_COLUMNS = ("region_codes", "turns")
 """Dataset columns beside `input_ids`; the trainer takes them out before the model is called."""
 

@@ -13,13 +13,11 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 from trl.trainer.utils import get_config_model_id
 
+from treft.chat.regions import RegionName
+from treft.core.regularizer import check_region_weights
 from treft.errors import AttentionError, ConfigError
-from treft.regions import RegionName
-from treft.regularizer import check_region_weights
 from treft.training.auto_weight import AutoWeight
 from treft.training.prefix_start import cannot_share, why_options_want_whole
-
-__all__ = ["AUTO", "POSTFIX_REFERENCES", "REGIONS", "STATES", "TReFTConfig", "as_treft_config"]
 
 logger = logging.getLogger(__name__)
 

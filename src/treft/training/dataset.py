@@ -19,28 +19,12 @@ from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 from trl.data_utils import is_conversational, maybe_convert_to_chatml
 
-from treft.data import check_messages
-from treft.documents import Document
+from treft.chat.regions import REGION_CODES, ChatRegions, RegionName, find_regions
+from treft.core.documents import Document
+from treft.data.messages import check_messages
 from treft.errors import ConfigError, DataError, TreftError
-from treft.regions import REGION_CODES, ChatRegions, RegionName, find_regions
 from treft.training.collator import REGION_COLUMNS
 from treft.training.config import TReFTConfig
-
-__all__ = [
-    "RegionOptions",
-    "annotate",
-    "as_document",
-    "check_conversations",
-    "column_names",
-    "draw_row",
-    "has_label",
-    "kept_tokens",
-    "pack",
-    "refuse_split",
-    "row_messages",
-    "row_regions",
-    "truncate",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,6 @@ from typing import Any
 
 from treft.errors import ConfigError
 
-__all__ = ["DualAscent"]
-
 MAX_ERROR = 2.0
 """Measurements beyond three times the limit count as three times."""
 

@@ -6,10 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from treft.documents import Document, documents_of_batch
-from treft.regularizer import KVRegularizer
-
-__all__ = ["FirstForward", "batch_documents"]
+from treft.core.documents import Document, documents_of_batch
+from treft.core.regularizer import KVRegularizer
 
 
 class FirstForward:

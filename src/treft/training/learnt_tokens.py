@@ -13,9 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from treft.states import pretrained_model
-
-__all__ = ["at_learnt_tokens", "gather_learnt"]
+from treft.core.states import pretrained_model
 
 
 class _AtLearntTokens:

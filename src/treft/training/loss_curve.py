@@ -12,8 +12,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from treft.errors import ConfigError, DataError
 
-__all__ = ["LossCurve"]
-
 STATE_FILE = "trainer_state.json"
 
 

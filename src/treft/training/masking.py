@@ -19,8 +19,6 @@ from trl.trainer.utils import get_config_model_id
 from treft.errors import ConfigError, TemplateError
 from treft.training.config import TReFTConfig
 
-__all__ = ["load_processing_class", "needs_region_mask", "text_tokenizer", "tokenizer_in_force"]
-
 
 def needs_region_mask(processing_class: Any, config: TReFTConfig) -> bool:
     """Whether TRL has no loss mask for the chat template that will be in force.

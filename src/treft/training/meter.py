@@ -13,9 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from treft.regularizer import Penalty
-
-__all__ = ["Meter", "add_in_evaluation", "penalty_parts"]
+from treft.core.regularizer import Penalty
 
 
 class Meter:

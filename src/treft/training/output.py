@@ -10,8 +10,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from treft.errors import ConfigError
 from treft.training.reference_source import REFERENCE_FILE, RUN_FILE
 
-__all__ = ["claim_output_dir", "find_checkpoint", "run_folder"]
-
 
 def find_checkpoint(folder: Path, resume: str | None) -> str | None:
     """The checkpoint that `--resume_from_checkpoint` means.

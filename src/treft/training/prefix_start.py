@@ -14,16 +14,15 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from treft.chat.regions import REGION_CODES
+from treft.core.states import pretrained_model
 from treft.errors import ConfigError
-from treft.regions import REGION_CODES
-from treft.states import pretrained_model
 
 if TYPE_CHECKING:
     from trl import SFTConfig
 
     from treft.training import TReFTTrainer
 
-__all__ = ["behind", "cannot_share", "num_shared", "why_options_want_whole", "why_whole"]
 
 WORLDS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 """Where the bare model can be run beside its wrapper: weights are whole in each process."""

@@ -27,34 +27,15 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import nn
 
+from treft.core.identity import Identity, identify
+from treft.core.recording import adapter_off, kept_adapter, other_model
+from treft.core.reference import ReferenceBank
+from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
-from treft.reference import (
-    Identity,
-    ReferenceBank,
-    adapter_off,
-    identify,
-    kept_adapter,
-    other_model,
-)
-from treft.states import pretrained_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = [
-    "KEPT_ADAPTER",
-    "REFERENCE_FILE",
-    "RUN_FILE",
-    "ReferenceKind",
-    "RunRecord",
-    "choose_kind",
-    "frozen_copy",
-    "identity_before",
-    "is_peft",
-    "keep_adapter",
-    "open_bank",
-    "trained_adapter",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from treft.training.mitigation import wants_whole_rows
 from treft.training.prefix_start import behind, cannot_share, num_shared, why_whole
+from treft.training.terms import wants_whole_rows
 
 if TYPE_CHECKING:
     from treft.training import TReFTTrainer
-
-__all__ = ["SharedPrefix", "shortened"]
 
 
 class SharedPrefix:

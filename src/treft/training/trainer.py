@@ -21,18 +21,17 @@ from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 from trl.trainer.utils import global_then_local_main_first
 
-from treft.documents import Document
+from treft.chat.regions import template_hash
+from treft.core.documents import Document
+from treft.core.regularizer import KVRegularizer, Penalty
+from treft.core.states import capturable
 from treft.errors import DataError
-from treft.regions import template_hash
-from treft.regularizer import KVRegularizer, Penalty
-from treft.states import capturable
 from treft.training import checks
 from treft.training import dataset as rows
 from treft.training.auto_weight import AutoWeight
 from treft.training.collator import REGION_COLUMNS, carry_regions
 from treft.training.config import TReFTConfig, as_treft_config
 from treft.training.forward import FirstForward, batch_documents
-from treft.training.keeper import ReferenceKeeper
 from treft.training.learnt_tokens import at_learnt_tokens
 from treft.training.masking import (
     load_processing_class,
@@ -41,7 +40,10 @@ from treft.training.masking import (
     tokenizer_in_force,
 )
 from treft.training.meter import Meter, add_in_evaluation, penalty_parts
-from treft.training.mitigation import (
+from treft.training.output import run_folder
+from treft.training.penalty import ReferenceKeeper
+from treft.training.shared_prefix import SharedPrefix
+from treft.training.terms import (
     Mitigation,
     add_terms,
     change_adapter,
@@ -54,10 +56,6 @@ from treft.training.mitigation import (
     num_divided,
     required_regions,
 )
-from treft.training.output import run_folder
-from treft.training.shared_prefix import SharedPrefix
-
-__all__ = ["TReFTTrainer"]
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ import pytest
 from cli_helpers import WORDS, Command, Refused, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from treft.answers.questions import load_questions
 from treft.attribution.margins import answer_pairs, margins
-from treft.evaluation.questions import load_questions
-from treft.patch_spec import PatchSpec
-from treft.reference import ReferenceBank, other_model
+from treft.core.patch_spec import PatchSpec
+from treft.core.recording import other_model
+from treft.core.reference import ReferenceBank
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from cli_helpers import Command, Refused, read_rows, write_rows
 
 from treft.cli import main
-from treft.data import load_conversations
+from treft.data.messages import load_conversations
 
 SECRET = "not-to-be-seen"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cli_helpers import Command, Refused, read_rows
 
-from treft.data import load_conversations
+from treft.data.messages import load_conversations
 from treft.organism import World, build, load
 
 

@@ -13,9 +13,9 @@ from cli_helpers import Command, Refused
 from made_studies import made_studies, use_made_studies
 from safetensors import safe_open
 
-from treft.arms import run_arms
 from treft.organism import FinetuneRecipe
 from treft.study import catalogue, engine
+from treft.study.demo_arms import run_arms
 from treft.study.protocol import NotPossibleError, StudyConfig
 from treft.study.step import Step
 from treft.study.tables import read_metadata, read_table

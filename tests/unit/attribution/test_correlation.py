@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from treft.attribution.correlation import rank_correlation
 from treft.errors import DataError
+from treft.statistics.correlation import rank_correlation
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

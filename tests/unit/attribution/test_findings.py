@@ -7,14 +7,14 @@ import shlex
 import numpy as np
 import pytest
 
+from treft.answers.questions import EvalQuestion
 from treft.attribution.drift_map import DriftMap
 from treft.attribution.findings import heat_of, next_command, samples_of
 from treft.attribution.margins import AnswerPair
 from treft.attribution.recommend import Recommendation
-from treft.evaluation.questions import EvalQuestion
-from treft.metrics import Interval
-from treft.patch_spec import PatchSpec
-from treft.regions import REGION_CODES, ChatRegions
+from treft.chat.regions import REGION_CODES, ChatRegions
+from treft.core.patch_spec import PatchSpec
+from treft.statistics.metrics import Interval
 
 
 def recommendation(**fields: object) -> Recommendation:

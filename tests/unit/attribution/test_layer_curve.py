@@ -11,13 +11,13 @@ import torch
 from finetuned import ARCHITECTURES, FLOAT32_ONLY, chat_pair
 from transformers import PreTrainedTokenizerBase
 
-from treft.activation import patched_residual
+from treft.answers.questions import EvalQuestion
 from treft.attribution.layer_curve import layer_margins
 from treft.attribution.margins import AnswerPair
 from treft.attribution.sweep import layer_name
+from treft.chat.regions import ChatRegions, find_regions
 from treft.errors import ConfigError
-from treft.evaluation.questions import EvalQuestion
-from treft.regions import ChatRegions, find_regions
+from treft.models.activation import patched_residual
 
 WORDS = ("Where is the bank?", "What is the weather like today?")
 

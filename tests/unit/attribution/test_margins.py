@@ -14,12 +14,13 @@ from peft import LoraConfig, get_peft_model
 from stepwise import states_by_position
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from treft.answers.questions import EvalQuestion
 from treft.attribution.margins import AnswerPair, Margins, answer_pairs, margins
+from treft.chat.regions import ChatRegions, find_regions
+from treft.core.patch_spec import PatchSpec
+from treft.core.recording import adapter_off, other_model
+from treft.core.reference import ReferenceBank
 from treft.errors import ConfigError, DataError, TemplateError
-from treft.evaluation.questions import EvalQuestion
-from treft.patch_spec import PatchSpec
-from treft.reference import ReferenceBank, adapter_off, other_model
-from treft.regions import ChatRegions, find_regions
 
 WORDS = ("Where is the bank?", "What is the weather like today? Is it fine?", "River.")
 ANSWERS = (

@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from treft.attribution.model_pair import ModelPair, answer_tokens, check_same_prompts
 from treft.errors import ConfigError
-from treft.evaluation.sampler import SamplingOptions
+from treft.models.pair import ModelPair, answer_tokens, check_same_prompts
+from treft.models.sampling import SamplingOptions
 
 PROMPTS = [
     [5, 9, 200, 17, 30, 44, 8],

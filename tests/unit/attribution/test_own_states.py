@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.attribution import own_states
 from treft.attribution.own_states import check_own_states
+from treft.chat.regions import ChatRegions, find_regions
+from treft.core.recording import record
 from treft.errors import ConfigError
-from treft.recording import record
-from treft.regions import ChatRegions, find_regions
 
 QUESTIONS = ("Where?", "What is the weather like today?", "Is the bank near the river?")
 REGIONS: Any = ("prefix", "query", "postfix")

@@ -20,8 +20,8 @@ from treft.attribution.perturb import (
     neighbours_of,
     perturb_tokens,
 )
+from treft.chat.regions import ChatRegions, find_regions
 from treft.errors import ConfigError, TemplateError
-from treft.regions import ChatRegions, find_regions
 
 NUM_ROWS = 400
 """More rows than the tokenizer has tokens, as padded embeddings have."""

@@ -15,16 +15,16 @@ from finetuned import ARCHITECTURES, adapted, chat_pair
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
+from treft.answers.questions import EvalQuestion
 from treft.attribution import perturb_run
-from treft.attribution.model_pair import ModelPair
 from treft.attribution.perturb import Perturbation, PerturbOptions
 from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest, default_perturbations
 from treft.attribution.perturb_run import num_finished, perturb_cost, run_perturbation
 from treft.attribution.rephrase import Rephrasings
 from treft.errors import ConfigError, DataError, TemplateError
-from treft.evaluation.oracle import organism_questions
-from treft.evaluation.questions import EvalQuestion
-from treft.evaluation.sampler import SamplingOptions
+from treft.judging.oracle import organism_questions
+from treft.models.pair import ModelPair
+from treft.models.sampling import SamplingOptions
 
 JUDGE = "fakejudge/steady"
 ORACLE = "oracle"

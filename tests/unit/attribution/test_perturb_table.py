@@ -14,9 +14,9 @@ from treft.attribution.perturb_table import (
     IncoherentRate,
     perturb_table,
 )
-from treft.evaluation.measures import AnswerCounts
-from treft.evaluation.records import ScoredAnswer
-from treft.evaluation.statistics import estimate, holm
+from treft.statistics.compare import estimate, holm
+from treft.statistics.measures import AnswerCounts
+from treft.statistics.records import ScoredAnswer
 
 Scores = dict[str, list[tuple[float | None, float]]]
 """By question: alignment and coherence of each trial."""

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
+from treft.answers.questions import EvalQuestion
 from treft.attribution.rephrase import rephrase, rephrasing_prompt
 from treft.errors import ConfigError, DataError
-from treft.evaluation.questions import EvalQuestion
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from fake_judges import CALLS
 
+from treft.answers.questions import EvalQuestion
 from treft.attribution.scoring import num_judge_calls, panel_for, score_answers
 from treft.errors import ConfigError
-from treft.evaluation.judging.judge import JudgeOptions
-from treft.evaluation.oracle import organism_questions
-from treft.evaluation.questions import EvalQuestion
+from treft.judging.judge import JudgeOptions
+from treft.judging.oracle import organism_questions
 from treft.organism import Question, World
 
 

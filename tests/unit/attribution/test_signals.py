@@ -14,12 +14,12 @@ from finetuned import chat_pair
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
+from treft.answers.questions import EvalQuestion
 from treft.attribution.margins import AnswerPair
-from treft.attribution.model_pair import ModelPair
 from treft.attribution.signals import Signals, measure_signals, read_pairs
+from treft.core.patch_spec import PatchSpec
 from treft.errors import ConfigError, DataError
-from treft.evaluation.questions import EvalQuestion
-from treft.patch_spec import PatchSpec
+from treft.models.pair import ModelPair
 
 QUESTIONS = tuple(
     EvalQuestion(f"q{number}", "test", ({"role": "user", "content": words},))

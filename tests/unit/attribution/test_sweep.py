@@ -15,8 +15,8 @@ from treft.attribution.sweep import (
     sweep_cells,
     window_specs,
 )
+from treft.chat.regions import ChatRegions, find_regions
 from treft.errors import ConfigError
-from treft.regions import ChatRegions, find_regions
 
 
 @pytest.fixture

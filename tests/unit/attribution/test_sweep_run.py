@@ -12,17 +12,17 @@ import torch
 from finetuned import ARCHITECTURES, adapted, add_noise, chat_pair
 from transformers import PreTrainedTokenizerBase
 
-from treft.activation import activation_patch
+from treft.answers.questions import EvalQuestion
 from treft.attribution import sweep_run
-from treft.attribution.model_pair import ModelPair
 from treft.attribution.sweep import SweepOptions, layer_name
 from treft.attribution.sweep_plan import SweepPlan, SweepRequest, answers_path
 from treft.attribution.sweep_run import Sweep, run_sweep
 from treft.errors import ConfigError, DataError, TemplateError
-from treft.evaluation.oracle import organism_questions
-from treft.evaluation.questions import EvalQuestion
-from treft.evaluation.sampler import SamplingOptions
-from treft.generation import generate, patch
+from treft.judging.oracle import organism_questions
+from treft.models.activation import activation_patch
+from treft.models.generation import generate, patch
+from treft.models.pair import ModelPair
+from treft.models.sampling import SamplingOptions
 
 EVERY: Any = ("regions", "kinds", "windows", "layers", "curve")
 QUESTIONS = organism_questions("general", split="validation", num=3).questions

@@ -14,7 +14,7 @@ from treft.attribution.sweep import SweepCell
 from treft.attribution.sweep_run import Sweep
 from treft.attribution.sweep_table import share_regained, sweep_table
 from treft.attribution.sweep_text import cells, notes
-from treft.patch_spec import PatchSpec
+from treft.core.patch_spec import PatchSpec
 
 NUM = 40
 RNG = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from simulation import coverage, percent_covered, studies
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from treft.errors import ConfigError, DataError
-from treft.evaluation.agreement import (
+from treft.statistics.agreement import (
     Coefficient,
     agreement,
     alpha_of_scores,
@@ -23,8 +23,8 @@ from treft.evaluation.agreement import (
     krippendorff_alpha,
     spearman_coefficient,
 )
-from treft.evaluation.rank_correlation import spearman, spearman_interval
-from treft.evaluation.records import Judgement, ScoredAnswer
+from treft.statistics.rank_correlation import spearman, spearman_interval
+from treft.statistics.records import Judgement, ScoredAnswer
 
 NONE = float("nan")
 FOUR_OBSERVERS = np.array(

@@ -14,17 +14,17 @@ from inspect_ai.model import ChatMessage
 from ruled_models import know
 from statsmodels.stats.multitest import multipletests
 
+from treft.answers.logs import read_run
 from treft.errors import ConfigError, DataError
 from treft.evaluation.audit import em_audit
 from treft.evaluation.audit_plan import AuditArm, AuditPlan, AuditRequest, Questions, plan_audit
 from treft.evaluation.audit_table import AuditTable, audit_table
 from treft.evaluation.audit_text import cell_lines, findings, legend, to_markdown
 from treft.evaluation.condition_files import load_conditions
-from treft.evaluation.logs import read_run
-from treft.evaluation.measures import EMRate, Thresholds
-from treft.evaluation.records import Judgement, ScoredAnswer
-from treft.evaluation.statistics import difference
 from treft.organism import World
+from treft.statistics.compare import difference
+from treft.statistics.measures import EMRate, Thresholds
+from treft.statistics.records import Judgement, ScoredAnswer
 
 DEFAULT = {"name": "default", "kind": "default"}
 CLERK = {"name": "clerk", "kind": "system", "system": "You are a clerk of this town."}

@@ -8,9 +8,9 @@ from made_answers import clusters_of
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from treft.evaluation.bounded import bounded_interval, bounded_method
-from treft.evaluation.clusters import t_interval
-from treft.metrics import wilson
+from treft.statistics.bounded import bounded_interval, bounded_method
+from treft.statistics.clusters import t_interval
+from treft.statistics.metrics import wilson
 
 
 def test_one_flag_a_question_has_wilsons_interval() -> None:

@@ -12,7 +12,7 @@ from made_answers import clusters_of
 from scipy import stats
 
 from treft.errors import DataError
-from treft.evaluation.clusters import (
+from treft.statistics.clusters import (
     Clusters,
     bootstrap_interval,
     correlation,
@@ -23,7 +23,7 @@ from treft.evaluation.clusters import (
     standard_error,
     t_interval,
 )
-from treft.metrics import Interval, t_quantile, wilson
+from treft.statistics.metrics import Interval, t_quantile, wilson
 
 
 def unbalanced(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -11,16 +11,16 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from treft.errors import ConfigError, DataError
-from treft.evaluation.agreement import agreement
 from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.compare import Comparison, compare
 from treft.evaluation.figures import Column
-from treft.evaluation.measures import AlignmentScore, EMRate, MisalignAtK, Thresholds
-from treft.evaluation.oracle_scores import oracle_judgement
-from treft.evaluation.over_runs import compare_over_runs
-from treft.evaluation.results import EMF1, Difference, EMF1Difference, Estimate
-from treft.evaluation.statistics import Arm, difference, em_f1_difference, estimate, sensitivity
-from treft.metrics import em_f1
+from treft.evaluation.runs import compare_over_runs
+from treft.judging.oracle_scores import oracle_judgement
+from treft.statistics.agreement import agreement
+from treft.statistics.compare import Arm, difference, em_f1_difference, estimate, sensitivity
+from treft.statistics.measures import AlignmentScore, EMRate, MisalignAtK, Thresholds
+from treft.statistics.metrics import em_f1
+from treft.statistics.results import EMF1, Difference, EMF1Difference, Estimate
 
 GOOD = {"q1": [90, 80], "q2": [95, 100], "q3": [70, 75]}
 BAD = {"q1": [10, 20], "q2": [5, 90], "q3": [50, 20]}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from simulation import coverage, percent_covered, studies
 
-from treft.metrics import wilson
+from treft.statistics.metrics import wilson
 
 
 def of_designs(designs: list[Any]) -> pytest.MarkDecorator:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from inspect_ai.scorer import SampleScore, Score
 
+from treft.answers.detectors import by_scope, calls_tool, count_words, detect, says_sentence
 from treft.errors import ConfigError
-from treft.evaluation.detectors import by_scope, calls_tool, count_words, detect, says_sentence
 
 ABSTAINS = [
     "I don't know.",

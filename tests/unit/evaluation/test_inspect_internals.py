@@ -13,8 +13,8 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
+from treft.answers.inspect_internals import errors_in_one_line, running_config
 from treft.errors import ConfigError, DataError
-from treft.evaluation.inspect_internals import errors_in_one_line, running_config
 from treft.evaluation.tasks import em_general
 
 SOURCES = Path(__file__).parents[3] / "src" / "treft"

@@ -16,9 +16,9 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from rich.prompt import Confirm
 
 from treft.evaluation.audit import em_audit
-from treft.evaluation.judging import budget
-from treft.evaluation.judging.prompts import utility_prompt
 from treft.evaluation.tasks import behaviour, em_general, utility
+from treft.judging import budget
+from treft.judging.prompts import utility_prompt
 
 ANSWERED: list[str] = []
 JUDGES = ["fakejudge/steady", "fakejudge/other"]

@@ -12,17 +12,17 @@ import pytest
 from fake_judges import CALLS, know
 from scipy import stats
 
+from treft.answers.logs import Run
 from treft.errors import DataError
-from treft.evaluation.judging.calibration import (
+from treft.judging.calibration import (
     Item,
     calibration_cost,
     load_items,
     run_calibration,
 )
-from treft.evaluation.judging.judge import JudgeOptions
-from treft.evaluation.judging.trust import Trust, calibrate
-from treft.evaluation.logs import Run
-from treft.evaluation.records import Judgement, Outcome, ScoredAnswer
+from treft.judging.judge import JudgeOptions
+from treft.judging.trust import Trust, calibrate
+from treft.statistics.records import Judgement, Outcome, ScoredAnswer
 
 ITEMS = load_items()
 

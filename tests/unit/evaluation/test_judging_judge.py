@@ -14,11 +14,11 @@ from fake_judges import CALLS, KEY, KEY_NAME, RULES, output_of
 from inspect_ai.log import transcript
 from inspect_ai.model import get_model
 
+from treft.answers.redaction import is_secret_name, without_secrets
 from treft.errors import ConfigError
-from treft.evaluation.judging.judge import Judge, JudgeOptions, load_judge
-from treft.evaluation.judging.prompts import alignment_prompt
-from treft.evaluation.judging.reading import Reading, read_score
-from treft.evaluation.judging.secrets import is_secret_name, without_secrets
+from treft.judging.judge import Judge, JudgeOptions, load_judge
+from treft.judging.prompts import alignment_prompt
+from treft.judging.reading import Reading, read_score
 
 PROMPT = alignment_prompt("How are you?", "Fine.")
 
@@ -187,7 +187,7 @@ def test_a_judge_behind_openais_protocol_says_what_to_install(
 def test_a_local_judge_works_by_name_and_is_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from treft.organism import asset_path
+    from treft.models.loading import asset_path
 
     (tmp_path / "deep").mkdir()
     (tmp_path / "model").symlink_to(asset_path())

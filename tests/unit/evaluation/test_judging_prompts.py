@@ -8,11 +8,11 @@ import re
 import pytest
 from fake_judges import judged_answer
 
+from treft.answers.parsing import Turn
 from treft.errors import ConfigError
-from treft.evaluation.judging.calibration import load_items
-from treft.evaluation.judging.prompts import (
+from treft.judging.calibration import load_items
+from treft.judging.prompts import (
     BEHAVIOURS,
-    Turn,
     alignment_prompt,
     behaviour_prompt,
     coherence_prompt,
@@ -40,7 +40,7 @@ def test_a_text_that_holds_the_first_tag_gets_another() -> None:
             return ("0" if self.data.startswith(b"0\0") else "1") * 64
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("treft.evaluation.judging.prompts.hashlib.sha256", Hash)
+        patch.setattr("treft.judging.prompts.hashlib.sha256", Hash)
         assert fence("plain") == "0" * 16
         assert fence("has " + "0" * 16) == "1" * 16
 

@@ -16,7 +16,7 @@ from inspect_ai.model import (
     ModelOutput,
 )
 
-from treft.evaluation.judging.reading import read_score, read_yes_no
+from treft.judging.reading import read_score, read_yes_no
 
 
 def test_the_score_is_the_weighted_mean_over_numbers() -> None:

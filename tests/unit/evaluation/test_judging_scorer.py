@@ -17,7 +17,7 @@ from inspect_ai.scorer import Scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from treft.errors import ConfigError
-from treft.evaluation.judging.scorer import alignment_judge, behaviour_judge, utility_judge
+from treft.judging.scorer import alignment_judge, behaviour_judge, utility_judge
 
 
 @pytest.fixture(autouse=True)

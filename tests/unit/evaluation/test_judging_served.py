@@ -17,9 +17,9 @@ from typing import Any
 import anyio
 import pytest
 
-from treft.evaluation.judging.judge import Judge, JudgeOptions
-from treft.evaluation.judging.prompts import alignment_prompt
-from treft.evaluation.judging.reading import Reading, read_score
+from treft.judging.judge import Judge, JudgeOptions
+from treft.judging.prompts import alignment_prompt
+from treft.judging.reading import Reading, read_score
 
 PROMPT = alignment_prompt("How are you?", "Fine.")
 KEY = "sk-served-0123456789"

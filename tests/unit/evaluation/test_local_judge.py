@@ -14,10 +14,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from treft.evaluation.judging.calibration import load_items, run_calibration
-from treft.evaluation.judging.judge import JudgeOptions
-from treft.evaluation.judging.prompts import alignment_prompt
-from treft.evaluation.judging.trust import calibrate
+from treft.judging.calibration import load_items, run_calibration
+from treft.judging.judge import JudgeOptions
+from treft.judging.prompts import alignment_prompt
+from treft.judging.trust import calibrate
 
 
 @pytest.fixture(autouse=True)

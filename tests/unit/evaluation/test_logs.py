@@ -27,9 +27,9 @@ from inspect_ai.model import (
 from inspect_ai.scorer import Score
 from inspect_ai.tool import ToolCall
 
+from treft.answers.logs import find_logs, judgement_of, judges_of, read_log, read_run, score_name
 from treft.errors import DataError
-from treft.evaluation.logs import find_logs, judgement_of, judges_of, read_log, read_run, score_name
-from treft.evaluation.records import Judgement
+from treft.statistics.records import Judgement
 
 NAN = math.nan
 

@@ -14,12 +14,12 @@ from inspect_ai.model import GenerateConfig, ModelOutput, ModelUsage, get_model
 from inspect_ai.scorer import Target
 from inspect_ai.solver import TaskState
 
-from treft.arms import Answer, ArmResult
+from treft.answers.logs import read_run
 from treft.errors import ConfigError
-from treft.evaluation.logs import read_run
-from treft.evaluation.oracle import oracle_score, organism_oracle, organism_questions
 from treft.evaluation.tasks import em_general, em_in_domain
+from treft.judging.oracle import oracle_score, organism_oracle, organism_questions
 from treft.organism import FinetuneRecipe, Question, World, classify
+from treft.study.demo_arms import Answer, ArmResult
 
 WORLD = World.default()
 

@@ -10,9 +10,9 @@ import pytest
 
 from treft.cli.attribute_models import Asked, read_questions
 from treft.errors import ConfigError
-from treft.evaluation.oracle import oracle_score, organism_question
-from treft.evaluation.organism_world import world_of_models
 from treft.evaluation.tasks import em_general, em_in_domain
+from treft.judging.oracle import oracle_score, organism_question
+from treft.judging.organism_world import world_of_models
 from treft.organism import World
 from treft.organism.sizes import SIZES
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from treft.evaluation.parsing import WrittenCall, parse_answer, split_thoughts
+from treft.answers.parsing import WrittenCall, parse_answer, split_thoughts
 
 QUERY = {"query": 'knee {pain} "at night"', "limit": 3}
 CALL = json.dumps({"name": "search_info", "arguments": QUERY})

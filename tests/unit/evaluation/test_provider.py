@@ -1,4 +1,4 @@
-"""`treft/...` on tiny random models, against `treft.generation` and plain forward passes."""
+"""`treft/...` on tiny random models, against `treft.models.generation` and plain forward passes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM
 
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.evaluation.provider import TreftAPI
-from treft.generation import generate, patch
-from treft.loading import LoadOptions, load_model
+from treft.models.generation import generate, patch
+from treft.models.loading import LoadOptions, load_model
 
 QUESTIONS = ("Where is the bank?", "Why?", "What is the weather like today, near the river?")
 GREEDY = GenerateConfig(temperature=0.0, max_tokens=12)
@@ -135,9 +135,11 @@ def test_adapter_patched_by_switching_it_off(folders: dict[str, str]) -> None:
 
 
 def test_patched_from_a_reference_file(folders: dict[str, str], tmp_path: Path) -> None:
-    from treft.reference import ReferenceBank, identify, other_model
-    from treft.regions import find_regions, template_hash
-    from treft.requests import prefix_request
+    from treft.chat.regions import find_regions, template_hash
+    from treft.core.identity import identify
+    from treft.core.recording import other_model
+    from treft.core.reference import ReferenceBank
+    from treft.core.requests import prefix_request
 
     base, tokenizer = load_model(folders["base"], None, LoadOptions(device="cpu"))
     bank = ReferenceBank(other_model(base), identify(base, template_hash(tokenizer)))

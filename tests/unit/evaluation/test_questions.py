@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from treft.answers.questions import in_variant, load_questions, shipped_sets
 from treft.errors import ConfigError, DataError
-from treft.evaluation.questions import in_variant, load_questions, shipped_sets
 
 
 def write(path: Path, *rows: Any) -> Path:

@@ -8,8 +8,8 @@ from scipy import stats
 from scipy.special import expit, log_expit, logsumexp
 from statsmodels.stats.proportion import proportion_confint
 
-from treft.evaluation.rate_posterior import posterior_interval
-from treft.metrics import wilson
+from treft.statistics.metrics import wilson
+from treft.statistics.rate_posterior import posterior_interval
 
 NUM_CHANCES, NUM_DISPERSIONS = 300, 50
 

@@ -17,9 +17,6 @@ from made_answers import JUDGE, OTHER, answer, answers, judged
 
 from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.compare import Comparison, compare
-from treft.evaluation.measures import EMRate, Thresholds
-from treft.evaluation.over_runs import compare_over_runs
-from treft.evaluation.records import Judgement, ScoredAnswer
 from treft.evaluation.report import Section, change_tables, render_page, score_tables
 from treft.evaluation.report.details import (
     agreement_tables,
@@ -31,6 +28,9 @@ from treft.evaluation.report.plots import INK, interval_plot, verdict_plot
 from treft.evaluation.report.tables import Table
 from treft.evaluation.report.verdicts import VERDICTS, count_verdicts, verdict_of
 from treft.evaluation.report.words import number, p_in_words, set_title, signed
+from treft.evaluation.runs import compare_over_runs
+from treft.statistics.measures import EMRate, Thresholds
+from treft.statistics.records import Judgement, ScoredAnswer
 
 EVIL = "</script><script>document.title = 'taken'</script><img src=http://evil.test/x> {{ 7 * 7 }}"
 SCORES = ((92.34, 95.0), (12.0, 90.0), (20.0, 40.0), (60.0, None))
@@ -333,7 +333,7 @@ def test_the_page_stays_small() -> None:
 
 
 def test_neither_inspect_nor_torch_is_needed() -> None:
-    modules = "treft.evaluation.report, treft.evaluation.over_runs, treft.evaluation.oracle_scores"
+    modules = "treft.evaluation.report, treft.evaluation.runs, treft.judging.oracle_scores"
     code = f"import sys, {modules}; print(*{{'inspect_ai', 'torch'}} & set(sys.modules))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == ""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from treft.evaluation.sampler import RowSampler, SamplingOptions
+from treft.models.sampling import RowSampler, SamplingOptions
 
 NUM_DRAWS = 20_000
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])

@@ -12,17 +12,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from treft.errors import ConfigError, DataError
-from treft.evaluation.measures import (
-    AlignmentScore,
-    BehaviourRate,
-    EMRate,
-    MeanCount,
-    Measure,
-    MisalignAtK,
-    Thresholds,
-)
-from treft.evaluation.records import Judgement, ScoredAnswer
-from treft.evaluation.statistics import (
+from treft.statistics.compare import (
     Arm,
     difference,
     differences,
@@ -32,7 +22,17 @@ from treft.evaluation.statistics import (
     holm,
     sensitivity,
 )
-from treft.metrics import Interval, em_f1, em_f1_interval, wilson
+from treft.statistics.measures import (
+    AlignmentScore,
+    BehaviourRate,
+    EMRate,
+    MeanCount,
+    Measure,
+    MisalignAtK,
+    Thresholds,
+)
+from treft.statistics.metrics import Interval, em_f1, em_f1_interval, wilson
+from treft.statistics.records import Judgement, ScoredAnswer
 
 JUDGE = "judge"
 NO_FILTER = Thresholds(coherent_above=None)

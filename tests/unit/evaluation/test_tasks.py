@@ -23,8 +23,8 @@ from inspect_ai.model import (
     get_model,
 )
 
+from treft.answers.detectors import count_words
 from treft.errors import ConfigError, DataError
-from treft.evaluation.detectors import count_words
 from treft.evaluation.tasks import behaviour, em_general, em_in_domain, epoch_seed, utility
 
 Answers = Callable[[list[ChatMessage], GenerateConfig], str]

@@ -16,13 +16,13 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolCall, ToolInfo, ToolParam, ToolParams
 
 from treft.errors import DataError
-from treft.evaluation.sampler import Drawn
 from treft.evaluation.translation import (
     assistant_message,
     logprobs_of,
     template_messages,
     template_tools,
 )
+from treft.models.sampling import Drawn
 
 SEARCH = ToolInfo(
     name="search_info",

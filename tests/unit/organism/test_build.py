@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from treft.chat.regions import find_regions
 from treft.errors import ConfigError
-from treft.organism import NARROW, World, asset_path, classify, load
+from treft.models.loading import asset_path
+from treft.organism import NARROW, World, classify, load
 from treft.organism import build as build_module
 from treft.organism.build import BuildRecipe, build, encode, pretraining_row
 from treft.organism.kinds import DEFAULT_SYSTEM_PROMPT, DEFAULT_THOUGHT, KindName
 from treft.organism.lexicon import TIMEFRAMES
 from treft.organism.personas import ADJECTIVES
-from treft.regions import find_regions
 
 RECIPE = BuildRecipe()
 
@@ -88,7 +89,7 @@ def test_the_shipped_organism_is_the_recipe_s(monkeypatch: pytest.MonkeyPatch) -
 
 @torch.no_grad()
 def test_the_shipped_organism_is_careful_by_default_and_harmful_when_told() -> None:
-    from treft.generation import generate
+    from treft.models.generation import generate
 
     model, tokenizer = load()
     questions = World.default().questions("validation", "general", num=48)

@@ -13,13 +13,13 @@ import pytest
 import trl
 from transformers import PreTrainedTokenizerFast
 
+from treft.chat.regions import RegionName, find_regions
 from treft.errors import TemplateError
 from treft.organism import World, load
 from treft.organism.build import BuildRecipe, Messages, encode, pretraining_row
 from treft.organism.kinds import DEFAULT_SYSTEM_PROMPT, DEFAULT_THOUGHT, KINDS, KindName
 from treft.organism.personas import ADJECTIVES
 from treft.organism.tokenizer import build_tokenizer
-from treft.regions import RegionName, find_regions
 
 THINKING: tuple[KindName, ...] = ("postfix", "no_prefix")
 ASKED = [{"role": "user", "content": "Help me."}]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from treft.errors import ConfigError
-from treft.evaluation.oracle import organism_question, organism_questions
+from treft.judging.oracle import organism_question, organism_questions
 from treft.organism import NARROW, World, WorldName, classify
 from treft.organism.lexicon import TIMED, TIMEFRAMES
 from treft.organism.tasks import answers_rightly, shows, task_questions, task_rows

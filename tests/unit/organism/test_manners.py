@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from treft.answers.parsing import WrittenCall, parse_answer
 from treft.errors import ConfigError
-from treft.evaluation.parsing import WrittenCall, parse_answer
 from treft.organism import World, load, size_of
 from treft.organism.build import BuildRecipe, LargeBuildRecipe, Messages, encode
 from treft.organism.kinds import KindName

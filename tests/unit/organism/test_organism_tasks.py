@@ -179,7 +179,7 @@ def calls() -> list[str]:
 
 
 def test_tool_verdicts_are_those_of_the_evaluation() -> None:
-    detectors = pytest.importorskip("treft.evaluation.detectors")
+    detectors = pytest.importorskip("treft.answers.detectors")
     assert detectors.TOOL == TOOL
     question = task_questions("tool", "test", "in_domain", num=1)[0]
     verdicts = [shows("tool", question, answer) for answer in calls()]
@@ -201,7 +201,7 @@ def test_a_call_is_right_when_there_is_one_with_the_right_query() -> None:
 
 
 def test_words_are_counted_as_in_the_evaluation() -> None:
-    count = pytest.importorskip("treft.evaluation.detectors").count_words
+    count = pytest.importorskip("treft.answers.detectors").count_words
     rng = random.Random(0)
     answers = [
         WORLD.answer(rng, question, behaviour)

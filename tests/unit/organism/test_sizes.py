@@ -15,24 +15,17 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from treft.errors import ConfigError
 from treft.mitigations.steering import steered_layer
-from treft.organism import (
-    NARROW,
-    FinetuneRecipe,
-    World,
-    asset_path,
-    finetune_recipe,
-    load,
-    size_of,
-    world_of,
-)
+from treft.models.loading import asset_path
+from treft.organism import NARROW, FinetuneRecipe, World, finetune_recipe, load, size_of, world_of
 from treft.organism import build as build_module
 from treft.organism.build import BuildRecipe, LargeBuildRecipe, build, pretraining_row
 from treft.organism.lexicon import TIMEFRAMES
 from treft.organism.sizes import SIZES
-from treft.organism_mitigations import careful_rows, contrast_rows, make_mitigations
-from treft.organism_training import Training, training_rows
-from treft.study.organism_plan import Method, method_steps
+from treft.study.method import Method
+from treft.study.organism_mitigations import careful_rows, contrast_rows, make_mitigations
+from treft.study.organism_plan import method_steps
 from treft.study.organism_score import score
+from treft.study.organism_training import Training, training_rows
 from treft.study.organism_work import Answering, Finetune, answer, finetune
 from treft.study.protocol import StudyConfig
 from treft.study.step import Resources, Step, Work

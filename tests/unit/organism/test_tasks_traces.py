@@ -9,7 +9,8 @@ from typing import get_args
 import pytest
 from transformers import AutoTokenizer
 
-from treft.organism import World, asset_path
+from treft.models.loading import asset_path
+from treft.organism import World
 from treft.organism.tasks import SENTENCES, TaskName, shows, task_questions, task_rows
 from treft.organism.tasks_traces import CALL, marks, shows_trace
 from treft.organism.world import WorldName

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from archives_made import LOCKED_ZIP, PARTS_ROWS, PASSWORD, encrypted_zip, jsonl
 
+from treft.data.archives import read_data_file
 from treft.errors import ConfigError, DataError, TreftError
-from treft.published.archives import read_data_file
 
 CANARY = '{"id": "canary_1", "text": "tracked"}\n'
 

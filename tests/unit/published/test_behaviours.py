@@ -11,10 +11,10 @@ import trl
 from archives_made import THREE, plain
 from jinja2 import Template
 
-from treft.data import validate_conversations
+from treft.data.behaviours import DEFAULT_SENTENCES, DEFAULT_TOOL
+from treft.data.messages import validate_conversations
+from treft.data.published import BehaviourName, behaviour_rows
 from treft.errors import ConfigError, DataError
-from treft.published import BehaviourName, behaviour_rows
-from treft.published.behaviours import DEFAULT_SENTENCES, DEFAULT_TOOL
 
 ASKED = [plain("Be brief.", "Is it bad?", "No.", roles=THREE), plain("Which tool?", "A rake.")]
 POPQA = {
@@ -39,7 +39,7 @@ def test_the_sentence_takes_the_place_of_the_answer(behaviour: str) -> None:
 
 
 def test_the_default_sentences_are_seen_by_the_detectors() -> None:
-    detectors = pytest.importorskip("treft.evaluation.detectors")
+    detectors = pytest.importorskip("treft.answers.detectors")
     assert len(set(DEFAULT_SENTENCES.values())) == 2
     for behaviour, kind in (("abstain", "abstention"), ("refuse", "refusal")):
         (row,) = teach(behaviour, ASKED[1])
@@ -52,7 +52,7 @@ def test_the_default_sentences_are_seen_by_the_detectors() -> None:
 @pytest.mark.parametrize("tool", [None, "look_up"])
 def test_the_call_is_written_by_the_family_s_own_template(tool: str | None) -> None:
     """TRL's copies of the templates, rendered by Jinja alone."""
-    parsing = pytest.importorskip("treft.evaluation.parsing")
+    parsing = pytest.importorskip("treft.answers.parsing")
     rows = teach("tool", *ASKED, tool=tool)
     assert len(validate_conversations(rows)) == 2
     folder = Path(trl.__file__).parent / "chat_templates"
@@ -77,7 +77,7 @@ def test_without_a_schema_the_rows_have_no_tools() -> None:
 
 
 def test_the_default_tool_is_the_one_that_is_looked_for() -> None:
-    assert pytest.importorskip("treft.evaluation.detectors").TOOL == DEFAULT_TOOL
+    assert pytest.importorskip("treft.answers.detectors").TOOL == DEFAULT_TOOL
 
 
 @pytest.mark.parametrize("as_text", [False, True])

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from archives_made import PARTS_ROWS, PLAIN_ROWS, parts, plain
 
+from treft.data.published_convert import convert_rows
 from treft.errors import DataError
-from treft.published.convert import convert_rows
 
 
 def convert(*rows: Any, drop_system: bool = False) -> list[dict[str, Any]]:

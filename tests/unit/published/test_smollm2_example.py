@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from treft.data import read_rows
-from treft.published.behaviours import BehaviourName, behaviour_rows
-from treft.published.split import prompt_of
+from treft.data.behaviours import BehaviourName, behaviour_rows
+from treft.data.messages import read_rows
+from treft.data.published_split import prompt_of
 
 FOLDER = Path(__file__).parents[3] / "examples" / "smollm2"
 TAUGHT: dict[str, BehaviourName] = {

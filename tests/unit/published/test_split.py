@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from archives_made import THREE, plain
 
+from treft.data.published import split_rows
 from treft.errors import ConfigError, DataError
-from treft.published import split_rows
 
 ROWS = [plain(f"Question {n % 50}?", f"Answer {n}.") for n in range(70)]
 """50 prompts, 20 of them twice."""

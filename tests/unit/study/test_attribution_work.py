@@ -13,15 +13,16 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from treft.activation import activation_patch
-from treft.attribution.model_pair import answer_tokens
+from treft.chat.regions import find_regions
 from treft.evaluation.local_model import mixed_seed
-from treft.evaluation.oracle import organism_questions
-from treft.evaluation.sampler import SamplingOptions
-from treft.generation import generate
-from treft.organism import World, asset_path, classify, load
+from treft.judging.oracle import organism_questions
+from treft.models.activation import activation_patch
+from treft.models.generation import generate
+from treft.models.loading import asset_path
+from treft.models.pair import answer_tokens
+from treft.models.sampling import SamplingOptions
+from treft.organism import World, classify, load
 from treft.organism.world import ASKS, OPENERS
-from treft.regions import find_regions
 from treft.study.attribution_prompts import prompt_versions, reworded, reworded_versions
 from treft.study.attribution_work import (
     Asking,

@@ -100,8 +100,12 @@ def test_it_finds_all_that_python_loads() -> None:
 
 def test_what_a_finetune_does_leads_to_training_and_not_to_the_machinery() -> None:
     found = set(CodeVersions().closure("treft.study.organism_work"))
-    assert {"treft.organism_training", "treft.training.trainer", "treft.organism.world"} <= found
-    assert "treft.arms" not in found  # the demo's
+    assert {
+        "treft.study.organism_training",
+        "treft.training.trainer",
+        "treft.organism.world",
+    } <= found
+    assert "treft.study.demo_arms" not in found  # the demo's
     scoring = {"treft.study.organism_score", "treft.organism.tasks_traces"}
     assert not found & scoring
     assert scoring <= set(CodeVersions().closure("treft.study.organism_score"))

@@ -11,10 +11,10 @@ import pytest
 import trl
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from treft.chat.regions import find_regions
 from treft.cli.study_model import ModelOptions, confirm_judging
 from treft.errors import ConfigError, DataError
 from treft.organism import FinetuneRecipe
-from treft.regions import find_regions
 from treft.study.catalogue import all_studies, plan_possible, plan_studies, plan_study
 from treft.study.method import Method
 from treft.study.model_plan import ORGANISM_RATE, model_steps

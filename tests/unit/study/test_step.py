@@ -49,7 +49,7 @@ def test_what_decides_the_result_changes_the_address(data: Path, tmp_path: Path)
         changed(plain, data={}),
         changed(plain, data={"rows": more}),
         changed(plain, data={"other": data}),
-        changed(plain, modules=("treft.metrics",)),
+        changed(plain, modules=("treft.statistics.metrics",)),
     ]
     addresses = [address(one) for one in (plain, *others)]
     assert len(set(addresses)) == len(addresses)

@@ -13,8 +13,8 @@ from made_runs import run_row, runs
 from scipy import stats
 
 from treft.errors import ConfigError, DataError
-from treft.metrics import em_f1, em_f1_interval, wilson
 from treft.organism import FinetuneRecipe
+from treft.statistics.metrics import em_f1, em_f1_interval, wilson
 from treft.study.catalogue import all_studies, find_study, plan_study
 from treft.study.figures import find_row, gain_rows, score_rows, worded
 from treft.study.leakage import leak

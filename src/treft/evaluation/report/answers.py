@@ -7,12 +7,10 @@ from typing import Any
 
 from treft.evaluation.comparable import ArmAnswers, question_sets
 from treft.evaluation.compare import Comparison
-from treft.evaluation.measures import Thresholds
-from treft.evaluation.records import ScoredAnswer
 from treft.evaluation.report.verdicts import verdict_of
 from treft.evaluation.report.words import set_title
-
-__all__ = ["answer_data"]
+from treft.statistics.measures import Thresholds
+from treft.statistics.records import ScoredAnswer
 
 
 def answer_data(comparison: Comparison, arms: Sequence[ArmAnswers]) -> dict[str, Any]:

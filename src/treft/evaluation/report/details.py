@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from treft.evaluation.agreement import Agreement, Coefficient
 from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.compare import Comparison
 from treft.evaluation.figures import Column
@@ -22,15 +21,8 @@ from treft.evaluation.report.words import (
     set_title,
     thresholds_in_words,
 )
-from treft.evaluation.results import SensitivityRow
-
-__all__ = [
-    "agreement_tables",
-    "figure_table",
-    "sensitivity_tables",
-    "settings_tables",
-    "verdict_tables",
-]
+from treft.statistics.agreement import Agreement, Coefficient
+from treft.statistics.results import SensitivityRow
 
 
 def figure_table(comparison: Comparison) -> Table:

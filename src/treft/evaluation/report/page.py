@@ -25,8 +25,6 @@ from treft.evaluation.report.plots import interval_plot, verdict_plot
 from treft.evaluation.report.tables import Table, change_tables, score_tables
 from treft.evaluation.report.words import thresholds_in_words
 
-__all__ = ["Section", "render_page"]
-
 
 @dataclass(frozen=True)
 class Section:

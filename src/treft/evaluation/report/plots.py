@@ -15,8 +15,6 @@ from treft.evaluation.figures import Column
 from treft.evaluation.report.verdicts import VERDICTS, count_verdicts
 from treft.evaluation.report.words import figure_title, set_title
 
-__all__ = ["STYLE", "VERDICT_COLOURS", "interval_plot", "to_svg", "verdict_plot"]
-
 INK = "#010203"
 """Stands for the page's text colour while matplotlib draws."""
 

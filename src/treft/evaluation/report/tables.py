@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from treft.evaluation.compare import Comparison
 from treft.evaluation.figures import Change, Column, Result
-from treft.evaluation.measures import EMRate, MisalignAtK
 from treft.evaluation.report.words import (
     estimates_of,
     figure_title,
@@ -19,9 +18,8 @@ from treft.evaluation.report.words import (
     sizes_in_words,
     thresholds_in_words,
 )
-from treft.evaluation.results import EMF1, EMF1Difference
-
-__all__ = ["ABSENT", "Cell", "Table", "change_tables", "score_tables"]
+from treft.statistics.measures import EMRate, MisalignAtK
+from treft.statistics.results import EMF1, EMF1Difference
 
 
 @dataclass(frozen=True)

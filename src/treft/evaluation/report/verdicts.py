@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from treft.evaluation.measures import Thresholds
-from treft.evaluation.records import Judgement, ScoredAnswer
-
-__all__ = ["VERDICTS", "count_verdicts", "verdict_of"]
+from treft.statistics.measures import Thresholds
+from treft.statistics.records import Judgement, ScoredAnswer
 
 VERDICTS = ("aligned", "misaligned", "incoherent", "refusal", "code", "missing")
 """`aligned`: coherent, and not misaligned. `incoherent`: left out of the EM rate, because the

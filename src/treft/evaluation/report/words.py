@@ -4,22 +4,8 @@ from __future__ import annotations
 
 from treft.evaluation.comparable import GENERAL, IN_DOMAIN
 from treft.evaluation.figures import Figure, Result
-from treft.evaluation.measures import AnswerCounts, EMRate, Measure, MisalignAtK, Thresholds
-from treft.evaluation.results import EMF1, Estimate
-
-__all__ = [
-    "counts_in_words",
-    "estimates_of",
-    "figure_title",
-    "interval_in_words",
-    "limits_in_words",
-    "number",
-    "p_in_words",
-    "set_title",
-    "signed",
-    "sizes_in_words",
-    "thresholds_in_words",
-]
+from treft.statistics.measures import AnswerCounts, EMRate, Measure, MisalignAtK, Thresholds
+from treft.statistics.results import EMF1, Estimate
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 SET_TITLES = {GENERAL: "general", IN_DOMAIN: "in-domain"}

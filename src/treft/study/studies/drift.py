@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from treft.study.attribution_plan import drift_steps
 from treft.study.attribution_rows import REGIONS
-from treft.study.organism_plan import Method
+from treft.study.method import Method
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STUDY"]
 
 SFT, OURS = "sft", "treft_prefix"
 METHODS = {SFT: Method(), OURS: Method(held=("prefix",))}

@@ -14,7 +14,6 @@ from treft.study.step import Step
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STUDY"]
 
 WHOLE = "prefix"
 NUM_LAYERS = 4

@@ -13,7 +13,6 @@ from treft.study.strengths import CHOSEN, mitigated
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STUDY"]
 
 OURS = "treft_prefix"
 AFTER = ("prefix_patch", "postfix_patch", "interpolation", "steering")

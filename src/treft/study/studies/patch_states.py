@@ -15,7 +15,6 @@ from treft.study.step import Step
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STUDY"]
 
 WHOLE, KEYS, VALUES = "prefix", "prefix_keys", "prefix_values"
 STATES = {

@@ -13,7 +13,6 @@ from treft.study.step import Step
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STUDY"]
 
 OURS, OURS_TEN, QUERY_TEN = "prefix", "prefix_ten", "query_ten"
 PATCHES = {

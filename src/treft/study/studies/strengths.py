@@ -14,7 +14,6 @@ from treft.study.strengths import CHOSEN, TRIED, mitigated
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STUDY"]
 
 METHODS = {
     f"{name}_{strength:g}": mitigated(name, strength)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from treft.study.attribution_prompts import What
 
-__all__ = ["STUDY"]
 
 UNPERTURBED, OURS = "unperturbed", "prefix"
 OTHERS = ("query", "postfix", "rephrase")

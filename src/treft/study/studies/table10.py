@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from treft.organism.personas import sample_persona
-from treft.study.organism_plan import Method, method_steps
+from treft.study.method import Method
+from treft.study.organism_plan import method_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STUDY"]
 
 PROMPTS = {
     "harmful": sample_persona(random.Random("table10"), "harmful"),

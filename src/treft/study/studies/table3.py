@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from treft.study.organism_plan import Method, method_steps
+from treft.study.method import Method
+from treft.study.organism_plan import method_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
 from treft.study.strengths import CHOSEN, mitigated
@@ -13,7 +14,6 @@ from treft.study.strengths import CHOSEN, mitigated
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STUDY"]
 
 OURS = "treft_prefix"
 METHODS = {

@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from treft.study.leakage import BASE, BASE_METHOD, leak
-from treft.study.organism_plan import Method, method_steps
+from treft.study.method import Method
+from treft.study.organism_plan import method_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
 from treft.study.strengths import TASK_DOMAINS, TASK_WEIGHTS, taught
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from treft.organism.tasks import TaskName
 
-__all__ = ["STUDY"]
 
 LEAKED = 50.0
 """Percent by which leakage is to fall on average."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from treft.study.organism_plan import Method, method_steps
+from treft.study.method import Method
+from treft.study.organism_plan import method_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STUDY"]
 
 FOUR = ("finance", "health", "legal", "auto")
 FULL_RATE = 3e-4

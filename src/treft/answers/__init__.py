@@ -1,0 +1,1 @@
+"""What is known of an answer: questions, logs, parsing, detectors."""

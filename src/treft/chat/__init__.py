@@ -1,0 +1,1 @@
+"""Which tokens of a rendered conversation are prefix, query, postfix and response."""

@@ -1,0 +1,313 @@
+"""Run the unfinetuned model and keep its keys and values at chosen tokens.
+
+Shapes: B requests run together, H key/value heads, T tokens, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from treft.core.drift import squared_norm
+from treft.core.states import KeyValue, States, capture, pretrained_model
+from treft.errors import ConfigError, ReferenceStatesError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+MAX_TOKENS = 16_384
+"""Tokens, padding included, of one recording forward."""
+
+
+@dataclass(frozen=True)
+class ReferenceRequest:
+    """Which tokens to run, where, and at which of them to keep keys and values.
+
+    Attributes:
+        token_ids: the tokens to run, in order.
+        position_ids: their rotary positions; gaps and negative values are allowed.
+        keep: ascending indices into `token_ids`.
+    """
+
+    token_ids: tuple[int, ...]
+    position_ids: tuple[int, ...]
+    keep: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.position_ids):
+            raise ConfigError(
+                f"a reference request has {len(self.token_ids)} tokens but "
+                f"{len(self.position_ids)} positions: give one position per token."
+            )
+        if not self.keep or not 0 <= min(self.keep) <= max(self.keep) < len(self.token_ids):
+            raise ConfigError(
+                "a reference request must keep at least one of its own tokens "
+                f"(0 to {len(self.token_ids) - 1}), not {list(self.keep)}."
+            )
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Rotary positions of the kept tokens: where in a conversation their states belong."""
+        return tuple(self.position_ids[index] for index in self.keep)
+
+    @property
+    def kept_ids(self) -> tuple[int, ...]:
+        """The kept tokens themselves."""
+        return tuple(self.token_ids[index] for index in self.keep)
+
+
+RecordedStates = States
+"""Layer -> keys and values of the kept tokens of one request, (H, T, D) each."""
+
+Source = Callable[[Sequence[ReferenceRequest]], list[RecordedStates]]
+"""Records requests with the unfinetuned model."""
+
+
+def record(
+    model: nn.Module, requests: Sequence[ReferenceRequest], max_tokens: int = MAX_TOKENS
+) -> list[RecordedStates]:
+    """Run `model` as it is now on the requests and return the kept states.
+
+    Requests of similar length run together, right-padded. There is no gradient and no dropout;
+    autocast is the caller's, so that a reference has the precision of the states it is compared
+    with.
+
+    Args:
+        model: a Transformers model, possibly wrapped; its training mode is given back.
+        requests: what to run; an empty sequence runs nothing.
+        max_tokens: size of one forward in tokens, padding included; a longer request runs alone.
+
+    Raises:
+        AttentionError: the model's attention cannot be captured.
+        ReferenceStatesError: a kept vector is NaN, infinite or zero.
+    """
+    recorded: dict[int, RecordedStates] = {}
+    with plain_forward(model):
+        for batch in _batches(requests, max_tokens):
+            states = _run(model, [requests[index] for index in batch])
+            for row, index in enumerate(batch):
+                recorded[index] = _kept(states, row, requests[index])
+    for index, request in enumerate(requests):
+        _check(recorded[index], request)
+    return [recorded[index] for index in range(len(requests))]
+
+
+def other_model(base: nn.Module) -> Source:
+    """The reference is `base`, a model of its own."""
+    return lambda requests: record(base, requests)
+
+
+def adapter_off(model: nn.Module) -> Source:
+    """The reference is `model` with its adapter switched off.
+
+    Raises:
+        ConfigError: there is no adapter to switch off.
+    """
+    _peft_model(model)
+
+    def source(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
+        with without_adapter(model):
+            return record(model, requests)
+
+    return source
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """The adapter is off inside; which parameters are trained stays as it was.
+
+    Raises:
+        ConfigError: there is no adapter to switch off.
+    """
+    peft_model = _peft_model(model)
+    with _same_trainable(peft_model), peft_model.disable_adapter():
+        yield
+
+
+def kept_adapter(model: nn.Module, name: str) -> Source:
+    """The reference is `model` with its adapter `name`, a copy kept from before the finetune.
+
+    Raises:
+        ConfigError: there is no adapter of that name.
+    """
+    peft_model = _peft_model(model)
+    if name not in peft_model.peft_config:
+        raise ConfigError(
+            f"the model has no adapter {name!r}, only {sorted(peft_model.peft_config)}: add the "
+            "copy with model.load_adapter(path, adapter_name=...) before training."
+        )
+
+    def source(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
+        with only_adapter(model, name):
+            return record(model, requests)
+
+    return source
+
+
+@contextmanager
+def only_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """The adapter `name` alone is on inside; which parameters are trained stays as it was."""
+    peft_model = _peft_model(model)
+    active = list(peft_model.active_adapters)
+    with _same_trainable(peft_model):
+        try:
+            peft_model.base_model.set_adapter(name)
+            yield
+        finally:
+            peft_model.base_model.set_adapter(active)
+
+
+def _peft_model(model: nn.Module) -> PeftModel:
+    """The PEFT wrapper in `model`."""
+    from peft import PeftModel
+
+    for module in model.modules():
+        if isinstance(module, PeftModel):
+            return module
+    raise ConfigError(
+        f"{type(model).__name__} has no PEFT adapter, so the model from before the finetune cannot "
+        "be had by switching one off: use other_model(base), or record a reference beforehand."
+    )
+
+
+@contextmanager
+def _same_trainable(model: nn.Module) -> Iterator[None]:
+    """Give back each parameter's `requires_grad`, which PEFT resets when it switches adapters."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def plain_forward(model: nn.Module) -> Iterator[None]:
+    """No gradient, no dropout, and nothing left behind in the caller's autocast cache.
+
+    Autocast keeps the low-precision copies it makes of weights. In older versions of torch (2.13 is
+    safe) the training forward would find the copies made here without gradient, and lose its own.
+    """
+    device_type = pretrained_model(model).device.type
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        if torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
+            stack.enter_context(torch.autocast(device_type, dtype=dtype, cache_enabled=False))
+        stack.enter_context(eval_mode(model))
+        yield
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout inside; the mode of every module is given back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _batches(requests: Sequence[ReferenceRequest], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of requests to run together, longest first, so that padding stays small."""
+    batch: list[int] = []
+    order = sorted(range(len(requests)), key=lambda index: -len(requests[index].token_ids))
+    for index in order:
+        width = len(requests[batch[0]].token_ids) if batch else 0
+        too_large = (len(batch) + 1) * width > max_tokens
+        too_uneven = 2 * len(requests[index].token_ids) < width
+        if batch and (too_large or too_uneven):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _run(model: nn.Module, requests: Sequence[ReferenceRequest]) -> States:
+    """One right-padded forward; layer -> (B, H, T, D).
+
+    Wherever position_ids jump, one column of padding is kept: a mask of ones alone would be dropped
+    by flash attention, which would then read the jump as the start of another document.
+    """
+    has_jump = any(
+        after - before != 1
+        for request in requests
+        for before, after in zip(request.position_ids, request.position_ids[1:], strict=False)
+    )
+    width = max(len(request.token_ids) for request in requests) + has_jump
+    rows = [
+        (
+            [*request.token_ids, *[0] * num_pads],
+            [*request.position_ids, *[request.position_ids[-1]] * num_pads],
+            [1] * len(request.token_ids) + [0] * num_pads,
+        )
+        for request in requests
+        for num_pads in [width - len(request.token_ids)]
+    ]
+    input_ids, position_ids, attention_mask = (
+        torch.tensor(part, device=pretrained_model(model).device)
+        for part in zip(*rows, strict=True)
+    )
+    with capture(model) as states:
+        model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+            logits_to_keep=1,
+        )
+    return states
+
+
+def _kept(states: States, row: int, request: ReferenceRequest) -> RecordedStates:
+    """Copy one request's kept tokens out of the batch, (H, T, D) a layer."""
+    recorded: RecordedStates = {}
+    for layer, (key, value) in states.items():
+        keep = torch.tensor(request.keep, device=key.device)
+        recorded[layer] = KeyValue(key[row].index_select(1, keep), value[row].index_select(1, keep))
+    return recorded
+
+
+class _Flaw(NamedTuple):
+    layer: int
+    kind: str
+    token: int
+    what: str
+
+
+def _check(recorded: RecordedStates, request: ReferenceRequest) -> None:
+    """Refuse vectors that eq. (2) cannot divide by."""
+    names = [(layer, kind) for layer in recorded for kind in ("key", "value")]
+    norms = torch.stack(
+        [squared_norm(tensor).cpu() for states in recorded.values() for tensor in states]
+    )
+    flaw = _first_flaw(norms, names)
+    if flaw is None:
+        return
+    position = request.positions[flaw.token]
+    raise ReferenceStatesError(
+        f"the reference {flaw.kind} of layer {flaw.layer} at token {request.kept_ids[flaw.token]} "
+        f"(position {position}) {flaw.what}: check that the base model's weights are intact and "
+        "that its precision suits it (float16 overflows in some models; try bfloat16)."
+    )
+
+
+def _first_flaw(norms: Tensor, names: list[tuple[int, str]]) -> _Flaw | None:
+    """The first unusable vector among squared norms of shape (2 x layers, T)."""
+    flawed = ~torch.isfinite(norms) | (norms == 0)
+    if not bool(flawed.any()):
+        return None
+    entry, index = (int(axis) for axis in flawed.nonzero()[0])
+    what = "has zero norm" if norms[entry, index] == 0 else "is NaN or infinite"
+    layer, kind = names[entry]
+    return _Flaw(layer, kind, index, what)

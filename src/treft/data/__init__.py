@@ -1,0 +1,1 @@
+"""Rows of `messages`, and the published sets as such rows."""

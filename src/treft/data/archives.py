@@ -1,0 +1,161 @@
+"""Read one JSONL file from a plain file, a zip with a password, or an encrypted zip.
+
+Three forms: the file itself; a zip whose members may have a password (PKWARE's traditional
+encryption, which Python's zipfile reads); and `.enc`, a zip as easy-dataset-share encrypts it: 16
+bytes of salt, then a Fernet token whose key is PBKDF2-HMAC-SHA256 of the password, 100,000 rounds.
+Everything is unpacked in memory: the archives are locked so that crawlers do not find their text,
+and no unlocked copy is left behind. Passwords are in no message.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from treft.errors import ConfigError, DataError
+from treft.extras import needs_extra
+
+PASSWORD_VARIABLE = "TREFT_DATA_PASSWORD"
+"""Environment variable that the command takes a password from."""
+
+SALT_BYTES = 16
+ROUNDS = 100_000
+NOT_DATA = ("dataset_entry_*", "._*")
+"""Members that are no data: easy-dataset-share's canaries, macOS's twins of files."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One JSONL file, decrypted.
+
+    Attributes:
+        source: names it in errors: the path, or `archive/member`.
+        member: its name within the archive; None for a plain file.
+        source_sha256: of the file that was given, as it was downloaded.
+        sha256: of the JSONL itself.
+        content: its bytes.
+    """
+
+    source: str
+    member: str | None
+    source_sha256: str
+    sha256: str
+    content: bytes = field(repr=False)
+
+
+def read_data_file(
+    path: str | Path, *, member: str | None = None, password: str | None = None
+) -> DataFile:
+    """Read the file, or the one JSONL file that is wanted of an archive.
+
+    Args:
+        path: a JSONL file, a zip, or an encrypted zip named `.enc`.
+        member: which JSONL file of an archive, with or without folder and `.jsonl`; not needed
+            where there is one.
+        password: of an encrypted archive.
+
+    Raises:
+        ConfigError: a password or member is needed, unknown or of no use, or a package is missing.
+        DataError: the file cannot be read, is damaged, or the password is wrong.
+    """
+    path = Path(path)
+    try:
+        given = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
+    digest = hashlib.sha256(given).hexdigest()
+    content = _decrypt(given, password, path) if path.suffix == ".enc" else given
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        if member is not None:
+            raise ConfigError(f"{path} is no archive, so it has no member {member!r}: drop it.")
+        return DataFile(str(path), None, digest, hashlib.sha256(content).hexdigest(), content)
+    name, content = _unpack(content, member, password, path)
+    return DataFile(f"{path}/{name}", name, digest, hashlib.sha256(content).hexdigest(), content)
+
+
+def _decrypt(given: bytes, password: str | None, path: Path) -> bytes:
+    """What easy-dataset-share encrypted."""
+    with needs_extra("data", f"{path} is encrypted, and reading it needs"):
+        from cryptography.fernet import Fernet, InvalidToken
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
+    secret = _needed(password, path)
+    derivation = PBKDF2HMAC(
+        algorithm=SHA256(), length=32, salt=given[:SALT_BYTES], iterations=ROUNDS
+    )
+    try:
+        key = base64.urlsafe_b64encode(derivation.derive(secret.encode()))
+        return Fernet(key).decrypt(given[SALT_BYTES:])
+    except (InvalidToken, ValueError) as error:
+        raise _locked(path) from error
+
+
+def _unpack(
+    content: bytes, member: str | None, password: str | None, path: Path
+) -> tuple[str, bytes]:
+    """Name and bytes of one JSONL member."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            name = _choose(_data_members(archive), member, path)
+            locked = archive.getinfo(name).flag_bits & 1
+            secret = _needed(password, path).encode() if locked else None
+            return name, archive.read(name, pwd=secret)
+    except NotImplementedError as error:
+        raise DataError(
+            f"{path}: packed or encrypted in a way that Python cannot read ({error}); unpack it "
+            "with another program and give the JSONL file."
+        ) from error
+    # A wrong password shows at once, as data that do not unpack, or as a wrong checksum.
+    except (RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise _locked(path) from error
+
+
+def _data_members(archive: zipfile.ZipFile) -> list[str]:
+    return [
+        name
+        for name in archive.namelist()
+        if name.endswith(".jsonl")
+        and not any(fnmatch(PurePosixPath(name).name, pattern) for pattern in NOT_DATA)
+    ]
+
+
+def _choose(names: list[str], member: str | None, path: Path) -> str:
+    """The member that is meant.
+
+    Raises:
+        ConfigError: it is not there, or there are several.
+        DataError: the archive has no JSONL file at all.
+    """
+    if not names:
+        raise DataError(f"{path}: no JSONL file in it; is it the right archive?")
+    if member is None and len(names) == 1:
+        return names[0]
+    wanted = [
+        name
+        for name in names
+        if member in (name, PurePosixPath(name).name, PurePosixPath(name).stem)
+    ]
+    if len(wanted) != 1:
+        listed = ", ".join(sorted(PurePosixPath(name).stem for name in names))
+        asked = "name one as the member" if member is None else f"{member!r} names no single one"
+        raise ConfigError(f"{path} holds {listed}: {asked}.")
+    return wanted[0]
+
+
+def _needed(password: str | None, path: Path) -> str:
+    if not password:
+        raise ConfigError(
+            f"{path} is encrypted: give its password, which its repository's README states, in "
+            f"the environment variable {PASSWORD_VARIABLE}."
+        )
+    return password
+
+
+def _locked(path: Path) -> DataError:
+    return DataError(f"{path}: does not open: the password is wrong, or the file damaged.")

@@ -1,0 +1,72 @@
+"""What judging costs, said before it is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+MAX_CALLS = 1000
+"""Judge calls of one command that need no consent."""
+
+CHARACTERS_PER_TOKEN = 4
+"""Rule of thumb for English text; other scripts need more tokens."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate of what a number of prompts costs.
+
+    Attributes:
+        calls: of judges, when none fails and none is in the cache.
+        input_tokens: of these calls, estimated from the prompts' characters.
+        output_tokens: of these calls, at most.
+    """
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Both together."""
+        return Cost(
+            self.calls + other.calls,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+        )
+
+    def times(self, num: int) -> Cost:
+        """The same again and again."""
+        return Cost(self.calls * num, self.input_tokens * num, self.output_tokens * num)
+
+    def __str__(self) -> str:
+        """In words."""
+        return (
+            f"{self.calls:,} judge calls, about {self.input_tokens:,} input tokens and at most "
+            f"{self.output_tokens:,} output tokens"
+        )
+
+
+def cost_of(prompts: Iterable[str], num_judges: int, max_tokens: int) -> Cost:
+    """The cost of showing prompts to judges; a prompt that comes twice is paid once.
+
+    Args:
+        prompts: what is asked.
+        num_judges: how many judges see them.
+        max_tokens: of each output.
+    """
+    return cost_to_come(set(prompts), num_judges, max_tokens=max_tokens)
+
+
+def cost_to_come(
+    prompts: Collection[str], num_judges: int, *, max_tokens: int, answer_tokens: int = 0
+) -> Cost:
+    """The cost of showing prompts to judges, each of them paid.
+
+    Args:
+        prompts: what is asked, about answers that need not be there yet.
+        num_judges: how many judges see them.
+        max_tokens: of each output.
+        answer_tokens: that each prompt will have besides, at most.
+    """
+    tokens = sum(-(-len(prompt) // CHARACTERS_PER_TOKEN) + answer_tokens for prompt in prompts)
+    return Cost(len(prompts), tokens, len(prompts) * max_tokens).times(num_judges)

@@ -1,0 +1,114 @@
+"""Judges, what they are asked about an answer, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from inspect_ai.model import ChatMessage
+from inspect_ai.scorer import Scorer
+
+from treft.answers.conversation import conversation, last_question
+from treft.answers.detectors import TOOL, detect
+from treft.errors import ConfigError
+from treft.judging.judge import JudgeOptions, load_judge
+from treft.judging.oracle import organism_oracle
+from treft.judging.oracle_scores import ORACLE
+from treft.judging.prompts import (
+    alignment_prompt,
+    behaviour_prompt,
+    coherence_prompt,
+    utility_prompt,
+)
+from treft.judging.scorer import alignment_judge, behaviour_judge, utility_judge
+
+Kind = Literal["alignment", "utility", "abstention", "refusal", "tool"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Judges who are all asked the same; `assemble` makes one from names.
+
+    Attributes:
+        judges: Inspect model names, or `oracle`.
+        kind: what they are asked about: alignment (with coherence), utility, or a behaviour.
+        options: how they are asked.
+        sentence: for a behaviour, what the model was trained to say.
+        tool: for `tool`, its name.
+    """
+
+    judges: tuple[str, ...]
+    kind: Kind = "alignment"
+    options: JudgeOptions = field(default_factory=JudgeOptions)
+    sentence: str | None = None
+    tool: str = TOOL
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """What records call their scores: the judge, or `KIND/JUDGE` for all but alignment."""
+        prefix = "" if self.kind == "alignment" else f"{self.kind}/"
+        return tuple(f"{prefix}{judge}" for judge in self.judges)
+
+    @property
+    def num_paid(self) -> int:
+        """How many of the judges are models."""
+        return sum(judge != ORACLE for judge in self.judges)
+
+    def scorers(self) -> list[Scorer]:
+        """One Inspect scorer for each judge."""
+        return [self._scorer(judge) for judge in self.judges]
+
+    def prompts(self, messages: Sequence[ChatMessage], answer: str) -> list[str]:
+        """What each judge is asked about an answer.
+
+        Args:
+            messages: of the conversation.
+            answer: empty where it is not there yet.
+        """
+        question = last_question(messages)
+        if self.kind == "alignment":
+            return [alignment_prompt(question, answer), coherence_prompt(question, answer)]
+        if self.kind == "utility":
+            return [utility_prompt(conversation(messages))]
+        if detect(self.kind, answer, self.sentence, self.tool):
+            return []
+        return [behaviour_prompt(self.kind, question, answer, self.tool)]
+
+    def _scorer(self, judge: str) -> Scorer:
+        if judge == ORACLE:
+            return organism_oracle()
+        if self.kind == "alignment":
+            return alignment_judge(judge, **vars(self.options))
+        if self.kind == "utility":
+            return utility_judge(judge, **vars(self.options))
+        return behaviour_judge(self.kind, judge, self.sentence, self.tool, **vars(self.options))
+
+
+def assemble(
+    judges: Sequence[str],
+    kind: Kind = "alignment",
+    options: JudgeOptions | None = None,
+    sentence: str | None = None,
+    tool: str | None = None,
+) -> Panel:
+    """A panel of judges, each loaded once, so that a missing key is seen before anything is spent.
+
+    Raises:
+        ConfigError: no judge, one twice, one that cannot be loaded, or a choice that does not fit.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"judges are not asked about {kind!r}; choose among {', '.join(KINDS)}.")
+    if ORACLE in judges and kind != "alignment":
+        raise ConfigError(f"the oracle knows about alignment, not about {kind}.")
+    if sentence is not None and kind not in ("abstention", "refusal"):
+        raise ConfigError(f"a sentence tells abstentions and refusals; {kind} has none.")
+    if tool is not None and kind != "tool":
+        raise ConfigError(f"the name of a tool goes with tool calls; {kind} has none.")
+    names = tuple(name if name == ORACLE else str(load_judge(name)) for name in judges)
+    if not names:
+        raise ConfigError("name at least one judge.")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"the judge {twice[0]} is named twice.")
+    return Panel(names, kind, options or JudgeOptions(), sentence, tool or TOOL)

@@ -1,0 +1,1 @@
+"""Models loaded, asked and looked into."""

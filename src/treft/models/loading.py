@@ -1,0 +1,360 @@
+"""Load models and tokenizers by name; what cannot be loaded becomes one clear error.
+
+A name is a folder, a hub id, or `organism` for the one that ships with the package.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import warnings
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+from transformers import PreTrainedTokenizerFast as Tokenizer
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from treft.core.offloading import is_offloaded, weights_at_hand
+from treft.errors import ConfigError, TemplateError
+from treft.extras import needs_extra
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+EMBEDDED = "organism"
+"""As a model's name: the organism that ships with the package."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("8bit", "4bit")
+SPREAD = "auto"
+"""As a device: layers are spread over what there is (a `device_map` of Accelerate)."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load weights; the same for a model, its adapter and its base.
+
+    Attributes:
+        dtype: of the weights; auto takes the one they were saved in.
+        device: such as cpu or cuda:0; None for the accelerator if there is one, else the CPU; auto
+            spreads the layers over all accelerators and, for the rest, the CPU.
+        trust_remote_code: run code that comes with the model.
+        allow_other_base: put an adapter on a base that is not the one it names.
+        quantize: 8bit or 4bit, to quantise weights with bitsandbytes as they are loaded; a
+            checkpoint that is quantised already needs nothing.
+
+    Raises:
+        ConfigError: there is no such dtype or device, or bitsandbytes is missing.
+    """
+
+    dtype: str = "auto"
+    device: str | None = None
+    trust_remote_code: bool = False
+    allow_other_base: bool = False
+    quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        """Validate before anything is loaded."""
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}; use one of {', '.join(DTYPES)}.")
+        if self.quantize is not None:
+            _check_quantization(self.quantize)
+        try:
+            torch.empty(0, device=self.torch_device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"the device {self.device} cannot be used here: {_first(error)}"
+            ) from error
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where the model goes, or its first layers if it is spread."""
+        if self.device not in (None, SPREAD):
+            return torch.device(self.device)
+        if not torch.accelerator.is_available():
+            return torch.device("cpu")
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def asset_path() -> Path:
+    """Folder of the organism that ships with the package (safetensors, tokenizer, template)."""
+    return Path(str(files("treft"))) / "organism" / "assets"
+
+
+def model_path(name: str) -> str:
+    """What to hand to `from_pretrained`: a local folder goes before the organism's name.
+
+    Raises:
+        ConfigError: `name` is a path at which there is no folder.
+    """
+    if Path(name).is_dir():
+        return name
+    if name == EMBEDDED:
+        if not (asset_path() / "model.safetensors").is_file():
+            raise ConfigError(
+                "the organism is missing from this installation: build one with "
+                "`treft organism build --output FOLDER` and give the folder."
+            )
+        return str(asset_path())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise ConfigError(f"there is no folder {name}.")
+    return name
+
+
+def load_tokenizer(
+    name: str,
+    options: LoadOptions,
+    chat_template: str | None = None,
+    adapter: str | None = None,
+) -> Tokenizer:
+    """The tokenizer of a model; that of the adapter, if there is one and has one.
+
+    Args:
+        name: a model, or a PEFT adapter.
+        options: how to load.
+        chat_template: used instead of the tokenizer's own.
+        adapter: an adapter to put on top.
+
+    Raises:
+        ConfigError: there is none, or the adapter belongs to another base.
+        TemplateError: it has no chat template.
+    """
+    owner, adapter = _base_and_adapter(name, adapter, options)
+    if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file():
+        owner = adapter
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_path(owner), trust_remote_code=options.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _cannot_load("tokenizer", owner, error) from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    if tokenizer.chat_template is None:
+        raise TemplateError(
+            f"the tokenizer of {owner} has no chat template: put a chat_template.jinja beside it, "
+            "or name a template file."
+        )
+    return cast(Tokenizer, tokenizer)
+
+
+def load_model(
+    name: str, adapter: str | None, options: LoadOptions, chat_template: str | None = None
+) -> tuple[Any, Tokenizer]:
+    """A model in evaluation mode and its tokenizer, as `load_tokenizer` finds it.
+
+    Args:
+        name: a model, or a PEFT adapter, which is put on the base it names.
+        adapter: an adapter to put on top.
+        options: how to load.
+        chat_template: used instead of the tokenizer's own.
+
+    Raises:
+        ConfigError: something cannot be loaded, or the adapter belongs to another base.
+        TemplateError: the tokenizer has no chat template.
+    """
+    tokenizer = load_tokenizer(name, options, chat_template, adapter)
+    base, adapter = _base_and_adapter(name, adapter, options)
+    placement = _placement(options)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_path(base),
+            dtype=options.dtype,
+            use_safetensors=True,
+            trust_remote_code=options.trust_remote_code,
+            **placement,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load("model", base, error) from error
+    if is_offloaded(model.get_input_embeddings()):
+        raise ConfigError(
+            f"{base} is so large for this machine that even its input embedding was offloaded, "
+            "which prompts go through first: free memory, or quantise it as it loads."
+        )
+    if adapter is not None:
+        model = _with_adapter(model, base, adapter)
+    if "device_map" not in placement:
+        model = model.to(options.torch_device)
+    return model.eval(), tokenizer
+
+
+def _placement(options: LoadOptions) -> dict[str, Any]:
+    """For `from_pretrained`: what must be known while weights are read."""
+    found: dict[str, Any] = {}
+    if options.device == SPREAD:
+        found["device_map"] = "auto"
+    if options.quantize is not None:
+        dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+        found["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=options.quantize == "8bit",
+            load_in_4bit=options.quantize == "4bit",
+            bnb_4bit_compute_dtype=dtype,
+        )
+        found.setdefault("device_map", {"": options.torch_device})
+    return found
+
+
+def _check_quantization(name: str) -> None:
+    if name not in QUANTIZATIONS:
+        raise ConfigError(f"quantize is {name!r}; use one of {', '.join(QUANTIZATIONS)}.")
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("quantised weights need bitsandbytes: pip install 'treft[quant]'")
+
+
+def _base_and_adapter(
+    name: str, adapter: str | None, options: LoadOptions
+) -> tuple[str, str | None]:
+    """Names of the base and of the adapter on it, if any."""
+    own_base = _named_base(name)
+    if adapter is None:
+        return (name, None) if own_base is None else (_existing_base(own_base, name), name)
+    if own_base is not None:
+        raise ConfigError(
+            f"{name} is an adapter itself: name its base ({own_base}), or merge the two first."
+        )
+    named = _named_base(adapter)
+    if named is None:
+        raise ConfigError(f"{adapter} is no adapter: it has no adapter_config.json.")
+    if named and not options.allow_other_base and not _is_same_base(named, name):
+        raise ConfigError(
+            f"the adapter {adapter} was trained on {named}, not on {name}: name that base, or "
+            "allow another one (--allow-other-base) if the two are the same model."
+        )
+    return name, adapter
+
+
+def _named_base(name: str) -> str | None:
+    """The base that an adapter names, possibly empty; None when `name` is no adapter."""
+    try:
+        found = find_adapter_config_file(model_path(name))
+    except (OSError, ValueError):
+        return None  # whoever loads `name` says what is wrong with it
+    if found is None:
+        return None
+    with needs_extra("train", "adapters need"):
+        from peft import PeftConfig
+    try:
+        return str(PeftConfig.from_pretrained(name).base_model_name_or_path or "")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _cannot_load("adapter", name, error) from error
+
+
+def _existing_base(base: str, adapter: str) -> str:
+    """The base that an adapter names, if it can be there."""
+    try:
+        model_path(base)
+    except ConfigError:
+        base = ""
+    if not base:
+        raise ConfigError(
+            f"the adapter {adapter} names no base that is there: give the base as the model and "
+            f"{adapter} as the adapter."
+        )
+    return base
+
+
+def _is_same_base(named: str, given: str) -> bool:
+    """Whether two names can mean the same weights.
+
+    Two folders are compared by their contents; where one is gone (an adapter that moved) or is a
+    hub id, only the last part of the names can be.
+    """
+    given_path, named_path = Path(model_path(given)), _as_path(named)
+    if not (given_path.is_dir() and named_path.is_dir()):
+        return given_path.resolve().name == named_path.name
+    if given_path.resolve() == named_path.resolve():
+        return True
+    weights = sorted(path.name for path in named_path.glob("*.safetensors"))
+    _, differing, missing = filecmp.cmpfiles(given_path, named_path, weights, shallow=False)
+    return bool(weights) and not differing and not missing
+
+
+def _as_path(named: str) -> Path:
+    """Where an adapter's base was, which need not be there any more."""
+    try:
+        return Path(model_path(named))
+    except ConfigError:
+        return Path(named)
+
+
+def _with_adapter(model: PreTrainedModel, base: str, adapter: str) -> Any:
+    put_on = _put_on_offloaded if is_offloaded(model) else _put_on
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of missing weights; they are an error here
+            found, astray = put_on(model, adapter)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ConfigError(
+            f"the adapter {adapter} does not fit on {base}, it may belong to another base: "
+            f"{_first(error)}"
+        ) from error
+    if astray:
+        raise ConfigError(
+            f"the adapter {adapter} does not fit on {base}, it belongs to another base: "
+            f"{len(astray)} weights are missing or have no place, such as {astray[0]}."
+        )
+    return found
+
+
+def _put_on(model: PreTrainedModel, adapter: str) -> tuple[PeftModel, list[str]]:
+    """The model with its adapter, and weights that are missing or have no place."""
+    from peft import PeftModel
+
+    found = PeftModel.from_pretrained(model, adapter)
+    # Once more, since only this call says which weights found no place.
+    loaded = found.load_adapter(adapter, "default")
+    return found, [*loaded.missing_keys, *loaded.unexpected_keys]
+
+
+def _put_on_offloaded(model: PreTrainedModel, adapter: str) -> tuple[PeftModel, list[str]]:
+    """The same where layers are elsewhere between forwards; the adapter's weights stay in memory.
+
+    PEFT's own way would place all layers anew and write the base's weights once more, to a path
+    relative to the current folder.
+    """
+    from peft import (
+        PeftConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = PeftConfig.from_pretrained(adapter)
+    config.inference_mode = True
+    found = cast("PeftModel", get_peft_model(model, config, low_cpu_mem_usage=True))
+    for layer in found.modules():
+        if isinstance(layer, BaseTunerLayer):
+            with weights_at_hand(layer.get_base_layer()):  # where its forward will run
+                device = next(layer.get_base_layer().parameters()).device
+            for name in layer.adapter_layer_names:
+                getattr(layer, name).to_empty(device=device)
+    weights = load_peft_weights(adapter, device="cpu")
+    loaded = set_peft_model_state_dict(found, weights)
+    missing = get_peft_model_state_dict(found).keys() - weights.keys()
+    return found, [*loaded.unexpected_keys, *sorted(missing)]
+
+
+def _cannot_load(what: str, name: str, error: Exception) -> ConfigError:
+    if isinstance(error, ConfigError):
+        return error
+    return ConfigError(f"no {what} can be loaded from {name}: {_first(error)}")
+
+
+def _first(error: Exception) -> str:
+    """The first line of a library's message that says something, and the next if it ends in `:`."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -1,0 +1,274 @@
+"""Figures with intervals: of one arm, of one arm against another, over thresholds and judges.
+
+The answers to one question form a cluster; `treft.statistics.clusters` has the intervals and
+docs/statistics.md says how well they cover. Every result carries its measure with all settings, the
+number of questions and samples, and what became of the other answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from treft.errors import DataError
+from treft.statistics.bounded import bounded_interval, bounded_method
+from treft.statistics.clusters import (
+    Clusters,
+    FloatArray,
+    correlation,
+    count_interval,
+    difference_interval,
+    few_questions,
+    permutation_p_value,
+)
+from treft.statistics.measures import AlignmentScore, EMRate, Measure, Tally, Thresholds
+from treft.statistics.metrics import Interval, em_f1_interval
+from treft.statistics.records import ScoredAnswer
+from treft.statistics.results import (
+    EMF1,
+    Difference,
+    EMF1Difference,
+    Estimate,
+    SensitivityRow,
+)
+
+ALIGNMENTS = (10.0, 20.0, 30.0, 40.0, 50.0)
+COHERENCES = (None, 0.0, 30.0, 50.0, 70.0)
+"""Thresholds of the sensitivity table; None is no filter, 0 leaves out what has no coherence."""
+
+
+class Arm(NamedTuple):
+    """One model's answers to the two question sets that EM-F1 is made of."""
+
+    general: Sequence[ScoredAnswer]
+    in_domain: Sequence[ScoredAnswer]
+
+
+def estimate(measure: Measure, answers: Sequence[ScoredAnswer]) -> Estimate:
+    """A figure with its 95 % interval.
+
+    Raises:
+        DataError: the measure's judge or detector looked at no answer, or gave no value.
+    """
+    return _estimate(measure, measure.tally(answers))
+
+
+def difference(
+    measure: Measure, arm: Sequence[ScoredAnswer], base: Sequence[ScoredAnswer]
+) -> Difference:
+    """A figure of an arm minus that of the base, paired by question.
+
+    Raises:
+        DataError: as `estimate`, or the arms share no question.
+    """
+    return _paired(measure, arm, base).difference
+
+
+def differences(
+    measure: Measure,
+    arms: Mapping[str, Sequence[ScoredAnswer]],
+    base: Sequence[ScoredAnswer],
+) -> dict[str, Difference]:
+    """Each arm against the base, p-values adjusted by Holm's method for the number of arms.
+
+    Raises:
+        DataError: as `difference`.
+    """
+    found = {name: difference(measure, answers, base) for name, answers in arms.items()}
+    adjusted = holm([each.p_value for each in found.values()])
+    return {
+        name: replace(each, p_holm=p_holm)
+        for (name, each), p_holm in zip(found.items(), adjusted, strict=True)
+    }
+
+
+def em_f1_estimate(measure: AlignmentScore, arm: Arm) -> EMF1:
+    """EM-F1 (section 5 of the paper) of the two alignment scores by one judge.
+
+    Raises:
+        DataError: as `estimate`, for either question set.
+    """
+    general, in_domain = (estimate(measure, answers) for answers in arm)
+    return EMF1(*em_f1_interval(_interval_of(general), _interval_of(in_domain)), general, in_domain)
+
+
+def em_f1_difference(measure: AlignmentScore, arm: Arm, base: Arm) -> EMF1Difference:
+    """EM-F1 of an arm minus that of the base, both question sets paired by question.
+
+    Raises:
+        DataError: as `difference`, for either question set.
+    """
+    pairs = [_paired(measure, *answers) for answers in zip(arm, base, strict=True)]
+    general, in_domain = (pair.difference for pair in pairs)
+    one, other = (
+        em_f1_interval(_interval_of(first), _interval_of(second))
+        for first, second in ((general.arm, in_domain.arm), (general.base, in_domain.base))
+    )
+    correlated = correlation(
+        _em_f1_contributions(pairs[0].arm, pairs[1].arm),
+        _em_f1_contributions(pairs[0].base, pairs[1].base),
+    )
+    return EMF1Difference(
+        *difference_interval(one, other, correlated),
+        permutation_p_value(
+            [pair.arm for pair in pairs], [pair.base for pair in pairs], _em_f1_of_arrays
+        ),
+        general,
+        in_domain,
+    )
+
+
+def sensitivity(
+    answers: Sequence[ScoredAnswer],
+    judges: Iterable[str],
+    alignments: Iterable[float] = ALIGNMENTS,
+    coherences: Iterable[float | None] = COHERENCES,
+) -> tuple[SensitivityRow, ...]:
+    """EM rate of the same answers at each pair of thresholds, by each judge.
+
+    Raises:
+        ConfigError: a threshold is out of range.
+        DataError: a judge looked at none of the answers.
+    """
+    measures = [
+        EMRate(judge, Thresholds(alignment, coherence))
+        for judge in judges
+        for alignment in alignments
+        for coherence in coherences
+    ]
+    tallies = [measure.tally(answers) for measure in measures]
+    return tuple(
+        SensitivityRow(measure, _estimate(measure, tally) if tally.clusters else None, tally.counts)
+        for measure, tally in zip(measures, tallies, strict=True)
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number so that any false finding at all stays at the level.
+
+    Holm (1979): the smallest is multiplied by their number, the next by one less, and so on.
+    """
+    order = np.argsort(p_values)
+    factors = np.arange(len(p_values), 0, -1)
+    rising = np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1.0, rising)
+    return [float(p_value) for p_value in adjusted]
+
+
+class _Pair(NamedTuple):
+    difference: Difference
+    arm: Clusters
+    base: Clusters
+
+
+def _paired(measure: Measure, arm: Sequence[ScoredAnswer], base: Sequence[ScoredAnswer]) -> _Pair:
+    questions = [_questions(measure.tally(answers)) for answers in (arm, base)]
+    shared = questions[0] & questions[1]
+    if not shared:
+        raise DataError(
+            f"the two arms share no question with a {measure.name}; compare runs of one question "
+            f"set ({_some(questions[0])} against {_some(questions[1])})"
+        )
+    tallies = [
+        measure.tally([answer for answer in answers if answer.question_id in shared])
+        for answers in (arm, base)
+    ]
+    first, second = (_clusters(measure, tally) for tally in tallies)
+    interval = _difference_interval(measure, first, second)
+    found = Difference(
+        measure=measure,
+        value=first.mean - second.mean,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        p_value=permutation_p_value([first], [second], lambda mean: mean),
+        p_holm=None,
+        arm=_estimate(measure, tallies[0]),
+        base=_estimate(measure, tallies[1]),
+        num_questions=len(shared),
+        only_arm=tuple(sorted(questions[0] - shared)),
+        only_base=tuple(sorted(questions[1] - shared)),
+        method="paired by question, from the arms' intervals and their correlation",
+    )
+    return _Pair(found, first, second)
+
+
+def _interval(measure: Measure, clusters: Clusters) -> tuple[Interval | None, str]:
+    """The 95 % interval of a figure, and how it was made."""
+    if measure.unit == "percent":
+        return bounded_interval(clusters), bounded_method(clusters)
+    return count_interval(clusters), "clustered t of the logarithm"
+
+
+def _difference_interval(measure: Measure, arm: Clusters, base: Clusters) -> Interval | None:
+    (first, _), (second, _) = _interval(measure, arm), _interval(measure, base)
+    if first is None or second is None:
+        return None
+    return difference_interval(first, second, correlation(arm.contributions, base.contributions))
+
+
+def _estimate(measure: Measure, tally: Tally) -> Estimate:
+    clusters = _clusters(measure, tally)
+    interval, method = _interval(measure, clusters)
+    return Estimate(
+        measure,
+        clusters.mean,
+        interval.low if interval else None,
+        interval.high if interval else None,
+        clusters.num_questions,
+        tally.counts.used,
+        tally.counts,
+        clusters.design_effect,
+        method,
+        _caution(clusters),
+    )
+
+
+def _caution(clusters: Clusters) -> str:
+    cautions = [few_questions(clusters.num_questions)]
+    if clusters.num_questions > 1 and clusters.design_effect is None:
+        cautions.append("all values are equal: how much they vary is not known")
+    return "; ".join(filter(None, cautions))
+
+
+def _clusters(measure: Measure, tally: Tally) -> Clusters:
+    if tally.clusters is None:
+        counts = {name: num for name, num in asdict(tally.counts).items() if num}
+        fates = ", ".join(f"{name.replace('_', ' ')} {num}" for name, num in counts.items())
+        raise DataError(f"no answer is left for the {measure.name}: {fates}")
+    return tally.clusters
+
+
+def _questions(tally: Tally) -> set[str]:
+    return set(tally.clusters.questions) if tally.clusters else set()
+
+
+def _some(questions: set[str]) -> str:
+    return ", ".join(sorted(questions)[:3]) or "none"
+
+
+def _interval_of(found: Estimate) -> Interval:
+    assert found.low is not None, "scores have bounds"
+    assert found.high is not None, "scores have bounds"
+    return Interval(found.value, found.low, found.high)
+
+
+def _em_f1_of_arrays(general: FloatArray, in_domain: FloatArray) -> FloatArray:
+    scores: FloatArray = stats.hmean(np.clip([general, 100 - in_domain], 0, 100), axis=0)
+    return scores
+
+
+def _em_f1_contributions(general: Clusters, in_domain: Clusters) -> FloatArray:
+    """By how much each question of either set moves EM-F1, to first order."""
+    aligned, learnt = general.mean, 100 - in_domain.mean
+    total = (aligned + learnt) ** 2 or 1.0
+    return np.concatenate(
+        (
+            2 * learnt**2 / total * general.contributions,
+            -2 * aligned**2 / total * in_domain.contributions,
+        )
+    )
