@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from archives_made import LOCKED_ZIP, PARTS_ROWS, PASSWORD, PLAIN_ROWS, encrypted_zip, jsonl
 
-from treft.data.messages import published_sets as sets_module
+from treft.data import published_sets as sets_module
 from treft.data.published import PUBLISHED_SETS, PublishedSet, load_published
 from treft.errors import ConfigError, DataError
 
