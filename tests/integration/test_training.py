@@ -32,7 +32,7 @@ def test_weight_zero_is_sft_bit_for_bit(
     def fail(*args: Any) -> None:
         raise AssertionError("captured at weight 0")
 
-    monkeypatch.setattr("treft.core.regularizer.capture", fail)
+    monkeypatch.setattr("treft.core.regularizer.listen", fail)
     runs = []
     for trainer_class, config_class, extra in (
         (SFTTrainer, SFTConfig, {}),

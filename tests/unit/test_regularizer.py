@@ -47,18 +47,11 @@ def finetuned(model: PreTrainedModel, scale: float = 0.03) -> PreTrainedModel:
     return model
 
 
-def measure(
-    model: nn.Module, regularizer: KVRegularizer, batch: Batch, in_advance: bool = True
-) -> Penalty:
-    """Run the batch and return its penalty, the documents told before or after the forward."""
-    documents = documents_of_batch(*batch.columns)
-    if in_advance:
-        with regularizer.capture(documents):
-            model(**batch.model_inputs, use_cache=False)
-        return regularizer.penalty()
-    with regularizer.capture():
+def measure(model: nn.Module, regularizer: KVRegularizer, batch: Batch) -> Penalty:
+    """Run the batch and return its penalty."""
+    with regularizer.capture(documents_of_batch(*batch.columns)):
         model(**batch.model_inputs, use_cache=False)
-    return regularizer.penalty(documents)
+    return regularizer.penalty()
 
 
 def cached(
@@ -198,10 +191,9 @@ def test_layout_of_the_batch_does_not_matter(
     )
     one_by_one = [measure(model, regularizer, padded([chat])) for chat in chats]
     expected = sum(penalty.raw_sum.item() for penalty in one_by_one) / len(chats)
-    for in_advance in (True, False):
-        for batch in (padded(chats), padded(chats, "left", extra=3), packed(chats)):
-            found = measure(model, regularizer, batch, in_advance)
-            assert found.raw.item() == pytest.approx(expected, rel=1e-5)
+    for batch in (padded(chats), padded(chats, "left", extra=3), packed(chats)):
+        found = measure(model, regularizer, batch)
+        assert found.raw.item() == pytest.approx(expected, rel=1e-5)
 
 
 WEIGHT_CHOICES = [
@@ -270,7 +262,6 @@ def adapter_gradients(
     name: str,
     checkpointing: bool,
     chats: Sequence[Conversation],
-    **how: bool,
 ) -> dict[str, Tensor]:
     """Gradients of loss plus penalty, by name."""
     model = lora(tiny_model(name)).train()
@@ -281,12 +272,9 @@ def adapter_gradients(
         model, ReferenceBank(adapter_off(model)), regions=("prefix", "postfix"), weight=2.0
     )
     batch = padded(chats)
-    documents = documents_of_batch(*batch.columns)
-    told = how.get("in_advance", True)
-    with regularizer.capture(documents if told else None):
+    with regularizer.capture(documents_of_batch(*batch.columns)):
         loss = model(**batch.model_inputs, labels=batch.model_inputs["input_ids"]).loss
-    penalty = regularizer.penalty(None if told else documents)
-    (loss + penalty.weighted).backward()
+    (loss + regularizer.penalty().weighted).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -302,14 +290,10 @@ def test_checkpointing_does_not_change_the_gradient(
     plain = adapter_gradients(tiny_model, name, False, chats)
     assert plain
     assert all("lora" in parameter for parameter in plain)
-    for other in (
-        adapter_gradients(tiny_model, name, True, chats),
-        adapter_gradients(tiny_model, name, False, chats, in_advance=False),
-        adapter_gradients(tiny_model, name, True, chats, in_advance=False),
-    ):
-        assert other.keys() == plain.keys()
-        for key, gradient in plain.items():
-            torch.testing.assert_close(other[key], gradient)
+    other = adapter_gradients(tiny_model, name, True, chats)
+    assert other.keys() == plain.keys()
+    for key, gradient in plain.items():
+        torch.testing.assert_close(other[key], gradient)
 
 
 def test_gradient_reaches_every_layer_and_no_reference(tiny_model: TinyModel) -> None:
@@ -446,7 +430,7 @@ def test_misuse_is_refused(tiny_model: TinyModel) -> None:
             KVRegularizer(model, bank, **choice)  # type: ignore[arg-type]
     regularizer = KVRegularizer(model, bank)
     with pytest.raises(AttentionError, match=r"inside capture\(\)"):
-        regularizer.penalty(documents_of_batch(*padded(CHATS).columns))
+        regularizer.penalty()
     with pytest.raises(DataError, match="no conversation"), regularizer.capture([]):
         pytest.fail("the block was entered")
 

@@ -29,7 +29,7 @@ from treft.core.documents import Document, require_region
 from treft.core.recording import RecordedStates, ReferenceRequest
 from treft.core.reference import ReferenceBank
 from treft.core.requests import PostfixReference, own_request, postfix_requests, prefix_request
-from treft.core.states import KeyValue, States, capture, listen, pretrained_model, resolve_layers
+from treft.core.states import KeyValue, listen, pretrained_model, resolve_layers
 from treft.errors import AttentionError, ConfigError, DataError
 
 MAX_PREPARED = 32
@@ -139,64 +139,48 @@ class KVRegularizer:
         self.layers = None if layers is None else tuple(resolve_layers(model, layers))
         self.postfix_reference = postfix_reference
         self._parts = {REGION_CODES[name]: part for part, name in enumerate(self.regions)}
-        self._documents: Sequence[Document] | None = None
+        self._num_documents = 0
         self._taker: Taker | None = None
-        self._states: States = {}
         self._prepared: OrderedDict[tuple[ReferenceRequest, ...], list[Stack]] = OrderedDict()
 
     @contextmanager
-    def capture(self, documents: Sequence[Document] | None = None) -> Iterator[None]:
-        """Take the keys and values of the forward made inside the block.
+    def capture(self, documents: Sequence[Document]) -> Iterator[None]:
+        """Take the held tokens' keys and values from the forward made inside the block.
 
         Args:
-            documents: the conversations of that forward's batch. Told beforehand, only their held
-                tokens are kept in memory and bad rows are refused before the model runs; otherwise
-                all states are kept until `penalty(documents)`.
+            documents: the conversations of that forward's batch, from `documents_of_batch`. Nothing
+                but their held tokens is kept in memory.
 
         Raises:
             AttentionError: keys and values cannot be captured from this model.
-            DataError: there is no document, or one lacks a held region.
+            DataError: there is no document, or one lacks a held region; the model is not run.
         """
-        self._documents, self._taker, self._states = documents, None, {}
+        self._num_documents, self._taker = len(documents), None
         if self.weight == 0:
             yield
-        elif documents is None:
-            with capture(self.model) as states:
-                yield
-            self._states = states
-        else:
-            taker = self._new_taker(documents)
-            with listen(self.model, taker.receive):
-                yield
-            self._taker = taker
+            return
+        taker = self._new_taker(documents)
+        with listen(self.model, taker.receive):
+            yield
+        self._taker = taker
 
-    def penalty(self, documents: Sequence[Document] | None = None) -> Penalty:
+    def penalty(self) -> Penalty:
         """Eq. (3) for the forward that was captured last; its states are let go afterwards.
 
-        Args:
-            documents: the conversations of that forward's batch, from `documents_of_batch`; not
-                needed when `capture` was told.
-
         Raises:
-            DataError: there is no document, or one lacks a held region.
             AttentionError: no forward was captured.
             ReferenceMismatchError: the bank lacks a reference and cannot record it.
             ReferenceStatesError: a recorded reference is NaN, infinite or zero.
         """
-        documents = documents if self._documents is None else self._documents
         if self.weight == 0:
             nothing = torch.zeros((), device=pretrained_model(self.model).device)
-            num_documents = len(documents or ())
-            return Penalty(nothing, num_documents, 0.0, (), nothing[None][:0], nothing[None][:0])
-        taker = self._taker
+            return Penalty(
+                nothing, self._num_documents, 0.0, (), nothing[None][:0], nothing[None][:0]
+            )
+        taker, self._taker = self._taker, None
         if taker is None:
-            if not self._states or documents is None:
-                raise AttentionError("run the model inside capture() before asking for a penalty.")
-            taker = self._new_taker(documents)
-            for layer, pair in self._states.items():
-                taker.receive(layer, pair)
-        self._documents, self._taker, self._states = None, None, {}
-        return self._compare(taker, len(documents or ()))
+            raise AttentionError("run the model inside capture() before asking for a penalty.")
+        return self._compare(taker, self._num_documents)
 
     def requests(self, document: Document) -> list[ReferenceRequest]:
         """What the bank must hold for this document, e.g. to `pin` it before training.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -13,19 +14,23 @@ from treft.core.regularizer import KVRegularizer
 class FirstForward:
     """Stands in for the model in TRL's loss and captures its first forward, the one with gradient.
 
-    TRL may run the model again for logits or metrics; those forwards do not count.
+    TRL may run the model again for logits or metrics; those forwards do not count. Of the first,
+    only the held tokens of the batch's conversations are kept.
     """
 
-    def __init__(self, model: nn.Module, regularizer: KVRegularizer) -> None:
+    def __init__(
+        self, model: nn.Module, regularizer: KVRegularizer, documents: Sequence[Document]
+    ) -> None:
         self._model = model
         self._regularizer = regularizer
+        self._documents = documents
         self._is_first = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._is_first:
             return self._model(*args, **kwargs)
         self._is_first = False
-        with self._regularizer.capture():
+        with self._regularizer.capture(self._documents):
             return self._model(*args, **kwargs)
 
 

@@ -337,13 +337,14 @@ class TReFTTrainer(SFTTrainer):
     ) -> Any:
         """TRL's loss, and the penalty if there is one."""
         if self._regularizer is not None:
-            model = cast(nn.Module, FirstForward(model, self._regularizer))
+            found = documents or batch_documents(inputs, regions)
+            model = cast(nn.Module, FirstForward(model, self._regularizer, found))
         model = model if self._shared is None else self._shared.before(model)
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._regularizer is None:
             return result
         sft_loss: Tensor = result[0] if return_outputs else result
-        penalty = self._regularizer.penalty(documents or batch_documents(inputs, regions))
+        penalty = self._regularizer.penalty()
         if self.model.training:
             loss = self._add_in_training(sft_loss, penalty, num_items_in_batch)
         else:
