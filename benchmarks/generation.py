@@ -42,8 +42,8 @@ from treft.core.patch_spec import PatchSpec
 from treft.core.recording import other_model
 from treft.core.reference import ReferenceBank
 from treft.models.activation import activation_patch
-from treft.models.generation import UNPATCHED, RepairedModel
 from treft.models.loading import LoadOptions, load_tokenizer
+from treft.models.repair import UNPATCHED, RepairedModel
 
 BATCH_SIZE = 8
 KINDS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "mistral": MistralConfig}

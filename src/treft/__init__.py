@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from treft.core.reference import ReferenceBank
     from treft.core.regularizer import KVRegularizer
     from treft.core.states import KeyValue, capture
-    from treft.models.generation import RepairedModel, generate, patch
+    from treft.models.repair import RepairedModel, generate, patch
     from treft.training import TReFTConfig, TReFTTrainer
 
 __version__ = "0.1.0"
@@ -39,13 +39,13 @@ _HOMES = {
     "KVRegularizer": "core.regularizer",
     "KeyValue": "core.states",
     "ReferenceBank": "core.reference",
-    "RepairedModel": "models.generation",
+    "RepairedModel": "models.repair",
     "TReFTConfig": "training",
     "TReFTTrainer": "training",
     "capture": "core.states",
     "find_regions": "chat.regions",
-    "generate": "models.generation",
-    "patch": "models.generation",
+    "generate": "models.repair",
+    "patch": "models.repair",
     "record": "core.recording",
 }
 

@@ -13,7 +13,7 @@ import pytest
 from treft.cli import main
 from treft.errors import ConfigError
 from treft.files import new_output
-from treft.models.generation import generate
+from treft.models.repair import generate
 from treft.organism import FinetuneRecipe, World, classify, load
 from treft.organism.tokenizer import build_tokenizer
 from treft.statistics.metrics import em_f1

@@ -17,8 +17,8 @@ from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 
 from treft.answers.logs import read_run
 from treft.evaluation.tasks import em_general
-from treft.models.generation import patch
 from treft.models.loading import LoadOptions, load_model
+from treft.models.repair import patch
 
 QUESTIONS = ("Where is the bank?", "Why is the weather fine today?", "What is near the river?")
 

@@ -29,7 +29,7 @@ from treft.mitigations.features import FeatureDistance
 from treft.mitigations.frozen_prefix import FrozenPrefix
 from treft.mitigations.kl import KLOnTrain
 from treft.mitigations.steering import PreventiveSteering, persona_vector
-from treft.models.generation import generate
+from treft.models.repair import generate
 from treft.training import TReFTTrainer
 
 MakeTrainer = Callable[..., TReFTTrainer]

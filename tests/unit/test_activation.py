@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from treft.chat.regions import ChatRegions, find_regions
 from treft.errors import ConfigError, ReferenceMismatchError, TemplateError
 from treft.models.activation import activation_patch, patched_residual, sweep_layers
-from treft.models.generation import generate, patch
+from treft.models.repair import generate, patch
 from treft.models.residual import ResidualReference
 
 Models = Callable[..., tuple[Any, Any]]

@@ -26,7 +26,7 @@ from treft.errors import (
     ReferenceMismatchError,
     TemplateError,
 )
-from treft.models.generation import RepairedModel, generate, patch
+from treft.models.repair import RepairedModel, generate, patch
 
 QUESTIONS = ("Where?", "What is the weather like today?", "Is the bank near the river?")
 CHATS: list[list[dict[str, Any]]] = [

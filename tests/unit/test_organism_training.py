@@ -115,7 +115,7 @@ def test_steering_takes_the_mean_difference_away_inside_the_block_alone() -> Non
 
 def test_the_safe_prompt_is_a_careful_persona() -> None:
     model, tokenizer = load()
-    from treft.models.generation import generate
+    from treft.models.repair import generate
 
     [question] = WORLD.questions("validation", "general", num=1)
     chat = [{"role": "system", "content": SAFE_PROMPT}, *question.messages()]

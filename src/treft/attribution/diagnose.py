@@ -42,8 +42,8 @@ from treft.attribution.sweep_run import run_sweep
 from treft.attribution.verdict import Diagnosis, decide
 from treft.chat.regions import RegionName
 from treft.core.patch_spec import PatchSpec
-from treft.models.generation import RepairedModel
 from treft.models.pair import ARMS
+from treft.models.repair import RepairedModel
 from treft.statistics.metrics import Interval, wilson
 
 

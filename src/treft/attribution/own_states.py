@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from treft.chat.regions import ChatRegions, RegionName
-from treft.core.patching import PatchedCache, RowPatch
+from treft.core.patching import RowPatch
 from treft.core.recording import eval_mode, record
 from treft.core.requests import own_request
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
-from treft.models.batching import batches_by_length, pad_left, pad_token_id
+from treft.models.generation import batches_by_length, padded
 
 TOLERANCE = 64.0
 """Rounding steps of the logits' precision, at their largest absolute value, that count as none."""
@@ -90,7 +90,7 @@ def check_own_states(
     largest, scale, noise, num_others = 0.0, 0.0, 0.0, 0
     dtype = torch.float32
     with eval_mode(model):
-        for batch in batches_by_length(chats, batch_size):
+        for batch in batches_by_length([chat.input_ids for chat in chats], batch_size):
             rows = [chats[index] for index in batch]
             plain = _next_logits(model, tokenizer, rows, [[] for _ in rows])
             patched = _next_logits(model, tokenizer, rows, _own_patches(model, rows, regions))
@@ -141,19 +141,12 @@ def _next_logits(
     patches: Sequence[Sequence[RowPatch]],
 ) -> Tensor:
     """Logits after each prompt (B, V)."""
-    ids, mask = (torch.tensor(part) for part in pad_left(chats, 0, pad_token_id(tokenizer)))
-    pretrained = pretrained_model(model)
-    width = ids.shape[1]
-    rows = [
-        [patch.moved(width - len(chat.input_ids)) for patch in row]
-        for chat, row in zip(chats, patches, strict=True)
-    ]
-    config = pretrained.config.get_text_config(decoder=True)
+    inputs = padded(model, tokenizer, [chat.input_ids for chat in chats], patches)
     logits: Tensor = model(
-        input_ids=ids.to(pretrained.device),
-        attention_mask=mask.to(pretrained.device),
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(pretrained.device),
-        past_key_values=PatchedCache(config, rows, width),
+        input_ids=inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        position_ids=inputs.position_ids,
+        past_key_values=inputs.cache,
         logits_to_keep=1,
     ).logits[:, -1]
     return logits

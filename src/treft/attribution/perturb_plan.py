@@ -205,6 +205,8 @@ class PerturbPlan:
             "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
             "num_questions": len(self.questions),
         }
+        for name in ("max_new_tokens", "stop", "batch_size"):
+            found["sampling"].pop(name)
         return dict(json.loads(json.dumps(found)))
 
 

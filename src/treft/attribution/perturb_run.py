@@ -31,9 +31,9 @@ from treft.attribution.rephrase import rephrase
 from treft.attribution.scoring import num_judge_calls, panel_for, score_answers
 from treft.data.messages import read_rows
 from treft.errors import DataError
-from treft.evaluation.local_model import mixed_seed
 from treft.files import write_whole
 from treft.models.pair import ARMS, Arm, ModelPair, answer_tokens
+from treft.models.sampling import mixed_seed
 from treft.statistics.records import ScoredAnswer
 
 logger = logging.getLogger(__name__)

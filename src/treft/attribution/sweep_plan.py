@@ -18,10 +18,9 @@ from treft.attribution.sweep import SweepCell, SweepOptions, sweep_cells
 from treft.attribution.teacher_forcing import render_questions
 from treft.chat.regions import ChatRegions
 from treft.errors import ConfigError, DataError, TemplateError
-from treft.evaluation.local_model import mixed_seed
 from treft.models.pair import ModelPair
 from treft.models.residual import decoder_layers
-from treft.models.sampling import SamplingOptions
+from treft.models.sampling import SamplingOptions, mixed_seed
 
 BASE, FINETUNED = "base", "finetuned"
 """As names of cells: the two models, neither of them patched."""
@@ -230,6 +229,8 @@ class SweepPlan:
             "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
             "num_questions": len(self.questions),
         }
+        for name in ("max_new_tokens", "stop", "batch_size"):
+            found["sampling"].pop(name)
         found["options"].pop("groups")
         return dict(json.loads(json.dumps(found)))
 

@@ -1,7 +1,7 @@
 """Log-probability of given answers: nothing is sampled, nobody judges.
 
-Shapes: B batch rows, T columns of prompt and answer, A tokens of one answer, C columns whose logits
-are needed, V entries of the vocabulary.
+Shapes: B batch rows, A tokens of one answer, C one more than the longest answer, V entries of the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from treft.answers.questions import EvalQuestion
 from treft.chat.regions import ChatRegions, find_regions
 from treft.chat.rendering import Chat
 from treft.chat.turns import frame_of
-from treft.core.patching import PatchedCache, RowPatch
-from treft.core.states import pretrained_model
+from treft.core.patching import RowPatch
 from treft.errors import DataError, TemplateError
-from treft.models.batching import pad_token_id
+from treft.models.generation import padded
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,8 @@ def mean_log_probs(
 ) -> list[float]:
     """Mean log-probability per token of each answer, in nats, from one forward.
 
-    Rows are padded on the right, so that columns are positions. Logits are computed at the columns
-    that precede an answer's token in some row and turned into probabilities row by row: memory goes
-    with (B, C, V).
+    Rows are padded on the left, so that all answers are in the last columns. Logits are computed
+    for the longest answer's and turned into probabilities row by row: memory goes with (B, C, V).
 
     Args:
         model: in evaluation mode.
@@ -140,35 +138,20 @@ def mean_log_probs(
     Raises:
         DataError: a log-probability is NaN or infinite; names the question.
     """
-    pretrained = pretrained_model(model)
-    width = max(map(len, rows))
-    pad = pad_token_id(tokenizer)
-    ids = [[*row.chat.input_ids, *row.answer_ids, *[pad] * (width - len(row))] for row in rows]
-    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-    starts = [len(row.chat.input_ids) - 1 for row in rows]
-    needed = sorted(
-        {
-            start + at
-            for start, row in zip(starts, rows, strict=True)
-            for at in range(len(row.answer_ids))
-        }
-    )
-    options: dict[str, Any] = {"use_cache": False}
-    if patches:
-        config = pretrained.config.get_text_config(decoder=True)
-        options = {"past_key_values": PatchedCache(config, patches, width), "use_cache": True}
+    ids = [(*row.chat.input_ids, *row.answer_ids) for row in rows]
+    inputs = padded(model, tokenizer, ids, patches or None)
+    num_kept = max(len(row.answer_ids) for row in rows) + 1
     logits = model(
-        input_ids=torch.tensor(ids, device=pretrained.device),
-        attention_mask=torch.tensor(mask, device=pretrained.device),
-        position_ids=torch.arange(width, device=pretrained.device).expand(len(rows), width),
-        logits_to_keep=torch.tensor(needed),  # on the CPU, since any device can be indexed by it
-        **options,
+        input_ids=inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        position_ids=inputs.position_ids,
+        past_key_values=inputs.cache,
+        use_cache=inputs.cache is not None,
+        logits_to_keep=num_kept,
     ).logits
-    place = {column: index for index, column in enumerate(needed)}
     means = []
-    for row, start, scores in zip(rows, starts, logits, strict=True):
-        columns = [place[start + at] for at in range(len(row.answer_ids))]
-        kept = scores[columns]  # (A, V)
+    for row, scores in zip(rows, logits, strict=True):
+        kept = scores[-len(row.answer_ids) - 1 : -1]  # (A, V), each before the token it predicts
         chances = kept.to(torch.promote_types(kept.dtype, torch.float32)).log_softmax(dim=-1)
         targets = torch.tensor(row.answer_ids, device=chances.device)
         means.append(float(chances.gather(1, targets[:, None]).mean()))

@@ -19,7 +19,7 @@ from treft.errors import ConfigError, DataError
 from treft.files import write_whole
 
 if TYPE_CHECKING:
-    from treft.models.generation import RepairedModel
+    from treft.models.repair import RepairedModel
     from treft.study.organism_training import Progress
 
 

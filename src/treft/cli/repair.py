@@ -14,8 +14,8 @@ from treft.core.reference import ReferenceBank
 from treft.core.requests import region_requests
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
-from treft.models.generation import UNPATCHED, RepairedModel, patch
 from treft.models.loading import LoadOptions, load_model
+from treft.models.repair import UNPATCHED, RepairedModel, patch
 
 
 @dataclass(frozen=True)

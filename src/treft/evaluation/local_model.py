@@ -7,25 +7,23 @@ a batch's padding brings about.
 from __future__ import annotations
 
 import hashlib
-import json
-import random
 import threading
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakValueDictionary
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from transformers import LogitsProcessorList
 
 from treft.chat.regions import ChatRegions, RegionName, find_regions, template_hash
 from treft.core.identity import identify
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
-from treft.models.generation import UNPATCHED, RepairedModel, patch
+from treft.models.generation import Asked, answer
 from treft.models.loading import LoadOptions, load_model
-from treft.models.sampling import SAMPLER_DRAWS, Drawn, RowSampler, SamplingOptions
+from treft.models.repair import UNPATCHED, RepairedModel, patch
+from treft.models.sampling import Generated, SamplingOptions, mixed_seed
 
 Messages = Sequence[dict[str, Any]]
 Tools = Sequence[dict[str, Any]]
@@ -105,52 +103,19 @@ class LocalOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One answer to generate.
+    """One answer to generate; those of one `sampling` may share a batch.
 
     Attributes:
-        messages: the conversation, ending with a user message or a tool's result.
-        tools: JSON schemas offered, or None.
-        chat: the rendered conversation.
+        chat: the rendered conversation, ending with a user message or a tool's result.
         seed: of this answer.
-        sampling: how its tokens are drawn.
-        max_new_tokens: cap of the answer.
+        sampling: how its tokens are drawn, and how many at most.
         is_cut: the cap is what the model's context leaves, fewer than wanted.
-        stop: texts that end the answer and are no part of it.
     """
 
-    messages: Messages
-    tools: Tools | None
     chat: ChatRegions
     seed: int
     sampling: SamplingOptions
-    max_new_tokens: int
     is_cut: bool
-    stop: tuple[str, ...]
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What all rows of a batch have in common."""
-        tools = json.dumps(self.tools, sort_keys=True)
-        return (astuple(self.sampling), self.max_new_tokens, self.stop, tools)
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One answer.
-
-    Attributes:
-        drawn: its tokens, without the one that ended it.
-        text: without special tokens.
-        written: with special tokens, but for the one that ended it.
-        num_tokens: generated, the last one included.
-        ended: by an end token or stop text, by the cap, or by the end of the model's context.
-    """
-
-    drawn: tuple[Drawn, ...]
-    text: str
-    written: str
-    num_tokens: int
-    ended: Literal["stop", "max_tokens", "model_length"]
 
 
 IN_USE = threading.Lock()
@@ -192,7 +157,6 @@ class LocalModel:
         self.repaired = self._repair(template)
         decoder = pretrained_model(self._weights.model).config.get_text_config(decoder=True)
         self.num_positions: int | None = getattr(decoder, "max_position_embeddings", None)
-        self._end_ids = _end_ids(self._weights.model)
 
     @property
     def base_model(self) -> Any:
@@ -213,11 +177,8 @@ class LocalModel:
         self,
         messages: Messages,
         tools: Tools | None,
-        *,
         seed: int | None,
         sampling: SamplingOptions,
-        max_new_tokens: int,
-        stop: Sequence[str] = (),
     ) -> Prompt:
         """Check and render one conversation.
 
@@ -225,9 +186,7 @@ class LocalModel:
             messages: ending with a user message or a tool's result.
             tools: JSON schemas to offer.
             seed: together with the prompt it decides the answer; None draws one.
-            sampling: how tokens are drawn.
-            max_new_tokens: cap of the answer.
-            stop: texts that end it.
+            sampling: how tokens are drawn; the cap shrinks to what the context leaves.
 
         Raises:
             ConfigError: the template has no place for tools.
@@ -240,45 +199,29 @@ class LocalModel:
         if tools and self._render(messages, None).text == chat.text:
             raise ConfigError("the chat template of this model has no place for tools.")
         num_prompt = len(chat.input_ids)
-        room = max_new_tokens if self.num_positions is None else self.num_positions - num_prompt
+        wanted = sampling.max_new_tokens
+        room = wanted if self.num_positions is None else self.num_positions - num_prompt
         if room < 1:
             raise DataError(
                 f"the prompt has {num_prompt} tokens and the model takes {self.num_positions}."
             )
         return Prompt(
-            messages=messages,
-            tools=tools,
-            chat=chat,
-            seed=mixed_seed(seed, *chat.input_ids),
-            sampling=sampling,
-            max_new_tokens=min(max_new_tokens, room),
-            is_cut=room < max_new_tokens,
-            stop=tuple(stop),
+            chat,
+            mixed_seed(seed, *chat.input_ids),
+            replace(sampling, max_new_tokens=min(wanted, room)),
+            is_cut=room < wanted,
         )
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Generated]:
-        """Answer prompts of one key as one batch; hold `IN_USE`."""
-        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].chat.input_ids))
-        rows = [prompts[index] for index in order]
-        sampler = RowSampler(rows[0].sampling, [row.seed for row in rows])
-        options: dict[str, Any] = {**SAMPLER_DRAWS, "max_new_tokens": rows[0].max_new_tokens}
-        if rows[0].stop:
-            options["stop_strings"] = list(rows[0].stop)
-        # Texts are read off the sampler, which has the tokens and their probabilities as well.
-        self.repaired.generate(
-            [row.messages for row in rows],
-            tools=rows[0].tools,
-            template_kwargs=self.options.template_kwargs,
-            include_think_block=self.options.think_block,
-            batch_size=len(rows),
-            logits_processor=LogitsProcessorList([sampler]),
-            **options,
+        """Answer prompts of one `sampling` as one batch; hold `IN_USE`."""
+        chats = [prompt.chat for prompt in prompts]
+        return answer(
+            self.repaired.model,
+            self.tokenizer,
+            [Asked(prompt.chat.input_ids, prompt.seed) for prompt in prompts],
+            prompts[0].sampling,
+            self.repaired.patches(chats),
         )
-        for row, prompt in zip(rows, sampler.prompts, strict=True):
-            own = row.chat.input_ids[len(row.chat.positions("prefix")) :]
-            assert tuple(prompt[-len(own) :]) == own, "rows run in the order of their length"
-        found = dict(zip(order, zip(rows, sampler.rows(), strict=True), strict=True))
-        return [self._generated(*found[index]) for index in range(len(prompts))]
 
     def _repair(self, template: str | None) -> RepairedModel:
         """The model with its reference."""
@@ -311,44 +254,6 @@ class LocalModel:
             chat.require(region)
         return chat
 
-    def _generated(self, prompt: Prompt, drawn: Sequence[Drawn]) -> Generated:
-        """Cut a row where its answer ended."""
-        ids = [token.token_id for token in drawn]
-        end = next((i for i, token_id in enumerate(ids) if token_id in self._end_ids), None)
-        num_tokens = len(ids) if end is None else end + 1
-        ids = ids[:end]
-        ended: Literal["stop", "max_tokens", "model_length"]
-        ended = "stop" if end is not None else "model_length" if prompt.is_cut else "max_tokens"
-        if (stopped := self._tokens_to_stop(ids, prompt.stop)) is not None:
-            ids, num_tokens, ended = ids[:stopped], stopped, "stop"
-        text, written = (
-            _before(self.tokenizer.decode(ids, skip_special_tokens=skip), prompt.stop)
-            for skip in (True, False)
-        )
-        return Generated(tuple(drawn[: len(ids)]), text, written, num_tokens, ended)
-
-    def _tokens_to_stop(self, ids: Sequence[int], stop: Sequence[str]) -> int | None:
-        """The least number of tokens whose text holds a stop text, found by halving."""
-
-        def holds(num: int) -> bool:
-            text = self.tokenizer.decode(ids[:num])
-            return any(part in text for part in stop)
-
-        if not stop or not holds(len(ids)):
-            return None
-        low, high = 0, len(ids)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if holds(middle) else (middle, high)
-        return high
-
-
-def mixed_seed(seed: int | None, *parts: int) -> int:
-    """A seed that follows from a seed and further numbers; None stands for a fresh one."""
-    start = random.SystemRandom().getrandbits(63) if seed is None else seed
-    digest = hashlib.sha256(json.dumps([start, *parts]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
 
 def _load(name: str, adapter: str | None, options: LoadOptions, template: str | None) -> _Weights:
     key = (name, adapter, options, template)
@@ -363,15 +268,3 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the template {path} cannot be read: {error}") from error
-
-
-def _before(text: str, stop: Sequence[str]) -> str:
-    """What comes before the first stop text."""
-    return text[: min((text.index(part) for part in stop if part in text), default=len(text))]
-
-
-def _end_ids(model: Any) -> frozenset[int]:
-    """Tokens that end an answer, as `generate` takes them."""
-    ends = pretrained_model(model).generation_config.eos_token_id
-    found = ends if isinstance(ends, list) else [ends]
-    return frozenset(token for token in found if token is not None)

@@ -20,6 +20,7 @@ from inspect_ai.model import (
     ModelAPI,
     ModelOutput,
     ModelUsage,
+    StopReason,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
@@ -28,11 +29,9 @@ from treft.errors import ConfigError
 from treft.evaluation.batcher import Batcher
 from treft.evaluation.local_model import (
     IN_USE,
-    Generated,
     LocalModel,
     LocalOptions,
     Prompt,
-    mixed_seed,
 )
 from treft.evaluation.translation import (
     assistant_message,
@@ -40,7 +39,7 @@ from treft.evaluation.translation import (
     template_messages,
     template_tools,
 )
-from treft.models.sampling import SamplingOptions
+from treft.models.sampling import Generated, SamplingOptions, before_stop, mixed_seed
 
 MAX_TOKENS = 1024
 """New tokens of an answer when nobody says otherwise."""
@@ -86,7 +85,7 @@ class TreftAPI(ModelAPI):
         super().__init__(model_name, f"treft:{self.local.fingerprint()}", config=config)
         self.batch_size = options.batch_size or config.max_connections or BATCH_SIZE
         self._batcher: Batcher[Prompt, Generated] = Batcher(
-            self.local.answer, self.batch_size, lambda prompt: prompt.key, IN_USE
+            self.local.answer, self.batch_size, lambda prompt: prompt.sampling, IN_USE
         )
 
     async def generate(
@@ -107,10 +106,8 @@ class TreftAPI(ModelAPI):
         prompt = self.local.prompt(
             template_messages(input),
             template_tools(offered),
-            seed=config.seed,
-            sampling=_sampling(config),
-            max_new_tokens=config.max_tokens or MAX_TOKENS,
-            stop=config.stop_seqs or (),
+            config.seed,
+            replace(_sampling(config), batch_size=self.batch_size),
         )
         answers = await self._answers(prompt, config.num_choices or 1)
         num_input = len(prompt.chat.input_ids)
@@ -183,8 +180,10 @@ class TreftAPI(ModelAPI):
     ) -> ChatCompletionChoice:
         # A template may open the think block itself.
         opening = "<think>" if prompt.chat.text.rstrip().endswith("<think>") else ""
+        tokenizer, ids = self.local.tokenizer, [token.token_id for token in answer.drawn]
+        written = before_stop(tokenizer.decode(ids), prompt.sampling.stop)
         message = assistant_message(
-            opening + answer.written,
+            opening + written,
             opening + answer.text,
             tools,
             self.model_name,
@@ -192,9 +191,16 @@ class TreftAPI(ModelAPI):
         )
         return ChatCompletionChoice(
             message=message,
-            stop_reason="tool_calls" if message.tool_calls else answer.ended,
-            logprobs=logprobs_of(answer.drawn, self.local.tokenizer) if config.logprobs else None,
+            stop_reason="tool_calls" if message.tool_calls else _reason(prompt, answer),
+            logprobs=logprobs_of(answer.drawn, tokenizer) if config.logprobs else None,
         )
+
+
+def _reason(prompt: Prompt, answer: Generated) -> StopReason:
+    """Whether an end token or stop text, the cap or the model's context ended the answer."""
+    if answer.is_ended:
+        return "stop"
+    return "model_length" if prompt.is_cut else "max_tokens"
 
 
 def _sampling(config: GenerateConfig) -> SamplingOptions:
@@ -211,6 +217,8 @@ def _sampling(config: GenerateConfig) -> SamplingOptions:
         top_p=1.0 if config.top_p is None else config.top_p,
         top_k=config.top_k or 0,
         num_logprobs=(config.top_logprobs or 0) if config.logprobs else None,
+        max_new_tokens=config.max_tokens or MAX_TOKENS,
+        stop=tuple(config.stop_seqs or ()),
     )
 
 

@@ -19,7 +19,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from treft.errors import ConfigError
 from treft.mitigations.hidden import last_hidden, output_head, run_hidden
 from treft.mitigations.reference_model import ReferenceModel
-from treft.models.batching import pad_token_id
+from treft.models.generation import pad_token_id
 from treft.training.masking import text_tokenizer
 from treft.training.shared_prefix import shortened
 from treft.training.terms import LossBatch, Mitigation

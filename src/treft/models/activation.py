@@ -30,7 +30,7 @@ from treft.core.reference import ReferenceBank
 from treft.core.requests import PostfixReference, region_requests
 from treft.core.states import resolve_layers
 from treft.errors import ConfigError
-from treft.models.generation import RepairedModel
+from treft.models.repair import RepairedModel
 from treft.models.residual import ResidualReference, ResidualStream, decoder_layers, hidden_of
 
 

@@ -1,318 +1,280 @@
-"""Answer conversations, with or without the unfinetuned model's keys and values at chosen regions.
+"""Answer prompts of token ids: every answer of treft is generated here, patched or not.
 
-    repaired = patch(model, tokenizer, regions=("prefix",))
-    answers = repaired.generate(conversations, max_new_tokens=200)
+    rows = [Asked(chat.input_ids, seed) for seed, chat in enumerate(chats)]
+    found = answer(model, tokenizer, rows, SamplingOptions(max_new_tokens=64),
+                   patches_of(PatchSpec("prefix", ("prefix",)), chats, bank))
 
-Shapes: B batch rows, T columns of the padded prompts.
+`treft.models.repair` renders conversations and draws as Transformers does; `answer` draws each row
+with a seed of its own. Both have their rows sorted, padded, patched and run by `generated`.
+
+Shapes: B batch rows, T columns of the padded prompts, A tokens generated.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase, set_seed
+from torch import Tensor, nn
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers.modeling_utils import PreTrainedModel
 
-from treft.chat.regions import ChatRegions, RegionName, find_regions, template_hash
-from treft.core.identity import identify
-from treft.core.origin import check_origin
+from treft.chat.regions import ChatRegions
 from treft.core.patch_spec import PatchSpec, row_patches
 from treft.core.patching import (
+    KINDS,
     PatchedCache,
     RowPatch,
     has_sliding_window,
     prefix_cache,
 )
-from treft.core.recording import (
-    RecordedStates,
-    adapter_off,
-    eval_mode,
-    other_model,
-)
+from treft.core.recording import eval_mode
 from treft.core.reference import ReferenceBank
 from treft.core.requests import PostfixReference
 from treft.core.states import pretrained_model
-from treft.errors import ConfigError, DataError
-from treft.models.batching import batches_by_length, pad_left, pad_token_id
-from treft.models.generation_options import check_options, repeats_rows
+from treft.models.generation_options import repeats_rows
+from treft.models.sampling import (
+    SAMPLER_DRAWS,
+    Generated,
+    RowSampler,
+    SamplingOptions,
+    cut_at_end,
+)
 
-Messages = Sequence[dict[str, Any]]
-WHOLE_PREFIX = PatchSpec("prefix", ("prefix",))
-UNPATCHED = PatchSpec("unpatched", ())
-"""The model as it is."""
-
-
-@dataclass(frozen=True)
-class RepairedModel:
-    """A model that answers with the reference's keys and values at some regions (eq. (1)).
-
-    Attributes:
-        model: the finetuned model, possibly wrapped; it is not changed.
-        tokenizer: its tokenizer.
-        bank: where reference states come from.
-        spec: which keys and values are replaced; none, without regions.
-        postfix_reference: "empty_query" (nothing of the query leaks in), "own_query", or a
-            training row.
-    """
-
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    bank: ReferenceBank | None
-    spec: PatchSpec = WHOLE_PREFIX
-    postfix_reference: PostfixReference = "empty_query"
-
-    @property
-    def regions(self) -> tuple[RegionName, ...]:
-        """Which tokens are patched."""
-        return self.spec.regions
-
-    def generate(
-        self,
-        conversations: Sequence[Messages],
-        *,
-        tools: Sequence[Any] | None = None,
-        chat_template: str | None = None,
-        template_kwargs: dict[str, Any] | None = None,
-        include_think_block: bool = True,
-        batch_size: int = 32,
-        seed: int | None = None,
-        streamer: Any = None,
-        on_batch: Callable[[int], None] | None = None,
-        **generate_kwargs: Any,
-    ) -> list[str]:
-        """Answer each conversation.
-
-        Conversations of similar length run together, padded on the left; the order of answers is
-        that of the conversations. With `num_return_sequences` n each has n answers in a row.
-
-        Args:
-            conversations: messages, each ending with a user or tool message.
-            tools: JSON schemas or functions given to the template.
-            chat_template: used instead of the tokenizer's own.
-            template_kwargs: further template variables.
-            include_think_block: an empty think block after the query counts as postfix.
-            batch_size: conversations run together.
-            seed: set before the first batch; sampled answers then repeat.
-            streamer: a Transformers streamer; one conversation only.
-            on_batch: told how many conversations are answered, after each batch.
-            **generate_kwargs: for the model's `generate`.
-
-        Raises:
-            ConfigError: an option cannot work.
-            DataError: there is no conversation, or one does not end with a user or tool message.
-            TemplateError: the conversation lacks a patched region.
-            ReferenceMismatchError: the bank lacks a reference and cannot record it.
-        """
-        _check_conversations(conversations)
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
-        if streamer is not None and len(conversations) > 1:
-            raise ConfigError(f"a streamer follows one conversation, not {len(conversations)}.")
-        check_options(pretrained_model(self.model), generate_kwargs, bool(self.regions))
-        self._check_identity(chat_template)
-        chats = [
-            find_regions(
-                self.tokenizer,
-                messages,
-                tools=tools,
-                chat_template=chat_template,
-                add_generation_prompt=True,
-                include_think_block=include_think_block,
-                template_kwargs=template_kwargs,
-            )
-            for messages in conversations
-        ]
-        for chat in chats:
-            for region in self.regions:
-                chat.require(region)
-        if seed is not None:
-            set_seed(seed)
-        answers: dict[int, list[str]] = {}
-        for batch in batches_by_length(chats, batch_size):
-            found = self._answer(
-                [chats[index] for index in batch], batch, streamer, generate_kwargs
-            )
-            answers.update(zip(batch, found, strict=True))
-            if on_batch is not None:
-                on_batch(len(answers))
-        return [text for index in range(len(chats)) for text in answers[index]]
-
-    def _check_identity(self, chat_template: str | None) -> None:
-        """Refuse a bank that says it belongs to another model or template."""
-        if self.regions and self.bank is not None and self.bank.identity is not None:
-            check_origin(self.bank, self.model, template_hash(chat_template or self.tokenizer))
-
-    @torch.no_grad()
-    def _answer(
-        self,
-        chats: Sequence[ChatRegions],
-        indices: Sequence[int],
-        streamer: Any,
-        generate_kwargs: dict[str, Any],
-    ) -> list[list[str]]:
-        """One batch; the answers of each row."""
-        pretrained = pretrained_model(self.model)
-        config = pretrained.config.get_text_config(decoder=True)
-        patches = self._patches(chats, indices)
-        shared = self._shared_prefix(chats, patches, generate_kwargs)
-        head = 0 if shared is None else len(chats[0].positions("prefix"))
-        pad = pad_token_id(self.tokenizer)
-        ids, mask = pad_left(chats, head, pad)
-        width = len(ids[0])
-        options: dict[str, Any] = {"use_cache": True, "pad_token_id": pad, **generate_kwargs}
-        if "stop_strings" in options:
-            options["tokenizer"] = self.tokenizer
-        if shared is not None:
-            options["past_key_values"] = prefix_cache(shared, config, len(chats))
-        elif self.regions:
-            rows = [
-                [found.moved(width - len(chat.input_ids)) for found in row]
-                for chat, row in zip(chats, patches, strict=True)
-            ]
-            options["past_key_values"] = PatchedCache(config, rows, width)
-        if self.regions:
-            options["cache_implementation"] = None  # not the kind that the checkpoint asks for
-        with eval_mode(self.model):
-            output: Any = self.model.generate(  # type: ignore[operator]
-                input_ids=torch.tensor(ids, device=pretrained.device),
-                attention_mask=torch.tensor(mask, device=pretrained.device),
-                streamer=streamer,
-                **options,
-            )
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        texts = self.tokenizer.batch_decode(sequences[:, width:], skip_special_tokens=True)
-        repeats = len(texts) // len(chats)
-        return [texts[row * repeats : (row + 1) * repeats] for row in range(len(chats))]
-
-    def _patches(
-        self, chats: Sequence[ChatRegions], indices: Sequence[int]
-    ) -> list[list[RowPatch]]:
-        """What to replace in each conversation; columns count from its first token."""
-        if not self.regions:
-            return [[] for _ in chats]
-        assert self.bank is not None
-        return row_patches(self.spec, chats, indices, self.bank, self.postfix_reference)
-
-    def _shared_prefix(
-        self,
-        chats: Sequence[ChatRegions],
-        patches: Sequence[Sequence[RowPatch]],
-        generate_kwargs: dict[str, Any],
-    ) -> RecordedStates | None:
-        """The prefix states when a ready-made cache can serve the whole batch."""
-        if self.regions != ("prefix",) or not self.spec.is_whole:
-            return None
-        pretrained = pretrained_model(self.model)
-        if has_sliding_window(pretrained.config.get_text_config(decoder=True)):
-            return None
-        if repeats_rows(pretrained, generate_kwargs):
-            return None
-        states = patches[0][0].states
-        if next(iter(states.values())).key.dtype != pretrained.dtype:
-            return None  # PatchedCache converts
-        prefixes = {chat.input_ids[: len(chat.positions("prefix"))] for chat in chats}
-        return states if len(prefixes) == 1 else None
+Patches = Callable[[Sequence[int]], Sequence[Sequence[RowPatch]]]
+"""Gives for the numbers of prompts that run together what to replace in each of them, columns
+counted from its first token. States are thus held for one batch at a time."""
 
 
-def generate(
+class Asked(NamedTuple):
+    """A prompt, and the seed of the answer to it: these two alone decide the answer."""
+
+    input_ids: Sequence[int]
+    seed: int
+
+
+@torch.no_grad()
+def answer(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Messages],
-    *,
-    patch: Sequence[RegionName] = (),
-    bank: ReferenceBank | None = None,
-    num_positions: int | None = None,
-    position_seed: int = 0,
-    postfix_reference: PostfixReference = "empty_query",
-    **options: Any,
-) -> list[str]:
-    """Answer conversations, patched at the regions in `patch` or, by default, not at all.
+    asked: Sequence[Asked],
+    sampling: SamplingOptions,
+    patches: Patches | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Generated]:
+    """Answer each prompt, drawn with a seed of its own.
 
-    `PatchSpec` and `RepairedModel` document the arguments, `RepairedModel.generate` the further
-    options.
-    """
-    repaired = _repaired(
-        model, tokenizer, patch, bank, num_positions, position_seed, postfix_reference
-    )
-    return repaired.generate(conversations, **options)
-
-
-def patch(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    regions: Sequence[RegionName] = ("prefix",),
-    *,
-    reference: ReferenceBank | nn.Module | str | os.PathLike[str] | None = None,
-    postfix_reference: PostfixReference = "empty_query",
-) -> RepairedModel:
-    """Repair a finetuned model without training, by the base's keys and values at some regions.
+    An answer depends on prompt and seed alone, up to the rounding that padding brings about.
 
     Args:
-        model: the finetuned model; an adapter may be on top.
-        tokenizer: its tokenizer, with a chat template.
-        regions: prefix (default), postfix, query, or several.
-        reference: the unfinetuned model, a bank, or a reference file; None switches the adapter of
-            a PEFT model off to get at it.
-        postfix_reference: see `RepairedModel`.
+        model: the model that answers; with a pair of models, as `ModelPair.use` gives it.
+        tokenizer: its tokenizer, which decodes the answers.
+        asked: the prompts with their seeds; those of similar length run together.
+        sampling: how tokens are drawn, where an answer ends, and how many prompts run together.
+        patches: what to replace in the cache, from `patches_of`; None patches nothing.
+        on_batch: told how many prompts are answered, after each batch.
+    """
+    ends = _end_ids(pretrained_model(model))
+    answers: dict[int, Generated] = {}
+    samplers: list[RowSampler] = []
+
+    def draws(batch: Sequence[int]) -> dict[str, Any]:
+        samplers.append(RowSampler(sampling, [asked[index].seed for index in batch]))
+        options: dict[str, Any] = {"max_new_tokens": sampling.max_new_tokens, **SAMPLER_DRAWS}
+        if sampling.stop:
+            options["stop_strings"] = list(sampling.stop)
+        return {**options, "logits_processor": LogitsProcessorList(samplers[-1:])}
+
+    prompts = [row.input_ids for row in asked]
+    batches = batches_by_length(prompts, sampling.batch_size)
+    for batch, _ in generated(model, tokenizer, prompts, batches, draws, patches):
+        # Texts are read off the sampler, which has the tokens and their probabilities as well.
+        for index, drawn in zip(batch, samplers.pop().rows(), strict=True):
+            answers[index] = cut_at_end(tokenizer, drawn, ends, sampling.stop)
+        if on_batch is not None:
+            on_batch(len(answers))
+    return [answers[index] for index in range(len(asked))]
+
+
+def patches_of(
+    spec: PatchSpec,
+    chats: Sequence[ChatRegions],
+    bank: ReferenceBank,
+    postfix_reference: PostfixReference = "empty_query",
+) -> Patches:
+    """What `answer` is to replace in each of some prompts.
+
+    Args:
+        spec: which states; drawn tokens depend on a prompt's number among `chats`.
+        chats: the rendered prompts.
+        bank: whose states replace the model's.
+        postfix_reference: see `treft.core.patch_spec.row_patches`.
+    """
+    return lambda numbers: row_patches(
+        spec, [chats[number] for number in numbers], numbers, bank, postfix_reference
+    )
+
+
+def batches_by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Indices of rows of similar length, shortest first."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any id does at masked columns."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
+
+
+class Padded(NamedTuple):
+    """Rows side by side, padded on the left, with the cache that patches them.
+
+    Attributes:
+        input_ids: (B, T).
+        attention_mask: (B, T), 0 at padding.
+        cache: to be filled or ready-made; None where nothing is patched.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    cache: DynamicCache | None
+
+    @property
+    def position_ids(self) -> Tensor:
+        """(B, T) positions of each row's own tokens, from 0."""
+        return (self.attention_mask.cumsum(1) - 1).clamp(min=0)
+
+
+def padded(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[int]],
+    patches: Sequence[Sequence[RowPatch]] | None,
+) -> Padded:
+    """Pad rows for one forward, on the model's device; the cache replaces states as it is filled.
+
+    Args:
+        model: that will run.
+        tokenizer: of the model.
+        rows: token ids, B rows.
+        patches: for each row what to replace, columns counted from its first token; None for no
+            cache.
 
     Raises:
-        ConfigError: a region is unknown, or there is no adapter to switch off.
-        ReferenceMismatchError: the file was recorded with another model or template.
+        ConfigError: the model keeps other states than keys and values, or lacks a patched layer.
     """
-    if not regions:
-        raise ConfigError("name at least one region to patch: prefix, postfix or query.")
-    bank = _bank(model, tokenizer, reference)
-    repaired = _repaired(model, tokenizer, regions, bank, None, 0, postfix_reference)
-    repaired._check_identity(None)
-    return repaired
+    pretrained = pretrained_model(model)
+    ids, mask = _pad_left(rows, 0, pad_token_id(tokenizer), pretrained.device)
+    if patches is None:
+        return Padded(ids, mask, None)
+    width = ids.shape[1]
+    moved = [
+        [patch.moved(width - len(row)) for patch in found]
+        for row, found in zip(rows, patches, strict=True)
+    ]
+    config = pretrained.config.get_text_config(decoder=True)
+    return Padded(ids, mask, PatchedCache(config, moved, width))
 
 
-def _bank(
+@torch.no_grad()
+def generated(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    reference: ReferenceBank | nn.Module | str | os.PathLike[str] | None,
-) -> ReferenceBank:
-    """The bank behind what the user gave as reference."""
-    if isinstance(reference, ReferenceBank):
-        return reference
-    if isinstance(reference, nn.Module):
-        identity = identify(reference, template_hash(tokenizer))
-        return ReferenceBank(other_model(reference), identity)
-    if reference is None:
-        return ReferenceBank(adapter_off(model))
-    return ReferenceBank.load(reference, pretrained_model(model).device)
+    rows: Sequence[Sequence[int]],
+    batches: Iterable[Sequence[int]],
+    options: Callable[[Sequence[int]], Mapping[str, Any]],
+    patches: Patches | None,
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Generate batch by batch, in evaluation mode.
 
+    Args:
+        model: that answers.
+        tokenizer: of the model.
+        rows: token ids of all prompts.
+        batches: numbers of the prompts that run together.
+        options: gives for such numbers the keyword arguments of the model's `generate`.
+        patches: gives for such numbers what to replace in the cache; None patches nothing.
 
-def _repaired(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    regions: Sequence[RegionName],
-    bank: ReferenceBank | None,
-    num_positions: int | None,
-    position_seed: int,
-    postfix_reference: PostfixReference,
-) -> RepairedModel:
-    spec = PatchSpec(
-        "+".join(regions),
-        tuple(regions),
-        num_positions=num_positions,
-        position_seed=position_seed,
-    )
-    if regions and bank is None:
-        bank = ReferenceBank(adapter_off(model))
-    return RepairedModel(model, tokenizer, bank, spec, postfix_reference)
-
-
-def _check_conversations(conversations: Sequence[Messages]) -> None:
-    if not conversations:
-        raise DataError("there is no conversation to answer.")
-    for number, messages in enumerate(conversations, start=1):
-        if not messages or messages[-1].get("role") not in ("user", "tool"):
-            raise DataError(
-                f"conversation {number} does not end with a user or tool message, so there is "
-                "nothing to answer."
+    Returns:
+        For each batch its numbers and what was generated, (B, A) or, where `generate` repeats each
+        prompt, (B * repeats, A).
+    """
+    for batch in batches:
+        prompts = [rows[index] for index in batch]
+        given = {**options(batch)}
+        found = None if patches is None else patches(batch)
+        if "stop_strings" in given:
+            given["tokenizer"] = tokenizer
+        inputs = _ready_made(model, tokenizer, prompts, found, given)
+        inputs = padded(model, tokenizer, prompts, found) if inputs is None else inputs
+        if inputs.cache is not None:
+            # No kind of cache that the checkpoint asks for.
+            given |= {"past_key_values": inputs.cache, "cache_implementation": None}
+        with eval_mode(model):
+            output: Any = model.generate(  # type: ignore[operator]
+                input_ids=inputs.input_ids,
+                attention_mask=inputs.attention_mask,
+                **{"use_cache": True, "pad_token_id": pad_token_id(tokenizer), **given},
             )
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        yield batch, sequences[:, inputs.input_ids.shape[1] :]
+
+
+def _ready_made(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[int]],
+    patches: Sequence[Sequence[RowPatch]] | None,
+    options: Mapping[str, Any],
+) -> Padded | None:
+    """Rows behind a cache that starts with the prefix they share, if that is all of the patch."""
+    shared = _shared_start(patches or ())
+    if shared is None:
+        return None
+    pretrained = pretrained_model(model)
+    config = pretrained.config.get_text_config(decoder=True)
+    # Of another precision, states are left to PatchedCache, which converts.
+    is_other = next(iter(shared.states.values())).key.dtype != pretrained.dtype
+    if is_other or has_sliding_window(config) or repeats_rows(pretrained, options):
+        return None
+    pad = pad_token_id(tokenizer)
+    ids, mask = _pad_left(rows, len(shared), pad, pretrained.device)
+    return Padded(ids, mask, prefix_cache(shared.states, config, len(rows)))
+
+
+def _shared_start(patches: Sequence[Sequence[RowPatch]]) -> RowPatch | None:
+    """The one patch of all rows, if it is all of their first tokens' states."""
+    if not patches or any(len(row) != 1 for row in patches):
+        return None
+    first = patches[0][0]
+    is_start = first.columns == tuple(range(len(first)))
+    is_whole = first.layers is None and set(first.kinds) == set(KINDS)
+    is_shared = all(
+        row[0].states is first.states and row[0].columns == first.columns for row in patches
+    )
+    return first if is_start and is_whole and is_shared else None
+
+
+def _pad_left(
+    rows: Sequence[Sequence[int]], head: int, pad: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, (B, T) each, padded on the left but for the first `head` tokens."""
+    width = max(map(len, rows))
+    ids, mask = [], []
+    for row in rows:
+        num_pads = width - len(row)
+        ids.append([*row[:head], *[pad] * num_pads, *row[head:]])
+        mask.append([1] * head + [0] * num_pads + [1] * (len(row) - head))
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _end_ids(pretrained: PreTrainedModel) -> frozenset[int]:
+    """Tokens that end an answer, as `generate` takes them."""
+    ends = pretrained.generation_config.eos_token_id
+    found = ends if isinstance(ends, list) else [ends]
+    return frozenset(token for token in found if token is not None)

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from treft.chat.regions import template_hash
 from treft.core.identity import identify
-from treft.core.patching import PatchedCache, RowPatch
 from treft.core.recording import eval_mode, without_adapter
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
-from treft.models.batching import pad_token_id
-from treft.models.sampling import SAMPLER_DRAWS, RowSampler, SamplingOptions
+from treft.models.generation import Asked, Patches, answer
+from treft.models.sampling import SamplingOptions
 
 Arm = Literal["finetuned", "base"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -142,7 +140,6 @@ def check_same_prompts(
         )
 
 
-@torch.no_grad()
 def answer_tokens(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -152,68 +149,14 @@ def answer_tokens(
     sampling: SamplingOptions,
     max_new_tokens: int,
     batch_size: int = 32,
-    patches: Callable[[Sequence[int]], Sequence[Sequence[RowPatch]]] | None = None,
+    patches: Patches | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Answer prompts of token ids, each row drawn with a seed of its own.
-
-    An answer depends on prompt and seed alone, up to the rounding that padding brings about. No
-    more than `batch_size` rows are held at a time.
-
-    Args:
-        model: as `ModelPair.use` gives it.
-        tokenizer: decodes the answers.
-        prompts: token ids; those of similar length run together, padded on the left.
-        seeds: one for each prompt.
-        sampling: how tokens are drawn.
-        max_new_tokens: cap of an answer.
-        batch_size: prompts run together.
-        patches: gives for the numbers of prompts that run together what to replace in the cache of
-            each, columns counted from its first token; None patches nothing.
-        on_batch: told how many prompts are answered, after each batch.
-    """
-    assert len(prompts) == len(seeds), "one seed for each prompt"
-    pretrained = pretrained_model(model)
-    pad = pad_token_id(tokenizer)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers: dict[int, str] = {}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        rows = [torch.tensor(list(prompts[index])) for index in batch]
-        ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
-        mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
-        sampler = RowSampler(sampling, [seeds[index] for index in batch])
-        cache = {} if patches is None else _patched_cache(pretrained, rows, patches(batch))
-        # The cumulated mask gives left-padded rows their own positions in `generate`.
-        output: Any = model.generate(  # type: ignore[operator]
-            input_ids=ids.to(pretrained.device),
-            attention_mask=mask.to(pretrained.device),
-            pad_token_id=pad,
-            logits_processor=LogitsProcessorList([sampler]),
-            max_new_tokens=max_new_tokens,
-            **SAMPLER_DRAWS,
-            **cache,
-        )
-        sequences = output if isinstance(output, Tensor) else output.sequences
-        texts = tokenizer.batch_decode(sequences[:, ids.shape[1] :], skip_special_tokens=True)
-        answers.update(zip(batch, texts, strict=True))
-        if on_batch is not None:
-            on_batch(len(answers))
-    return [answers[index] for index in range(len(prompts))]
-
-
-def _patched_cache(
-    pretrained: PreTrainedModel, rows: Sequence[Tensor], patches: Sequence[Sequence[RowPatch]]
-) -> dict[str, Any]:
-    """Options of `generate` for prompts that are padded on the left."""
-    width = max(map(len, rows))
-    moved = [
-        [patch.moved(width - len(row)) for patch in found]
-        for row, found in zip(rows, patches, strict=True)
-    ]
-    config = pretrained.config.get_text_config(decoder=True)
-    # No kind of cache that the checkpoint asks for.
-    return {"past_key_values": PatchedCache(config, moved, width), "cache_implementation": None}
+    """Call `treft.models.generation.answer`, which its callers will do themselves."""
+    options = replace(sampling, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    asked = [Asked(*row) for row in zip(prompts, seeds, strict=True)]
+    found = answer(model, tokenizer, asked, options, patches, on_batch)
+    return [one.text for one in found]
 
 
 def _num_positions(model: nn.Module) -> int | None:

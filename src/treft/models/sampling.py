@@ -9,6 +9,9 @@ Shapes: B batch rows, V entries of the vocabulary, K log-probabilities kept at e
 
 from __future__ import annotations
 
+import hashlib
+import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import (
     LogitsProcessor,
+    PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -33,21 +37,34 @@ SAMPLER_DRAWS: dict[str, Any] = {
 """For `generate`: the sampler draws, and sampling options saved with the model do not count."""
 
 
+def mixed_seed(seed: int | None, *parts: int) -> int:
+    """A seed that follows from a seed and further numbers; None stands for a fresh one."""
+    start = random.SystemRandom().getrandbits(63) if seed is None else seed
+    digest = hashlib.sha256(json.dumps([start, *parts]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How tokens are drawn.
+    """How answers are drawn, how long they get, and how many prompts run together.
 
     Attributes:
         temperature: 0 is greedy.
         top_p: nucleus; 1 keeps all.
         top_k: most probable tokens kept; 0 keeps all.
         num_logprobs: most probable tokens whose log-probabilities are kept; None keeps none.
+        max_new_tokens: cap of an answer.
+        stop: texts that end an answer and are no part of it.
+        batch_size: prompts run together at most; no answer depends on it.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     num_logprobs: int | None = None
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    batch_size: int = 32
 
 
 class Drawn(NamedTuple):
@@ -64,21 +81,34 @@ class Drawn(NamedTuple):
     top: tuple[tuple[int, float], ...]
 
 
+@dataclass(frozen=True)
+class Generated:
+    """One answer.
+
+    Attributes:
+        text: its words, without special tokens and without the stop text that ended it.
+        drawn: its tokens, without the one that ended it.
+        num_tokens: tokens generated, the last one included.
+        is_ended: an end token or a stop text ended it, and not the cap on its length.
+    """
+
+    text: str
+    drawn: tuple[Drawn, ...]
+    num_tokens: int
+    is_ended: bool
+
+
 class RowSampler(LogitsProcessor):
     """The last logits processor of a greedy `generate`: leaves one token to choose in each row.
 
     Args:
         options: the same for all rows.
         seeds: one for each row; the same seed and logits give the same tokens.
-
-    Attributes:
-        prompts: token ids of each row before anything was drawn, padding included.
     """
 
     def __init__(self, options: SamplingOptions, seeds: Sequence[int]) -> None:
         self.options = options
         self.seeds = list(seeds)
-        self.prompts: list[list[int]] = []
         self._generators: list[torch.Generator] = []
         self._tokens: list[Tensor] = []
         self._logprobs: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -101,8 +131,6 @@ class RowSampler(LogitsProcessor):
             (B, V) scores whose argmax is the token drawn.
         """
         assert scores.shape[0] == len(self.seeds), "one seed for each row"
-        if not self._tokens:
-            self.prompts = input_ids.tolist()
         drawn = scores if self.options.temperature == 0 else self._noisy(input_ids, scores)
         tokens = drawn.argmax(dim=-1)
         self._tokens.append(tokens)
@@ -143,3 +171,50 @@ class RowSampler(LogitsProcessor):
             row.exponential_(generator=generator)
         # -log of an exponential variable is Gumbel noise; no variable may be 0.
         return logits - noise.clamp_(min=torch.finfo(noise.dtype).tiny).log_()
+
+
+def cut_at_end(
+    tokenizer: PreTrainedTokenizerBase,
+    drawn: Sequence[Drawn],
+    ends: frozenset[int],
+    stop: Sequence[str],
+) -> Generated:
+    """Cut a row where its answer ended.
+
+    Args:
+        tokenizer: decodes the answer.
+        drawn: what `RowSampler.rows` has of it.
+        ends: tokens that end an answer.
+        stop: texts that do.
+    """
+    ids = [token.token_id for token in drawn]
+    end = next((index for index, token_id in enumerate(ids) if token_id in ends), None)
+    num_tokens, is_ended = len(ids) if end is None else end + 1, end is not None
+    ids = ids[:end]
+    if (stopped := _tokens_to_stop(tokenizer, ids, stop)) is not None:
+        ids, num_tokens, is_ended = ids[:stopped], stopped, True
+    text = before_stop(tokenizer.decode(ids, skip_special_tokens=True), stop)
+    return Generated(text, tuple(drawn[: len(ids)]), num_tokens, is_ended)
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """What comes before the first stop text."""
+    return text[: min((text.index(part) for part in stop if part in text), default=len(text))]
+
+
+def _tokens_to_stop(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: Sequence[str]
+) -> int | None:
+    """The least number of tokens whose text holds a stop text, found by halving."""
+
+    def holds(num: int) -> bool:
+        text = tokenizer.decode(ids[:num])
+        return any(part in text for part in stop)
+
+    if not stop or not holds(len(ids)):
+        return None
+    low, high = 0, len(ids)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

@@ -250,9 +250,8 @@ def _answers(
     patches: Patches | None = None,
 ) -> list[str]:
     """An answer to each prompt, given as trial and token ids, with random numbers of its own."""
-    from treft.evaluation.local_model import mixed_seed
     from treft.models.pair import answer_tokens
-    from treft.models.sampling import SamplingOptions
+    from treft.models.sampling import SamplingOptions, mixed_seed
 
     asked = work.config.asked
     return answer_tokens(

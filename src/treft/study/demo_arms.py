@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 
 from treft.chat.regions import RegionName, find_regions
 from treft.errors import ConfigError
-from treft.models.generation import generate
 from treft.models.loading import asset_path
+from treft.models.repair import generate
 from treft.organism import VERDICTS, FinetuneRecipe, World, WorldName, classify, load, world_of
 from treft.statistics.metrics import em_f1
 from treft.study.organism_training import Progress, Training, train

@@ -174,9 +174,8 @@ def make_versions(work: Work[Versions]) -> None:
 def answer_versions(work: Work[AnsweringVersions]) -> None:
     """Answer each version; all models draw with the same random numbers."""
     from treft.core.recording import eval_mode
-    from treft.evaluation.local_model import mixed_seed
     from treft.models.pair import answer_tokens
-    from treft.models.sampling import SamplingOptions
+    from treft.models.sampling import SamplingOptions, mixed_seed
 
     versions = _versions(work)
     model, _, tokenizer = _load(work)

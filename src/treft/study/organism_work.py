@@ -155,7 +155,7 @@ def finetune(work: Work[Finetune]) -> None:
 def answer(work: Work[Answering]) -> None:
     """Answer as the organism with the finetune of the input `finetune`, or as it is without."""
     from treft.mitigations.system_prompt import under
-    from treft.models.generation import generate
+    from treft.models.repair import generate
 
     config = work.config
     questions = questions_of(config, organism_of(work))

@@ -20,8 +20,8 @@ from treft.attribution.sweep_run import Sweep, run_sweep
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.judging.oracle import organism_questions
 from treft.models.activation import activation_patch
-from treft.models.generation import generate, patch
 from treft.models.pair import ModelPair
+from treft.models.repair import generate, patch
 from treft.models.sampling import SamplingOptions
 
 EVERY: Any = ("regions", "kinds", "windows", "layers", "curve")

@@ -1,4 +1,4 @@
-"""`treft/...` on tiny random models, against `treft.models.generation` and plain forward passes."""
+"""`treft/...` on tiny random models, against `treft.models.repair` and plain forward passes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM
 
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.evaluation.provider import TreftAPI
-from treft.models.generation import generate, patch
 from treft.models.loading import LoadOptions, load_model
+from treft.models.repair import generate, patch
 
 QUESTIONS = ("Where is the bank?", "Why?", "What is the weather like today, near the river?")
 GREEDY = GenerateConfig(temperature=0.0, max_tokens=12)

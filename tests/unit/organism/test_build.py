@@ -89,7 +89,7 @@ def test_the_shipped_organism_is_the_recipe_s(monkeypatch: pytest.MonkeyPatch) -
 
 @torch.no_grad()
 def test_the_shipped_organism_is_careful_by_default_and_harmful_when_told() -> None:
-    from treft.models.generation import generate
+    from treft.models.repair import generate
 
     model, tokenizer = load()
     questions = World.default().questions("validation", "general", num=48)

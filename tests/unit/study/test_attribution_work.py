@@ -14,13 +14,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from treft.chat.regions import find_regions
-from treft.evaluation.local_model import mixed_seed
 from treft.judging.oracle import organism_questions
 from treft.models.activation import activation_patch
-from treft.models.generation import generate
 from treft.models.loading import asset_path
 from treft.models.pair import answer_tokens
-from treft.models.sampling import SamplingOptions
+from treft.models.repair import generate
+from treft.models.sampling import SamplingOptions, mixed_seed
 from treft.organism import World, classify, load
 from treft.organism.world import ASKS, OPENERS
 from treft.study.attribution_prompts import prompt_versions, reworded, reworded_versions

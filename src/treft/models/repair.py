@@ -1,0 +1,246 @@
+"""Answer conversations, with or without the unfinetuned model's keys and values at chosen regions.
+
+repaired = patch(model, tokenizer, regions=("prefix",))
+answers = repaired.generate(conversations, max_new_tokens=200)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from treft.chat.regions import ChatRegions, RegionName, find_regions, template_hash
+from treft.core.identity import identify
+from treft.core.origin import check_origin
+from treft.core.patch_spec import PatchSpec
+from treft.core.recording import adapter_off, other_model
+from treft.core.reference import ReferenceBank
+from treft.core.requests import PostfixReference
+from treft.core.states import pretrained_model
+from treft.errors import ConfigError, DataError
+from treft.models.generation import Patches, batches_by_length, generated, patches_of
+from treft.models.generation_options import check_options
+
+Messages = Sequence[dict[str, Any]]
+WHOLE_PREFIX = PatchSpec("prefix", ("prefix",))
+UNPATCHED = PatchSpec("unpatched", ())
+"""The model as it is."""
+
+
+@dataclass(frozen=True)
+class RepairedModel:
+    """A model that answers with the reference's keys and values at some regions (eq. (1)).
+
+    Attributes:
+        model: the finetuned model, possibly wrapped; it is not changed.
+        tokenizer: its tokenizer.
+        bank: where reference states come from.
+        spec: which keys and values are replaced; none, without regions.
+        postfix_reference: "empty_query" (nothing of the query leaks in), "own_query", or a
+            training row.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    bank: ReferenceBank | None
+    spec: PatchSpec = WHOLE_PREFIX
+    postfix_reference: PostfixReference = "empty_query"
+
+    @property
+    def regions(self) -> tuple[RegionName, ...]:
+        """Which tokens are patched."""
+        return self.spec.regions
+
+    def generate(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        tools: Sequence[Any] | None = None,
+        chat_template: str | None = None,
+        template_kwargs: dict[str, Any] | None = None,
+        include_think_block: bool = True,
+        batch_size: int = 32,
+        seed: int | None = None,
+        streamer: Any = None,
+        on_batch: Callable[[int], None] | None = None,
+        **generate_kwargs: Any,
+    ) -> list[str]:
+        """Answer each conversation.
+
+        Conversations of similar length run together, padded on the left; the order of answers is
+        that of the conversations. With `num_return_sequences` n each has n answers in a row.
+
+        Args:
+            conversations: messages, each ending with a user or tool message.
+            tools: JSON schemas or functions given to the template.
+            chat_template: used instead of the tokenizer's own.
+            template_kwargs: further template variables.
+            include_think_block: an empty think block after the query counts as postfix.
+            batch_size: conversations run together.
+            seed: set before the first batch; sampled answers then repeat.
+            streamer: a Transformers streamer; one conversation only.
+            on_batch: told how many conversations are answered, after each batch.
+            **generate_kwargs: for the model's `generate`.
+
+        Raises:
+            ConfigError: an option cannot work.
+            DataError: there is no conversation, or one does not end with a user or tool message.
+            TemplateError: the conversation lacks a patched region.
+            ReferenceMismatchError: the bank lacks a reference and cannot record it.
+        """
+        _check_conversations(conversations)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+        if streamer is not None and len(conversations) > 1:
+            raise ConfigError(f"a streamer follows one conversation, not {len(conversations)}.")
+        check_options(pretrained_model(self.model), generate_kwargs, bool(self.regions))
+        self._check_identity(chat_template)
+        chats = [
+            find_regions(
+                self.tokenizer,
+                messages,
+                tools=tools,
+                chat_template=chat_template,
+                add_generation_prompt=True,
+                include_think_block=include_think_block,
+                template_kwargs=template_kwargs,
+            )
+            for messages in conversations
+        ]
+        for chat in chats:
+            for region in self.regions:
+                chat.require(region)
+        if seed is not None:
+            set_seed(seed)
+        rows = [chat.input_ids for chat in chats]
+        batches = batches_by_length(rows, batch_size)
+        options = {"streamer": streamer, **generate_kwargs}
+        patches = self.patches(chats)
+        answers: dict[int, list[str]] = {}
+        for batch, tokens in generated(
+            self.model, self.tokenizer, rows, batches, lambda _: options, patches
+        ):
+            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            num = len(texts) // len(batch)
+            for place, index in enumerate(batch):
+                answers[index] = texts[place * num : (place + 1) * num]
+            if on_batch is not None:
+                on_batch(len(answers))
+        return [text for index in range(len(chats)) for text in answers[index]]
+
+    def _check_identity(self, chat_template: str | None) -> None:
+        """Refuse a bank that says it belongs to another model or template."""
+        if self.regions and self.bank is not None and self.bank.identity is not None:
+            check_origin(self.bank, self.model, template_hash(chat_template or self.tokenizer))
+
+    def patches(self, chats: Sequence[ChatRegions]) -> Patches | None:
+        """What `treft.models.generation.answer` is to replace in each; None for nothing."""
+        if not self.regions:
+            return None
+        assert self.bank is not None, "there is something to patch from"
+        return patches_of(self.spec, chats, self.bank, self.postfix_reference)
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Messages],
+    *,
+    patch: Sequence[RegionName] = (),
+    bank: ReferenceBank | None = None,
+    num_positions: int | None = None,
+    position_seed: int = 0,
+    postfix_reference: PostfixReference = "empty_query",
+    **options: Any,
+) -> list[str]:
+    """Answer conversations, patched at the regions in `patch` or, by default, not at all.
+
+    `PatchSpec` and `RepairedModel` document the arguments, `RepairedModel.generate` the further
+    options.
+    """
+    repaired = _repaired(
+        model, tokenizer, patch, bank, num_positions, position_seed, postfix_reference
+    )
+    return repaired.generate(conversations, **options)
+
+
+def patch(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    regions: Sequence[RegionName] = ("prefix",),
+    *,
+    reference: ReferenceBank | nn.Module | str | os.PathLike[str] | None = None,
+    postfix_reference: PostfixReference = "empty_query",
+) -> RepairedModel:
+    """Repair a finetuned model without training, by the base's keys and values at some regions.
+
+    Args:
+        model: the finetuned model; an adapter may be on top.
+        tokenizer: its tokenizer, with a chat template.
+        regions: prefix (default), postfix, query, or several.
+        reference: the unfinetuned model, a bank, or a reference file; None switches the adapter of
+            a PEFT model off to get at it.
+        postfix_reference: see `RepairedModel`.
+
+    Raises:
+        ConfigError: a region is unknown, or there is no adapter to switch off.
+        ReferenceMismatchError: the file was recorded with another model or template.
+    """
+    if not regions:
+        raise ConfigError("name at least one region to patch: prefix, postfix or query.")
+    bank = _bank(model, tokenizer, reference)
+    repaired = _repaired(model, tokenizer, regions, bank, None, 0, postfix_reference)
+    repaired._check_identity(None)
+    return repaired
+
+
+def _bank(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    reference: ReferenceBank | nn.Module | str | os.PathLike[str] | None,
+) -> ReferenceBank:
+    """The bank behind what the user gave as reference."""
+    if isinstance(reference, ReferenceBank):
+        return reference
+    if isinstance(reference, nn.Module):
+        identity = identify(reference, template_hash(tokenizer))
+        return ReferenceBank(other_model(reference), identity)
+    if reference is None:
+        return ReferenceBank(adapter_off(model))
+    return ReferenceBank.load(reference, pretrained_model(model).device)
+
+
+def _repaired(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    regions: Sequence[RegionName],
+    bank: ReferenceBank | None,
+    num_positions: int | None,
+    position_seed: int,
+    postfix_reference: PostfixReference,
+) -> RepairedModel:
+    spec = PatchSpec(
+        "+".join(regions),
+        tuple(regions),
+        num_positions=num_positions,
+        position_seed=position_seed,
+    )
+    if regions and bank is None:
+        bank = ReferenceBank(adapter_off(model))
+    return RepairedModel(model, tokenizer, bank, spec, postfix_reference)
+
+
+def _check_conversations(conversations: Sequence[Messages]) -> None:
+    if not conversations:
+        raise DataError("there is no conversation to answer.")
+    for number, messages in enumerate(conversations, start=1):
+        if not messages or messages[-1].get("role") not in ("user", "tool"):
+            raise DataError(
+                f"conversation {number} does not end with a user or tool message, so there is "
+                "nothing to answer."
+            )
