@@ -17,7 +17,6 @@ from treft.extras import needs_extra
 
 if TYPE_CHECKING:
     from treft.evaluation.compare import Comparison
-    from treft.evaluation.report import Table
     from treft.statistics.measures import Thresholds
 
 
@@ -123,38 +122,12 @@ def _show(found: Comparison, folder: Path) -> None:
     from treft.evaluation.report import change_tables, score_tables
 
     console = Console()
-    for tables, title in (
-        (score_tables(found), ""),
-        (change_tables(found), f"Change against {found.base}. "),
-    ):
-        for table in tables:
-            _print_table(console, table, title)
+    for table in score_tables(found):
+        table.show(console)
+    for table in change_tables(found):
+        title = f"Change against {found.base}. {table.title}"
+        dataclasses.replace(table, title=title).show(console)
     console.print(f"{found.intervals}.", style="dim")
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
     console.print(f"Report with all answers side by side: {folder / PAGE}", markup=False)
-
-
-def _print_table(console: Any, table: Table, title: str) -> None:
-    """A report's table in the terminal; long names wrap, no text is read as markup."""
-    from rich.box import HORIZONTALS
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    name = Text(f"\n{title}{table.title}")
-    shown = RichTable(
-        title=name,
-        title_justify="left",
-        box=HORIZONTALS,
-        show_lines=True,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for heading, cell in zip(table.headings, table.rows[0], strict=True):
-        shown.add_column(Text(heading), justify="right" if cell.is_number else "left")
-    for row in table.rows:
-        shown.add_row(*(Text("\n".join((cell.text, *cell.more))) for cell in row))
-    console.print(shown)
-    for line in (table.caption, *table.notes):
-        console.print(Text(line, style="dim"))

@@ -10,13 +10,14 @@ from markupsafe import Markup
 from treft.chat.regions import REGION_CODES, find_regions
 from treft.evaluation.comparable import GENERAL, IN_DOMAIN, ArmAnswers
 from treft.evaluation.compare import Comparison, compare
-from treft.evaluation.report import Cell, Section, Table, render_page
+from treft.evaluation.report import Section, render_page
 from treft.evaluation.runs import compare_over_runs
 from treft.judging.oracle_scores import oracle_judgement
 from treft.organism import World, load, world_of
 from treft.statistics.records import ScoredAnswer
 from treft.study.demo import DemoResult, interval_kind
 from treft.study.demo_arms import DESCRIPTIONS, Answer, ArmName, ArmResult
+from treft.table import Cell, Table
 
 PLAIN_FINETUNE: ArmName = "sft"
 """The arm that the others are compared with."""

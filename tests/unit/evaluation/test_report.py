@@ -25,12 +25,12 @@ from treft.evaluation.report.details import (
     verdict_tables,
 )
 from treft.evaluation.report.plots import INK, interval_plot, verdict_plot
-from treft.evaluation.report.tables import Table
 from treft.evaluation.report.verdicts import VERDICTS, count_verdicts, verdict_of
-from treft.evaluation.report.words import number, p_in_words, set_title, signed
+from treft.evaluation.report.words import set_title
 from treft.evaluation.runs import compare_over_runs
 from treft.statistics.measures import EMRate, Thresholds
 from treft.statistics.records import Judgement, ScoredAnswer
+from treft.table import Table, number, p_in_words
 
 EVIL = "</script><script>document.title = 'taken'</script><img src=http://evil.test/x> {{ 7 * 7 }}"
 SCORES = ((92.34, 95.0), (12.0, 90.0), (20.0, 40.0), (60.0, None))
@@ -174,9 +174,9 @@ def test_tables_hold_the_comparisons_figures(comparison: Comparison, page: str) 
             assert any(wanted.match(cell) for cell in cells), (column.figure, result)
         for label, change in column.changes.items():
             wanted = re.compile(
-                re.escape(f"{signed(change.value)}[{number(change.low or 0)}, ")
+                re.escape(f"{number(change.value, '+.1f')}[{number(change.low or 0)}, ")
                 + ".*"
-                + re.escape(p_in_words("Holm", column.p_holm[label]))
+                + re.escape(p_in_words(column.p_holm[label], "Holm"))
             )
             assert any(wanted.match(cell) for cell in cells), (column.figure, label)
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from treft.evaluation.report.page import Section, render_page
-from treft.evaluation.report.tables import Cell, Table, change_tables, score_tables
+from treft.evaluation.report.tables import change_tables, score_tables
 
-__all__ = ["Cell", "Section", "Table", "change_tables", "render_page", "score_tables"]
+__all__ = ["Section", "change_tables", "render_page", "score_tables"]

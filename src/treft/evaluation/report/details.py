@@ -9,20 +9,18 @@ from typing import Any
 from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.compare import Comparison
 from treft.evaluation.figures import Column
-from treft.evaluation.report.tables import ABSENT, Cell, Table
 from treft.evaluation.report.verdicts import VERDICTS, count_verdicts
 from treft.evaluation.report.words import (
     counts_in_words,
     estimates_of,
     figure_title,
-    interval_in_words,
     limits_in_words,
-    number,
     set_title,
     thresholds_in_words,
 )
 from treft.statistics.agreement import Agreement, Coefficient
 from treft.statistics.results import SensitivityRow
+from treft.table import ABSENT, Cell, Table, interval, number
 
 
 def figure_table(comparison: Comparison) -> Table:
@@ -50,7 +48,7 @@ def _figure_rows(column: Column, arm: ArmAnswers) -> Iterator[tuple[Cell, ...]]:
         Cell(arm.label),
         Cell(figure.seen_by),
         Cell(number(result.value), is_number=True),
-        Cell(interval_in_words(result.low, result.high), is_number=True),
+        Cell(interval(result.low, result.high), is_number=True),
         Cell(" + ".join(str(one.num_questions) for one in estimates), is_number=True),
         Cell(" + ".join(counts_in_words(one.counts) for one in estimates)),
         Cell(", ".join(limits)),
@@ -171,7 +169,7 @@ def _sensitivity_cell(row: SensitivityRow) -> Cell:
     found = row.estimate
     if found is None:
         return Cell(ABSENT, hint="no answer is coherent enough", is_number=True)
-    lines = (interval_in_words(found.low, found.high), str(found.num_samples))
+    lines = (interval(found.low, found.high), str(found.num_samples))
     return Cell(number(found.value), lines, is_number=True)
 
 

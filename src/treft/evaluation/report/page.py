@@ -22,8 +22,9 @@ from treft.evaluation.report.details import (
     verdict_tables,
 )
 from treft.evaluation.report.plots import interval_plot, verdict_plot
-from treft.evaluation.report.tables import Table, change_tables, score_tables
+from treft.evaluation.report.tables import change_tables, score_tables
 from treft.evaluation.report.words import thresholds_in_words
+from treft.table import Table
 
 
 @dataclass(frozen=True)

@@ -3,62 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from treft.evaluation.compare import Comparison
 from treft.evaluation.figures import Change, Column, Result
 from treft.evaluation.report.words import (
     estimates_of,
     figure_title,
-    interval_in_words,
     limits_in_words,
-    number,
-    p_in_words,
-    signed,
     sizes_in_words,
     thresholds_in_words,
 )
 from treft.statistics.measures import EMRate, MisalignAtK
 from treft.statistics.results import EMF1, EMF1Difference
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell.
-
-    Attributes:
-        text: the value.
-        more: further lines, in small print: interval, p-value, numbers.
-        hint: shown on demand.
-        is_number: set to the right.
-    """
-
-    text: str
-    more: tuple[str, ...] = ()
-    hint: str = ""
-    is_number: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with what is needed to read it.
-
-    Attributes:
-        title: above it; may be empty.
-        caption: how to read it.
-        headings: of the columns.
-        rows: as many cells each as there are headings.
-        notes: below it.
-    """
-
-    title: str
-    caption: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    notes: tuple[str, ...] = ()
-
-
-ABSENT = "–"
+from treft.table import ABSENT, Cell, Table, interval, number, p_in_words
 
 
 def _groups(comparison: Comparison) -> list[tuple[str, list[Column]]]:
@@ -120,7 +77,7 @@ def _score_cell(column: Column, label: str) -> Cell:
     if result is None:
         return Cell(ABSENT, hint=column.absent[label], is_number=True)
     mark = "†" if any(found.caution for found in estimates_of(result)) else ""
-    lines = (interval_in_words(result.low, result.high), *sizes_in_words(result))
+    lines = (interval(result.low, result.high), *sizes_in_words(result))
     hint = "; ".join(filter(None, (limits_in_words(column.figure.measure), _method(result))))
     return Cell(number(result.value) + mark, lines, hint, is_number=True)
 
@@ -155,13 +112,13 @@ def _change_cell(column: Column, label: str, paired: str) -> Cell:
     if change is None:
         return Cell(ABSENT, hint=column.absent.get(label, ""), is_number=True)
     lines = (
-        interval_in_words(change.low, change.high),
-        p_in_words("p", change.p_value),
-        p_in_words("Holm", column.p_holm[label]),
+        interval(change.low, change.high),
+        p_in_words(change.p_value),
+        p_in_words(column.p_holm[label], "Holm"),
         *([_num_paired(change)] if paired else []),
     )
     hint = "" if isinstance(change, EMF1Difference) else change.method
-    return Cell(signed(change.value), lines, hint, is_number=True)
+    return Cell(number(change.value, "+.1f"), lines, hint, is_number=True)
 
 
 def _num_paired(change: Change) -> str:

@@ -58,26 +58,6 @@ def limits_in_words(measure: Measure) -> str:
     return ""
 
 
-def number(value: float) -> str:
-    """One decimal, and no minus before zero."""
-    return f"{value:.1f}" if abs(value) >= 0.05 else "0.0"
-
-
-def signed(value: float) -> str:
-    """A change."""
-    return f"{value:+.1f}" if abs(value) >= 0.05 else "0.0"
-
-
-def interval_in_words(low: float | None, high: float | None) -> str:
-    """`[low, high]`, or that there is none."""
-    return "no interval" if low is None or high is None else f"[{number(low)}, {number(high)}]"
-
-
-def p_in_words(name: str, p_value: float) -> str:
-    """Three decimals."""
-    return f"{name} < 0.001" if p_value < 0.001 else f"{name} = {p_value:.3f}"
-
-
 def sizes_in_words(result: Result) -> tuple[str, ...]:
     """How much is behind a figure: questions / answers, a line for each question set."""
     return tuple(f"{one.num_questions} / {one.num_samples}" for one in estimates_of(result))
