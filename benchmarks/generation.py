@@ -41,9 +41,9 @@ from treft.chat.regions import find_regions
 from treft.core.patch_spec import PatchSpec
 from treft.core.recording import other_model
 from treft.core.reference import ReferenceBank
-from treft.models.activation import activation_patch
 from treft.models.loading import LoadOptions, load_tokenizer
 from treft.models.repair import UNPATCHED, RepairedModel
+from treft.models.residual import stream_bank
 
 BATCH_SIZE = 8
 KINDS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "mistral": MistralConfig}
@@ -94,7 +94,7 @@ def build_arms(
         # Asking for all positions by number rules the ready-made cache out.
         "prefix_at_write": RepairedModel(tuned, tokenizer, bank, by_number),
         "postfix": RepairedModel(tuned, tokenizer, bank, postfix),
-        "layer": activation_patch(tuned, tokenizer, layer, reference=base),
+        "layer": RepairedModel(tuned, tokenizer, stream_bank(tuned, layer, base)),
     }
     options = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens}
 

@@ -14,9 +14,8 @@ import sys
 import torch
 
 from treft import find_regions, generate, patch
-from treft.models.activation import patched_residual, sweep_layers
 from treft.models.loading import LoadOptions, load_model
-from treft.models.residual import ResidualReference
+from treft.models.residual import ResidualReference, patched_residual, stream_bank
 
 OPTIONS = {"max_new_tokens": 60, "do_sample": False}
 
@@ -31,14 +30,16 @@ def main(name: str, adapter: str, prompt: str) -> None:
         print(f"{region} patched:", *repaired.generate(chats, **OPTIONS))
 
     streams = ResidualReference(model)  # recorded once, for all layers and both uses below
-    for layer, repaired in sweep_layers(model, tokenizer, reference=streams):
+    layers = range(model.config.num_hidden_layers)
+    for layer in layers:
+        repaired = patch(model, tokenizer, reference=stream_bank(model, layer, streams))
         print(f"layer {layer} patched:", *repaired.generate(chats, **OPTIONS))
 
     found = find_regions(tokenizer, chats[0], add_generation_prompt=True)
     batch = {"input_ids": torch.tensor([found.input_ids], device=model.device)}
     with torch.no_grad():
         plain = model(**batch).logits[0, -1].log_softmax(-1)
-        for layer in range(model.config.num_hidden_layers):
+        for layer in layers:
             with patched_residual(model, batch, [found], layer, reference=streams):
                 patched = model(**batch).logits[0, -1].log_softmax(-1)
             divergence = torch.sum(plain.exp() * (plain - patched)).item()

@@ -18,9 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.chat.regions import ChatRegions, find_regions
 from treft.errors import ConfigError, ReferenceMismatchError, TemplateError
-from treft.models.activation import activation_patch, patched_residual, sweep_layers
-from treft.models.repair import generate, patch
-from treft.models.residual import ResidualReference
+from treft.models.repair import RepairedModel, generate, patch
+from treft.models.residual import ResidualReference, patched_residual, stream_bank
 
 Models = Callable[..., tuple[Any, Any]]
 CHATS: list[list[dict[str, Any]]] = [
@@ -52,6 +51,12 @@ def chats(chat_tokenizer: PreTrainedTokenizerBase) -> list[ChatRegions]:
     return [find_regions(chat_tokenizer, chat, add_generation_prompt=True) for chat in CHATS]
 
 
+def stream_patch(
+    model: Any, tokenizer: PreTrainedTokenizerBase, layers: Any, reference: Any = None
+) -> RepairedModel:
+    return patch(model, tokenizer, reference=stream_bank(model, layers, reference))
+
+
 def assert_generated_as_by_hand(
     output: Any, chats: Sequence[ChatRegions], tuned: Any, base: Any, layers: Sequence[int]
 ) -> None:
@@ -73,7 +78,7 @@ def test_answers_equal_a_cache_written_by_half_of_each_model(
 ) -> None:
     tuned, base = models(name)
     spy = Spy(tuned, monkeypatch)
-    activation_patch(tuned, chat_tokenizer, 0, reference=base).generate(CHATS[:2], **GREEDY)
+    stream_patch(tuned, chat_tokenizer, 0, base).generate(CHATS[:2], **GREEDY)
     generate(tuned, chat_tokenizer, CHATS[:2], **GREEDY)
     patched, plain = spy.outputs
     assert_generated_as_by_hand(patched, chats[:2], tuned, base, [0])
@@ -92,7 +97,7 @@ def test_each_layer_and_several_at_once(
 ) -> None:
     tuned, base = models(name, **({"num_hidden_layers": 4} if name == "llama" else {}))
     spy = Spy(tuned, monkeypatch)
-    activation_patch(tuned, chat_tokenizer, layers, reference=base).generate(CHATS, **GREEDY)
+    stream_patch(tuned, chat_tokenizer, layers, base).generate(CHATS, **GREEDY)
     assert_generated_as_by_hand(spy.outputs[0], chats, tuned, base, layers)
 
 
@@ -138,7 +143,7 @@ def test_the_last_layer_changes_no_answer(
 ) -> None:
     tuned, base = models("qwen3")
     spy = Spy(tuned, monkeypatch)
-    activation_patch(tuned, chat_tokenizer, -1, reference=base).generate(CHATS, **GREEDY)
+    stream_patch(tuned, chat_tokenizer, -1, base).generate(CHATS, **GREEDY)
     generate(tuned, chat_tokenizer, CHATS, **GREEDY)
     patched, plain = spy.outputs
     assert_close(torch.stack(patched.logits), torch.stack(plain.logits))
@@ -152,7 +157,7 @@ def test_a_finetune_of_the_first_layers_output_is_undone_like_by_its_keys_and_va
     base, tuned = (precise(tiny_model("llama")) for _ in range(2))
     add_noise(tuned.model.layers[0].mlp, scale=0.3)
     spy = Spy(tuned, monkeypatch)
-    activation_patch(tuned, chat_tokenizer, 0, reference=base).generate(CHATS, **GREEDY)
+    stream_patch(tuned, chat_tokenizer, 0, base).generate(CHATS, **GREEDY)
     patch(tuned, chat_tokenizer, reference=base).generate(CHATS, **GREEDY)
     generate(tuned, chat_tokenizer, CHATS, **GREEDY)
     stream, cache, plain = (torch.stack(output.logits) for output in spy.outputs)
@@ -169,7 +174,7 @@ def test_generate_in_the_block_equals_the_prepared_answer(
 ) -> None:
     tuned, base = models(name)
     streams = ResidualReference(tuned, base)
-    repaired = activation_patch(tuned, chat_tokenizer, 0, reference=streams)
+    repaired = stream_patch(tuned, chat_tokenizer, 0, streams)
     batch = padded_batch(chats)
     del batch["position_ids"]
     for options in (
@@ -191,7 +196,7 @@ def test_batches_do_not_matter_nor_chunks_of_the_prompt(
     models: Models, chat_tokenizer: PreTrainedTokenizerBase, name: str
 ) -> None:
     tuned, base = models(name)
-    repaired = activation_patch(tuned, chat_tokenizer, 0, reference=base)
+    repaired = stream_patch(tuned, chat_tokenizer, 0, base)
     options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
     alone = [repaired.generate([chat], **options)[0] for chat in CHATS]
     assert repaired.generate(CHATS, **options) == alone
@@ -207,17 +212,17 @@ def test_a_sweep_visits_each_layer_and_records_each_prefix_once(
     forwards: list[int] = []
     base.register_forward_hook(lambda *_: forwards.append(1))
     options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
+    streams = ResidualReference(tuned, base)
     answers = {
         layer: repaired.generate(CHATS, **options)
-        for layer, repaired in sweep_layers(tuned, chat_tokenizer, reference=base)
+        for layer in range(3)
+        for repaired in [stream_patch(tuned, chat_tokenizer, layer, streams)]
     }
     assert list(answers) == [0, 1, 2]
     assert len(forwards) == 2  # distinct prefixes
     assert answers[2] == generate(tuned, chat_tokenizer, CHATS, **options) != answers[0]
-    chosen = sweep_layers(tuned, chat_tokenizer, [-2, 0], reference=base)
-    assert [layer for layer, _ in chosen] == [1, 0]
-    with pytest.raises(ConfigError, match="not \\[7\\]"):
-        sweep_layers(tuned, chat_tokenizer, [0, 7], reference=base)
+    last_but_one = stream_patch(tuned, chat_tokenizer, -2, streams)
+    assert last_but_one.generate(CHATS, **options) == answers[1]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -240,7 +245,7 @@ def test_an_adapter_is_its_own_reference(
     assert (logits[0] - plain).abs().max() > 1e-3
     options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
     by_adapter, by_base = (
-        activation_patch(tuned, chat_tokenizer, 0, reference=reference).generate(CHATS, **options)
+        stream_patch(tuned, chat_tokenizer, 0, reference).generate(CHATS, **options)
         for reference in (None, base)
     )
     assert by_adapter == by_base != generate(tuned, chat_tokenizer, CHATS, **options)
@@ -295,7 +300,7 @@ def test_hooks_are_gone_after_an_exception(
 
     handle = tuned.model.norm.register_forward_hook(broken)
     with pytest.raises(RuntimeError, match="out of memory"):
-        activation_patch(tuned, chat_tokenizer, 0, reference=base).generate(CHATS)
+        stream_patch(tuned, chat_tokenizer, 0, base).generate(CHATS)
     handle.remove()
     assert num_hooks(tuned) == num_hooks(base) == 0
     assert torch.equal(tuned(**batch).logits, plain)
@@ -340,19 +345,17 @@ def test_layers_regions_and_references_that_are_not_there_are_refused(
     tuned, base = models("llama")
     for layers in (2, -3, [0, 5], []):
         with pytest.raises(ConfigError, match="some of 0 to 1"):
-            activation_patch(tuned, chat_tokenizer, layers, reference=base)
+            stream_patch(tuned, chat_tokenizer, layers, base)
     with pytest.raises(ConfigError, match="no PEFT adapter"):
-        activation_patch(tuned, chat_tokenizer, 0)
+        stream_patch(tuned, chat_tokenizer, 0)
     with pytest.raises(ReferenceMismatchError, match="structure"):
-        activation_patch(tuned, chat_tokenizer, 0, reference=tiny_model("qwen3").double())
+        stream_patch(tuned, chat_tokenizer, 0, tiny_model("qwen3").double())
     fresh = get_peft_model(copy.deepcopy(tuned), LoraConfig(target_modules="all-linear"))
     with pytest.raises(ReferenceMismatchError, match="weights"):
-        activation_patch(fresh, chat_tokenizer, 0, reference=base)
+        stream_patch(fresh, chat_tokenizer, 0, base)
     bare = "{% for m in messages %}{{ m['content'] + '|' }}{% endfor %}"
     with pytest.raises(TemplateError, match="no prefix"):
-        activation_patch(tuned, chat_tokenizer, 0, reference=base).generate(
-            CHATS[:1], chat_template=bare
-        )
+        stream_patch(tuned, chat_tokenizer, 0, base).generate(CHATS[:1], chat_template=bare)
     without = find_regions(chat_tokenizer, CHATS[0], chat_template=bare)
     batch = {"input_ids": torch.tensor([without.input_ids])}
     with (

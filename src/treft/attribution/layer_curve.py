@@ -8,7 +8,7 @@ that is a patch of the cache, as for any other part of a sweep.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -17,33 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from treft.attribution.margins import AnswerPair, Margins, margins
 from treft.attribution.sweep import layer_name
 from treft.core.patch_spec import PatchSpec
-from treft.core.reference import ReferenceBank
-from treft.models.activation import sweep_layers
-from treft.models.residual import ResidualReference
-
-
-def layer_banks(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    layers: Sequence[int] | None = None,
-    *,
-    reference: ResidualReference | nn.Module | None = None,
-) -> Iterator[tuple[int, ReferenceBank]]:
-    """For each layer, the prefix's keys and values that follow from its patched stream.
-
-    Args:
-        model: the finetuned model; an adapter may be on top.
-        tokenizer: its tokenizer.
-        layers: which ones; default all, from the first.
-        reference: the unfinetuned model, or its recorded streams; None switches the adapter off.
-
-    Raises:
-        ConfigError: no such layer, or there is no adapter to switch off.
-        ReferenceMismatchError: `reference` is not what the model was finetuned from.
-    """
-    for layer, repaired in sweep_layers(model, tokenizer, layers, reference=reference):
-        assert repaired.bank is not None
-        yield layer, repaired.bank
+from treft.models.residual import ResidualReference, decoder_layers, stream_bank
 
 
 def layer_margins(
@@ -71,12 +45,13 @@ def layer_margins(
         Margins whose patches are called `layer_name(layer)`.
 
     Raises:
-        Those of `treft.attribution.margins.margins` and `layer_banks`.
+        Those of `treft.attribution.margins.margins` and `stream_bank`.
     """
     streams = ResidualReference(model, base)
     found: Margins | None = None
-    banks = layer_banks(model, tokenizer, layers, reference=streams)
-    for number, (layer, bank) in enumerate(banks, start=1):
+    every = range(len(decoder_layers(model))) if layers is None else layers
+    banks = {layer: stream_bank(model, layer, streams) for layer in every}
+    for number, (layer, bank) in enumerate(banks.items(), start=1):
         spec = PatchSpec(layer_name(layer), ("prefix",))
         one = margins(model, tokenizer, pairs, bank, [spec], base=base, batch_size=batch_size)
         before = {} if found is None else found.patched

@@ -5,7 +5,7 @@ Shapes: P prompts, T tokens of a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -34,9 +34,7 @@ from treft.core.reference import ReferenceBank
 from treft.data.messages import Conversation
 from treft.models.pair import ModelPair
 from treft.models.residual import decoder_layers
-
-Progress = Callable[[str, int, int], None]
-"""Called as (what is being done, steps done, steps in all)."""
+from treft.progress import Progress, untold
 
 MOST_LAYERS = 12
 """Single layers that are patched; evenly spread where the model has more."""
@@ -92,7 +90,7 @@ class Meter:
     rendering: Rendering
     steps: Steps
     scope: str = "general"
-    progress: Progress = lambda label, done, total: None
+    progress: Progress = untold
 
     @cached_property
     def chats(self) -> list[ChatRegions]:

@@ -15,13 +15,12 @@ batch by batch where they are too many to keep (`MAX_KEPT_TOKENS`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from treft.attribution.layer_curve import layer_banks
 from treft.attribution.own_states import OwnStates, check_own_states
 from treft.attribution.perturb import Vocabulary
 from treft.attribution.scoring import panel_for, score_answers
@@ -36,6 +35,8 @@ from treft.data.messages import read_rows
 from treft.errors import DataError
 from treft.files import write_whole
 from treft.models.pair import ModelPair, answer_tokens
+from treft.models.residual import ResidualReference, stream_bank
+from treft.progress import Progress
 from treft.statistics.records import ScoredAnswer
 
 OWN_STATES = "own_states.json"
@@ -43,9 +44,6 @@ SCORED = "scored.jsonl"
 
 MAX_KEPT_TOKENS = MAX_CACHED_TOKENS
 """Tokens of one region over all prompts whose states are kept from one patch to the next."""
-
-Progress = Callable[[str, int, int], None]
-"""Called as (what is being done, steps done, steps in all)."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +164,9 @@ class _Run:
     @cached_property
     def _stream_banks(self) -> dict[int, ReferenceBank]:
         """Empty until they are asked; all draw on the same recorded streams."""
-        banks = layer_banks(self.pair.finetuned, self.plan.tokenizer, reference=self.pair.base)
-        return dict(banks)
+        model = self.pair.finetuned
+        streams = ResidualReference(model, self.pair.base)
+        return {layer: stream_bank(model, layer, streams) for layer in range(self.plan.num_layers)}
 
     @cached_property
     def _base_bank(self) -> ReferenceBank:

@@ -1,27 +1,46 @@
-"""THE definition of the residual stream at a layer, its capture, and the unfinetuned model's.
+"""The residual stream: its capture, and the unfinetuned model's put in its place.
 
 The residual stream *at layer l* is what decoder layer l puts out, l counted from 0: (B, T, D), read
-by layer l + 1 and, after the last layer, by the final norm.
+by layer l + 1 and, after the last layer, by the final norm. A token patched there (activation
+patching) keeps the finetuned model's keys and values up to layer l; those of all later layers are
+computed by the finetuned model from the patched stream. Patching the last layer changes no answer.
 
-Shapes: B batch rows, T columns of the batch, D hidden size, N kept tokens.
+    streams = ResidualReference(model, base)  # recorded once, for all layers
+    for layer in range(num_layers):
+        repaired = patch(model, tokenizer, reference=stream_bank(model, layer, streams))
+        answers = repaired.generate(conversations, max_new_tokens=200)
+
+    with patched_residual(model, batch, chats, layers=10):
+        logits = model(**batch).logits
+
+Shapes: B batch rows, T columns of the batch, D hidden size, N kept or patched tokens.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from treft.chat.regions import REGION_CODES, ChatRegions, RegionName
 from treft.core.identity import identify
 from treft.core.origin import check_origin
-from treft.core.recording import ReferenceRequest, adapter_off, other_model
+from treft.core.recording import (
+    RecordedStates,
+    ReferenceRequest,
+    adapter_off,
+    other_model,
+    record,
+)
 from treft.core.reference import MAX_CACHED_TOKENS, ReferenceBank
-from treft.core.states import pretrained_model
-from treft.errors import AttentionError
+from treft.core.requests import PostfixReference, region_requests
+from treft.core.states import pretrained_model, resolve_layers
+from treft.errors import AttentionError, ConfigError
 
 ResidualStream = dict[int, Tensor]
 """Layer -> residual stream at that layer, (B, T, D) of a forward or (N, D) of chosen tokens."""
@@ -56,6 +75,8 @@ class ResidualReference:
         model: the finetuned model.
         reference: the unfinetuned one; None switches the adapter of `model` off to get at it.
         max_tokens: kept tokens before the least recently used are dropped.
+        postfix_reference: "empty_query" (nothing of the query leaks in), "own_query", or a
+            training row.
 
     Raises:
         ConfigError: there is no adapter to switch off.
@@ -67,7 +88,9 @@ class ResidualReference:
         model: nn.Module,
         reference: nn.Module | None = None,
         max_tokens: int = MAX_CACHED_TOKENS,
+        postfix_reference: PostfixReference = "empty_query",
     ) -> None:
+        self.postfix_reference = postfix_reference
         if reference is None:
             self._runs, self._source = model, adapter_off(model)
         else:
@@ -129,3 +152,197 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
             "patched: use a model class that Transformers ships."
         )
     return layers
+
+
+def stream_bank(
+    model: nn.Module,
+    layers: int | Sequence[int],
+    reference: ResidualReference | nn.Module | None = None,
+) -> ReferenceBank:
+    """Returns the prefix's keys and values that follow from the reference's stream at some layers.
+
+    No token before the query depends on it, so these are computed once per distinct prefix, and
+    answering with them is a patch of the prefix as any other (eq. (1)). For other regions there is
+    `patched_residual`.
+
+    Args:
+        model: the finetuned model; an adapter may be on top. It is not changed.
+        layers: one layer, or several at once; negative ones count from the last.
+        reference: the unfinetuned model, or its recorded streams, which a loop over layers should
+            share; None switches the adapter of a PEFT model off to get at it.
+
+    Raises:
+        AttentionError: the decoder layers of the model cannot be told apart.
+        ConfigError: no such layer, or there is no adapter to switch off.
+        ReferenceMismatchError: `reference` is not what the model was finetuned from.
+    """
+    chosen = resolve_layers(model, layers)
+    streams = _streams(model, reference)
+
+    def states(request: ReferenceRequest) -> RecordedStates:
+        columns, shape = list(request.keep), (1, len(request.token_ids))
+        found = _at(chosen, [streams.get(request)])
+        with _replaced(model, _Patch([0] * len(columns), columns, found, shape)):
+            return record(model, [request])[0]
+
+    return ReferenceBank(lambda requests: [states(request) for request in requests])
+
+
+@contextmanager
+def patched_residual(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    chats: Sequence[ChatRegions],
+    layers: int | Sequence[int],
+    *,
+    regions: Sequence[RegionName] = ("prefix",),
+    reference: ResidualReference | nn.Module | None = None,
+) -> Iterator[None]:
+    """Run `model(**batch)` or `model.generate(**batch)` in this block with a patched stream.
+
+    The whole batch must go through the model in one forward, as often as wanted; each may be
+    followed by steps of one token, which are left alone. Beams and `num_return_sequences` work.
+    Gradient flows, but not through patched tokens at patched layers. In training mode the reference
+    is recorded without dropout.
+
+    Args:
+        model: the finetuned model; an adapter may be on top.
+        batch: `input_ids` (B, T) and, if some row is padded on any side, `attention_mask` (B, T).
+        chats: what the B rows begin with; a row may go on after it (with a response to score).
+        layers: one layer, or several at once; negative ones count from the last.
+        regions: which tokens are patched: prefix (default), query, postfix, or several.
+        reference: the unfinetuned model, or its recorded streams, which a loop over layers should
+            share; None switches the adapter of a PEFT model off.
+
+    Raises:
+        AttentionError: the decoder layers of the model cannot be told apart.
+        ConfigError: no such layer or region, no adapter to switch off, or rows that are not these
+            conversations; within the block, a forward that is not of the whole batch; at its end,
+            that there was none.
+        ReferenceMismatchError: `reference` is not what the model was finetuned from.
+        TemplateError: a conversation lacks a region.
+    """
+    chosen = resolve_layers(model, layers)
+    if not regions or not set(regions) <= set(REGION_CODES):
+        raise ConfigError(f"regions to patch are some of {list(REGION_CODES)}, not {regions}.")
+    for chat in chats:
+        for region in regions:
+            chat.require(region)
+    places = _places(batch, chats)
+    streams = _streams(model, reference)
+    rows: list[int] = []
+    columns: list[int] = []
+    found: list[ResidualStream] = []
+    for row, chat in enumerate(chats):
+        for region in regions:
+            for request in region_requests(chat, region, streams.postfix_reference):
+                rows += [row] * len(request.keep)
+                columns += [places[row][position] for position in request.positions]
+                found.append(streams.get(request))
+    shape = (len(chats), batch["input_ids"].shape[1])
+    with _replaced(model, _Patch(rows, columns, _at(chosen, found), shape)):
+        yield
+
+
+class _Patch(NamedTuple):
+    """All patched tokens of a batch.
+
+    Attributes:
+        rows: of the N tokens, counted before `generate` repeats any (beams).
+        columns: likewise.
+        streams: per layer their stream.
+        shape: rows and columns of the batch.
+    """
+
+    rows: list[int]
+    columns: list[int]
+    streams: ResidualStream
+    shape: tuple[int, int]
+
+
+class _Replacement:
+    """The hook of one decoder layer: the same patch in every forward of the whole batch."""
+
+    def __init__(self, patch: _Patch, layer: int) -> None:
+        self.patch = patch
+        self.stream = patch.streams[layer]
+        self.has_patched = False
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        hidden = hidden_of(output)
+        num_rows, num_columns = self.patch.shape
+        repeats, rest = divmod(hidden.shape[0], num_rows)
+        if rest or hidden.shape[1] != num_columns:
+            if self.has_patched and hidden.shape[1] == 1:  # a step: what it sees was patched
+                return None
+            raise ConfigError(
+                f"the residual stream was to be patched in {num_rows} rows of {num_columns} "
+                f"columns, but {hidden.shape[0]} of {hidden.shape[1]} came: run the whole batch at "
+                "once (no prefill in chunks, no cache from before, no assisted decoding)."
+            )
+        patched = hidden.clone(memory_format=torch.contiguous_format)
+        by_prompt = patched.view(num_rows, repeats, *hidden.shape[1:])
+        by_prompt[self.patch.rows, :, self.patch.columns] = self.stream.to(hidden)[:, None]
+        self.has_patched = True
+        return (patched, *output[1:]) if isinstance(output, tuple) else patched
+
+
+@contextmanager
+def _replaced(model: nn.Module, patch: _Patch) -> Iterator[None]:
+    """Hook the patched layers; the hooks are gone afterwards, whatever happens."""
+    modules = decoder_layers(model)
+    hooks = {layer: _Replacement(patch, layer) for layer in patch.streams}
+    with ExitStack() as stack:
+        for layer, hook in hooks.items():
+            stack.callback(modules[layer].register_forward_hook(hook).remove)
+        yield
+    if not all(hook.has_patched for hook in hooks.values()):
+        raise ConfigError(
+            "no forward of this model ran while its residual stream was to be patched: call this "
+            "model inside the block (torch.compile it there, too, not before)."
+        )
+
+
+def _places(batch: Mapping[str, Tensor], chats: Sequence[ChatRegions]) -> list[list[int]]:
+    """For each row, the column of each token of its conversation.
+
+    Raises:
+        ConfigError: a row does not begin with its conversation.
+    """
+    input_ids = batch["input_ids"]
+    mask = batch.get("attention_mask", torch.ones_like(input_ids))
+    if len(chats) != len(input_ids):
+        raise ConfigError(f"the batch has {len(input_ids)} rows for {len(chats)} conversations.")
+    places = []
+    for row, chat in enumerate(chats):
+        columns = mask[row].nonzero()[:, 0][: len(chat.input_ids)]
+        if tuple(input_ids[row, columns].tolist()) != chat.input_ids:
+            raise ConfigError(
+                f"row {row} of the batch does not begin with the tokens of conversation {row}: "
+                "keep their order, and pass the attention mask if rows are padded."
+            )
+        places.append(columns.tolist())
+    return places
+
+
+def _streams(
+    model: nn.Module, reference: ResidualReference | nn.Module | None
+) -> ResidualReference:
+    if isinstance(reference, ResidualReference):
+        return reference
+    return ResidualReference(model, reference)
+
+
+def _at(layers: Sequence[int], streams: Sequence[ResidualStream]) -> ResidualStream:
+    """The given layers, and the tokens of all streams one after the other.
+
+    Raises:
+        ConfigError: a layer was not run at these tokens.
+    """
+    idle = sorted({layer for layer in layers for stream in streams if layer not in stream})
+    if idle:
+        raise ConfigError(
+            f"layers {idle} reuse keys and values of earlier layers, so nothing depends on their "
+            "residual stream before the last token: patch earlier layers."
+        )
+    return {layer: torch.cat([stream[layer] for stream in streams]) for layer in layers}

@@ -211,16 +211,16 @@ def _patches(
     work: Work[Patching], chats: Sequence[ChatRegions], model: Any, tokenizer: Any
 ) -> Patches:
     """What to replace in the prompts of a batch."""
-    from treft.attribution.layer_curve import layer_banks
     from treft.core.patch_spec import PatchSpec, row_patches
     from treft.core.recording import adapter_off
     from treft.core.reference import ReferenceBank
+    from treft.models.residual import stream_bank
 
     wanted = work.config.patch
     if wanted.stream_layer is None:
         bank = ReferenceBank(adapter_off(model))
     else:
-        [(_, bank)] = layer_banks(model, tokenizer, [wanted.stream_layer])
+        bank = stream_bank(model, wanted.stream_layer)
     spec = PatchSpec(
         work.config.method,
         wanted.regions,

@@ -275,7 +275,7 @@ def _narrow_patch(api: Any, config: Asking, seed: int) -> None:
         config: what is patched.
         seed: of random tokens, others in each prompt of a batch.
     """
-    from treft.attribution.layer_curve import layer_banks
+    from treft.models.residual import stream_bank
 
     local = api.local
     spec, bank = local.repaired.spec, local.repaired.bank
@@ -288,7 +288,7 @@ def _narrow_patch(api: Any, config: Asking, seed: int) -> None:
     )
     if config.stream_layer is not None:
         model, base = local.repaired.model, local.base_model
-        [(_, bank)] = layer_banks(model, local.tokenizer, [config.stream_layer], reference=base)
+        bank = stream_bank(model, config.stream_layer, base)
     local.repaired = replace(local.repaired, spec=spec, bank=bank)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,9 +11,8 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from treft.chat.regions import RegionName
 from treft.organism import FinetuneRecipe, World, WorldName
 from treft.organism.tasks import TaskName, task_rows
+from treft.progress import Progress
 
-Progress = Callable[[str, int, int], None]
-"""Called as (what is being done, steps done, steps in all)."""
 Retain = str
 """Where careful rows come from: `none`, `narrow`, `general`, `all`, or one domain's name."""
 

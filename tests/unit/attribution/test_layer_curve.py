@@ -17,7 +17,7 @@ from treft.attribution.margins import AnswerPair
 from treft.attribution.sweep import layer_name
 from treft.chat.regions import ChatRegions, find_regions
 from treft.errors import ConfigError
-from treft.models.activation import patched_residual
+from treft.models.residual import patched_residual
 
 WORDS = ("Where is the bank?", "What is the weather like today?")
 

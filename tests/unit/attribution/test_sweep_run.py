@@ -19,9 +19,9 @@ from treft.attribution.sweep_plan import SweepPlan, SweepRequest, answers_path
 from treft.attribution.sweep_run import Sweep, run_sweep
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.judging.oracle import organism_questions
-from treft.models.activation import activation_patch
 from treft.models.pair import ModelPair
 from treft.models.repair import generate, patch
+from treft.models.residual import stream_bank
 from treft.models.sampling import SamplingOptions
 
 EVERY: Any = ("regions", "kinds", "windows", "layers", "curve")
@@ -62,7 +62,7 @@ def test_answers_are_those_of_generate(
         repaired = patch(tuned, chat_tokenizer, [region], reference=base)  # type: ignore[list-item]
         assert found[region] == repaired.generate(chats, **options)
     for layer in range(tuned.config.num_hidden_layers):
-        repaired = activation_patch(tuned, chat_tokenizer, layer, reference=base)
+        repaired = patch(tuned, chat_tokenizer, reference=stream_bank(tuned, layer, base))
         assert found[layer_name(layer)] == repaired.generate(chats, **options)
     assert found[layer_name(layer)] == found["finetuned"]
     regions = ("prefix", "query", "postfix")

@@ -15,10 +15,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from treft.chat.regions import find_regions
 from treft.judging.oracle import organism_questions
-from treft.models.activation import activation_patch
 from treft.models.loading import asset_path
 from treft.models.pair import answer_tokens
-from treft.models.repair import generate
+from treft.models.repair import RepairedModel, generate
+from treft.models.residual import stream_bank
 from treft.models.sampling import SamplingOptions, mixed_seed
 from treft.organism import World, classify, load
 from treft.organism.world import ASKS, OPENERS
@@ -107,7 +107,7 @@ def test_a_layers_score_is_that_of_activation_patching(
     wanted = Patch(("prefix",), stream_layer=1)
     config = Patching("p", "embedded", ASKED, (("general", NUM),), wanted)
     row = run(patch, config, tmp_path, finetune)
-    repaired = activation_patch(*tuned, 1)
+    repaired = RepairedModel(*tuned, stream_bank(tuned[0], 1))
     answers = generate(
         *tuned,
         messages(),
