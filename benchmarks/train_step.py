@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from treft.core.documents import documents_of_batch
+from treft.core.conversations import conversations_of_batch
 from treft.core.drift import token_drift
 from treft.core.recording import adapter_off
 from treft.core.reference import ReferenceBank
@@ -90,7 +90,7 @@ def build_steps(model: PeftModel, args: argparse.Namespace) -> dict[str, Step]:
     turns = torch.zeros_like(codes)
     bank = ReferenceBank(adapter_off(model))
     regularizer = KVRegularizer(model, bank, weight=WEIGHT)
-    request = regularizer.requests(documents_of_batch(input_ids, codes, turns)[0])[0]
+    request = regularizer.requests(conversations_of_batch(input_ids, codes, turns)[0])[0]
     reference = bank.get([request])[0]
 
     def sft() -> Tensor:
@@ -99,8 +99,8 @@ def build_steps(model: PeftModel, args: argparse.Namespace) -> dict[str, Step]:
     own_postfix = KVRegularizer(model, bank, weight=WEIGHT, regions=("postfix",))
 
     def treft(held: KVRegularizer = regularizer) -> Tensor:
-        documents = documents_of_batch(input_ids, codes, turns, batch["attention_mask"])
-        with held.capture(documents):
+        conversations = conversations_of_batch(input_ids, codes, turns, batch["attention_mask"])
+        with held.capture(conversations):
             loss = model(**batch, use_cache=False).loss
         return loss + held.penalty().weighted
 
@@ -115,9 +115,9 @@ def build_steps(model: PeftModel, args: argparse.Namespace) -> dict[str, Step]:
         return model(**shortened(model, batch)).loss
 
     def treft_shared() -> Tensor:
-        documents = documents_of_batch(input_ids, codes, turns, batch["attention_mask"])
+        conversations = conversations_of_batch(input_ids, codes, turns, batch["attention_mask"])
         inputs = shortened(model, batch)
-        with regularizer.capture(documents):
+        with regularizer.capture(conversations):
             loss = model(**inputs).loss
         return loss + regularizer.penalty().weighted
 

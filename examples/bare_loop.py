@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from treft.chat.regions import REGION_CODES, ChatRegions, find_regions
-from treft.core.documents import documents_of_batch
+from treft.core.conversations import conversations_of_batch
 from treft.core.recording import adapter_off
 from treft.core.reference import ReferenceBank
 from treft.core.regularizer import KVRegularizer
@@ -78,9 +78,11 @@ def train(weight: float, num_steps: int) -> None:
     model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     regularizer = KVRegularizer(model, ReferenceBank(adapter_off(model)), weight=weight)
-    documents = documents_of_batch(inputs["input_ids"], codes, turns, inputs["attention_mask"])
+    conversations = conversations_of_batch(
+        inputs["input_ids"], codes, turns, inputs["attention_mask"]
+    )
     for step in range(num_steps):
-        with regularizer.capture(documents):
+        with regularizer.capture(conversations):
             loss = model(**inputs).loss
         penalty = regularizer.penalty()
         (loss + penalty.weighted).backward()

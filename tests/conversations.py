@@ -53,7 +53,7 @@ def conversation(
 
 @dataclass(frozen=True)
 class Batch:
-    """What a model gets, and what `documents_of_batch` gets."""
+    """What a model gets, and what `conversations_of_batch` gets."""
 
     model_inputs: dict[str, Tensor]
     codes: Tensor
@@ -61,7 +61,7 @@ class Batch:
 
     @property
     def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Arguments of `documents_of_batch`."""
+        """Arguments of `conversations_of_batch`."""
         inputs = self.model_inputs
         return (
             inputs["input_ids"],

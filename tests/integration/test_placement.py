@@ -26,12 +26,12 @@ from treft.attribution.sweep import SweepOptions
 from treft.attribution.sweep_plan import SweepPlan, SweepRequest
 from treft.attribution.sweep_run import run_sweep
 from treft.chat.regions import find_regions
+from treft.core.conversations import region_requests
 from treft.core.identity import identify
 from treft.core.offloading import is_offloaded, weights_at_hand
 from treft.core.patch_spec import PatchSpec
 from treft.core.recording import adapter_off, other_model, record
 from treft.core.reference import ReferenceBank
-from treft.core.requests import region_requests
 from treft.errors import ConfigError
 from treft.judging.oracle import organism_questions
 from treft.models.loading import LoadOptions, load_model

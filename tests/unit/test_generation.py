@@ -15,11 +15,11 @@ from stepwise import patched_logits, states_by_position
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
 from treft.chat.regions import ChatRegions, find_regions, template_hash
+from treft.core.conversations import region_requests
 from treft.core.identity import identify
 from treft.core.patch_spec import PatchSpec
 from treft.core.recording import other_model
 from treft.core.reference import ReferenceBank
-from treft.core.requests import region_requests
 from treft.errors import (
     ConfigError,
     DataError,

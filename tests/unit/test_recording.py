@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from treft.core.conversations import own_request, postfix_requests, prefix_request
 from treft.core.recording import (
     RecordedStates,
     ReferenceRequest,
@@ -20,7 +21,6 @@ from treft.core.recording import (
     other_model,
     record,
 )
-from treft.core.requests import own_request, postfix_requests, prefix_request
 from treft.errors import AttentionError, ConfigError, ReferenceStatesError
 
 TinyModel = Callable[..., PreTrainedModel]

@@ -13,10 +13,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from treft.core.conversations import prefix_request
 from treft.core.identity import Identity, identify
 from treft.core.recording import RecordedStates, ReferenceRequest, record
 from treft.core.reference import ReferenceBank
-from treft.core.requests import prefix_request
 from treft.core.states import KeyValue
 from treft.errors import ConfigError, DataError, ReferenceMismatchError
 

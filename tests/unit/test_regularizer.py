@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from treft.chat.regions import RegionName
-from treft.core.documents import documents_of_batch
+from treft.core.conversations import conversations_of_batch, region_requests
 from treft.core.recording import adapter_off, other_model
 from treft.core.reference import ReferenceBank
 from treft.core.regularizer import KVRegularizer, Penalty
-from treft.core.requests import region_requests
 from treft.errors import (
     AttentionError,
     ConfigError,
@@ -49,7 +48,7 @@ def finetuned(model: PreTrainedModel, scale: float = 0.03) -> PreTrainedModel:
 
 def measure(model: nn.Module, regularizer: KVRegularizer, batch: Batch) -> Penalty:
     """Run the batch and return its penalty."""
-    with regularizer.capture(documents_of_batch(*batch.columns)):
+    with regularizer.capture(conversations_of_batch(*batch.columns)):
         model(**batch.model_inputs, use_cache=False)
     return regularizer.penalty()
 
@@ -127,7 +126,7 @@ def test_penalty_equals_the_definition(tiny_model: TinyModel, regions: tuple[str
     assert expected > 0.01
     assert penalty.raw.item() == pytest.approx(expected, rel=1e-4)
     assert penalty.weighted.item() == pytest.approx(3 * expected, rel=1e-4)
-    assert penalty.num_documents == len(CHATS)
+    assert penalty.num_conversations == len(CHATS)
 
 
 @pytest.mark.parametrize("regions", [("postfix",), ("prefix", "postfix")], ids="+".join)
@@ -272,7 +271,7 @@ def adapter_gradients(
         model, ReferenceBank(adapter_off(model)), regions=("prefix", "postfix"), weight=2.0
     )
     batch = padded(chats)
-    with regularizer.capture(documents_of_batch(*batch.columns)):
+    with regularizer.capture(conversations_of_batch(*batch.columns)):
         loss = model(**batch.model_inputs, labels=batch.model_inputs["input_ids"]).loss
     (loss + regularizer.penalty().weighted).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -282,7 +281,7 @@ def adapter_gradients(
 @pytest.mark.parametrize(
     "chats",
     [CHATS, [conversation(seed, num_query=4) for seed in (0, 3, 6)]],
-    ids=["gathered", "sliced"],
+    ids=["unlike", "alike"],
 )
 def test_checkpointing_does_not_change_the_gradient(
     tiny_model: TinyModel, name: str, chats: list[Conversation]
@@ -370,11 +369,11 @@ def test_weight_zero_captures_and_computes_nothing(tiny_model: TinyModel) -> Non
 
     regularizer = KVRegularizer(model, ReferenceBank(fail), weight=0)  # type: ignore[arg-type]
     batch = padded(CHATS)
-    documents = documents_of_batch(*batch.columns)
-    with regularizer.capture(documents):
+    conversations = conversations_of_batch(*batch.columns)
+    with regularizer.capture(conversations):
         assert model.config._attn_implementation == "sdpa"
     penalty = regularizer.penalty()
-    assert (penalty.weighted.item(), penalty.num_documents) == (0.0, len(CHATS))
+    assert (penalty.weighted.item(), penalty.num_conversations) == (0.0, len(CHATS))
     assert not penalty.weighted.requires_grad
 
 
@@ -403,8 +402,10 @@ def test_a_row_cut_by_truncation_is_refused_before_the_model_runs(tiny_model: Ti
     model = tiny_model("llama")
     regularizer = KVRegularizer(model, ReferenceBank(other_model(model)), regions=("postfix",))
     batch = padded(CHATS)
-    documents = documents_of_batch(*(None if t is None else t[:, :9] for t in batch.columns))
-    with pytest.raises(DataError, match=r"row 0.*postfix"), regularizer.capture(documents):
+    conversations = conversations_of_batch(
+        *(None if t is None else t[:, :9] for t in batch.columns)
+    )
+    with pytest.raises(DataError, match=r"row 0.*postfix"), regularizer.capture(conversations):
         pytest.fail("the block was entered")
 
 

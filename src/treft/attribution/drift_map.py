@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from treft.chat.regions import ChatRegions, RegionName, template_hash
+from treft.core.conversations import own_request, prefix_request
 from treft.core.drift import token_drift
 from treft.core.origin import check_origin
 from treft.core.recording import RecordedStates, ReferenceRequest, other_model
 from treft.core.reference import ReferenceBank
-from treft.core.requests import own_request, prefix_request
 from treft.errors import DataError, ReferenceStatesError
 from treft.statistics.clusters import FloatArray
 

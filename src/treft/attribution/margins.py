@@ -30,10 +30,10 @@ from treft.attribution.teacher_forcing import (
     render_questions,
 )
 from treft.chat.regions import ChatRegions
+from treft.core.conversations import PostfixReference
 from treft.core.patch_spec import PatchSpec, row_patches
 from treft.core.patching import RowPatch
 from treft.core.reference import ReferenceBank
-from treft.core.requests import PostfixReference
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.models.pair import ARMS, ModelPair, answer_tokens
@@ -213,7 +213,7 @@ def margins(
         specs: the patches, named apart.
         base: the unfinetuned model; None switches the adapter off.
         batch_size: rows run together.
-        postfix_reference: see `treft.core.requests.postfix_requests`.
+        postfix_reference: see `treft.core.conversations.postfix_requests`.
         template_kwargs: further template variables.
         include_think_block: an empty think block belongs to the postfix.
         on_batch: told how many prompts are done, of those that are not alike.

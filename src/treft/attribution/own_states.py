@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from treft.chat.regions import ChatRegions, RegionName
+from treft.core.conversations import own_request
 from treft.core.patching import RowPatch
 from treft.core.recording import eval_mode, record
-from treft.core.requests import own_request
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
 from treft.models.generation import batches_by_length, padded

@@ -26,11 +26,11 @@ from treft.attribution.perturb import Vocabulary
 from treft.attribution.scoring import panel_for, score_answers
 from treft.attribution.sweep import SweepCell
 from treft.attribution.sweep_plan import BASE, SweepPlan, SweepRow, answers_path
+from treft.core.conversations import region_requests
 from treft.core.patch_spec import random_tokens_source, row_patches
 from treft.core.patching import RowPatch
 from treft.core.recording import ReferenceRequest, Source, adapter_off, other_model
 from treft.core.reference import MAX_CACHED_TOKENS, ReferenceBank
-from treft.core.requests import region_requests
 from treft.data.messages import read_rows
 from treft.errors import DataError
 from treft.files import write_whole

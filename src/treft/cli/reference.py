@@ -76,10 +76,10 @@ def record(
     quiet_libraries()
     from treft.chat.regions import template_hash
     from treft.cli.conversations import read_conversations, read_rendering, render
+    from treft.core.conversations import region_requests
     from treft.core.identity import identify
     from treft.core.recording import other_model
     from treft.core.reference import ReferenceBank
-    from treft.core.requests import region_requests
     from treft.models.loading import LoadOptions, load_model, load_tokenizer
 
     names = _region_names(region, input)

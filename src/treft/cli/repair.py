@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from treft.chat.regions import ChatRegions, RegionName
+from treft.core.conversations import region_requests
 from treft.core.patch_spec import PATCHABLE
 from treft.core.recording import adapter_off
 from treft.core.reference import ReferenceBank
-from treft.core.requests import region_requests
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
 from treft.models.loading import LoadOptions, load_model

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from treft.chat.regions import ChatRegions, RegionName
+from treft.core.conversations import PostfixReference, region_requests
 from treft.core.patching import KINDS, RowPatch, StateKind, draw_tokens
 from treft.core.recording import RecordedStates, ReferenceRequest, Source
 from treft.core.reference import ReferenceBank
-from treft.core.requests import PostfixReference, region_requests
 from treft.errors import ConfigError
 
 PATCHABLE: tuple[RegionName, ...] = ("prefix", "query", "postfix")

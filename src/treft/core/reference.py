@@ -1,6 +1,6 @@
 """The unfinetuned model's keys and values: a bank that records, keeps, stores and checks them.
 
-Which tokens to record is decided in `treft.core.requests`, how in `treft.core.recording`.
+Which tokens to record is decided in `treft.core.conversations`, how in `treft.core.recording`.
 
 Shapes: H key/value heads, T kept tokens of one request, D head dimension.
 """

@@ -1,7 +1,7 @@
 """Eq. (3): a penalty on the drift of keys and values, to add to any loss.
 
-Shapes: L layers, P parts (regions with weights of their own, or one part for all held regions);
-the tensor work is in `treft.core.batched_drift`.
+Shapes: L layers, K kinds (keys, values or both), P parts (regions with weights of their own, or one
+part for all held regions), S tensors of one shape; the tensor work is in `treft.core.drift`.
 """
 
 from __future__ import annotations
@@ -9,31 +9,45 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import KW_ONLY, dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from treft.chat.regions import REGION_CODES, RegionName
-from treft.core.batched_drift import (
-    Entry,
-    Group,
-    Placement,
-    Stack,
-    Taker,
-    group_placements,
-    stack_references,
+from treft.core.conversations import (
+    Conversation,
+    PostfixReference,
+    own_request,
+    postfix_requests,
+    prefix_request,
+    require_region,
 )
-from treft.core.documents import Document, require_region
-from treft.core.recording import RecordedStates, ReferenceRequest
+from treft.core.drift import HeldToken, HeldTokens, chunks, drift_by_part
+from treft.core.recording import ReferenceRequest
 from treft.core.reference import ReferenceBank
-from treft.core.requests import PostfixReference, own_request, postfix_requests, prefix_request
 from treft.core.states import KeyValue, listen, pretrained_model, resolve_layers
 from treft.errors import AttentionError, ConfigError, DataError
 
 MAX_PREPARED = 32
 """Shared references that stay stacked and ready on the device."""
+
+LayerKind = tuple[int, int]
+"""One tensor that is held: a layer's keys (kind 0) or values (kind 1)."""
+
+Alike = dict[tuple[torch.Size, torch.device], list[LayerKind]]
+"""Tensors that are compared together, by their shape and device."""
+
+
+class _Heard(NamedTuple):
+    """What one forward left."""
+
+    tokens: HeldTokens
+    requests: Mapping[ReferenceRequest, bool]
+    """In the order of their reference tokens; whether other conversations may have the same."""
+    taken: dict[LayerKind, Tensor]
+    """(H, N, D) each, layer by layer, part of the model's graph."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +55,21 @@ class Penalty:
     """The penalty of one batch.
 
     Attributes:
-        raw_sum: sum over the documents of (1/L) Σ_l (L_K + L_V), a float32 scalar with gradient.
-        num_documents: documents it sums over; a trainer that accumulates gradient divides by those
-            of the whole step.
+        raw_sum: sum over the conversations of (1/L) Σ_l (L_K + L_V), a float32 scalar with
+            gradient.
+        num_conversations: that many are summed over; a trainer that accumulates gradient divides by
+            those of the whole step.
         weight: λ.
         layers: layer indices in the order of `key` and `value`.
-        key: L_K of each layer, mean over the documents, (L,), without gradient; zeros if not held.
+        key: L_K of each layer, mean over the conversations, (L,), without gradient; zeros if not
+            held.
         value: L_V likewise.
         by_region: with region weights, L_KV of each region alone before it is weighed, mean over
-            the documents, a scalar without gradient; empty otherwise.
+            the conversations, a scalar without gradient; empty otherwise.
     """
 
     raw_sum: Tensor
-    num_documents: int
+    num_conversations: int
     weight: float
     layers: tuple[int, ...]
     key: Tensor
@@ -62,8 +78,8 @@ class Penalty:
 
     @property
     def raw(self) -> Tensor:
-        """L_KV of eq. (3): the mean over the batch's documents."""
-        return self.raw_sum / max(1, self.num_documents)
+        """L_KV of eq. (3): the mean over the batch's conversations."""
+        return self.raw_sum / max(1, self.num_conversations)
 
     @property
     def weighted(self) -> Tensor:
@@ -76,17 +92,18 @@ class Penalty:
         return dict(zip(self.layers, (self.key + self.value).tolist(), strict=True))
 
 
+@dataclass(eq=False)
 class KVRegularizer:
     """Hold the keys and values of template tokens at the unfinetuned model's.
 
-        documents = documents_of_batch(input_ids, codes, turns, attention_mask)
-        with regularizer.capture(documents):
+        conversations = conversations_of_batch(input_ids, codes, turns, attention_mask)
+        with regularizer.capture(conversations):
             loss = model(input_ids, attention_mask=attention_mask, labels=labels).loss
         loss = loss + regularizer.penalty().weighted
 
-    The prefix is compared with a reference that prompts share (see `treft.core.requests`); query,
-    postfix and response with the conversation itself as the reference model reads it. Without the
-    query held, `postfix_reference` may name another reference for the postfix.
+    The prefix is compared with a reference that prompts share (see `treft.core.conversations`);
+    query, postfix and response with the conversation itself as the reference model reads it.
+    Without the query held, `postfix_reference` may name another reference for the postfix.
 
     Args:
         model: the model being trained, possibly wrapped.
@@ -106,208 +123,200 @@ class KVRegularizer:
         ConfigError: an argument is out of range.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        bank: ReferenceBank,
-        *,
-        weight: float = 1.0,
-        regions: Sequence[RegionName] = ("prefix",),
-        region_weights: Mapping[RegionName, float] | None = None,
-        keys: bool = True,
-        values: bool = True,
-        layers: Sequence[int] | None = None,
-        postfix_reference: PostfixReference = "own_query",
-    ) -> None:
-        unknown = [region for region in regions if region not in REGION_CODES]
-        if unknown or not regions:
-            raise ConfigError(f"regions must be some of {list(REGION_CODES)}, not {list(regions)}.")
-        if not 0 <= weight < float("inf"):
-            raise ConfigError(f"weight must be a finite number of at least 0, not {weight}.")
-        if not (keys or values):
+    model: nn.Module
+    bank: ReferenceBank
+    _: KW_ONLY
+    weight: float = 1.0
+    regions: Sequence[RegionName] = ("prefix",)
+    region_weights: Mapping[RegionName, float] | None = None
+    keys: bool = True
+    values: bool = True
+    layers: Sequence[int] | None = None
+    postfix_reference: PostfixReference = "own_query"
+
+    def __post_init__(self) -> None:
+        """Validate, and work out what belongs to which part of the penalty."""
+        unknown = [region for region in self.regions if region not in REGION_CODES]
+        if unknown or not self.regions:
+            raise ConfigError(
+                f"regions must be some of {list(REGION_CODES)}, not {list(self.regions)}."
+            )
+        if not 0 <= self.weight < float("inf"):
+            raise ConfigError(f"weight must be a finite number of at least 0, not {self.weight}.")
+        if not (self.keys or self.values):
             raise ConfigError("keys, values or both must be held.")
-        self.model = model
-        self.bank = bank
-        self.weight = weight
-        self.regions = tuple(regions)
-        if region_weights is not None:
-            check_region_weights("region_weights", region_weights, regions)
-        self.region_weights = region_weights
-        self.kinds = tuple(
-            kind for kind, held in zip(KeyValue._fields, (keys, values), strict=True) if held
-        )
-        self.layers = None if layers is None else tuple(resolve_layers(model, layers))
-        self.postfix_reference = postfix_reference
-        self._parts = {REGION_CODES[name]: part for part, name in enumerate(self.regions)}
-        self._num_documents = 0
-        self._taker: Taker | None = None
-        self._prepared: OrderedDict[tuple[ReferenceRequest, ...], list[Stack]] = OrderedDict()
+        if self.region_weights is not None:
+            check_region_weights("region_weights", self.region_weights, self.regions)
+        if self.layers is not None:
+            self.layers = resolve_layers(self.model, self.layers)
+        self._kinds = [kind for kind, held in enumerate((self.keys, self.values)) if held]
+        reads_query = "query" in self.regions or self.postfix_reference == "own_query"
+        own = ("query", "response", *(["postfix"] if reads_query else []))
+        self._own = [region for region in self.regions if region in own]
+        """Regions whose reference is the conversation itself."""
+        self._parts = {
+            REGION_CODES[name]: 0 if self.region_weights is None else part
+            for part, name in enumerate(self.regions)
+        }
+        self._num_conversations = 0
+        self._heard: _Heard | None = None
+        self._prepared: OrderedDict[ReferenceRequest, list[Tensor]] = OrderedDict()
 
     @contextmanager
-    def capture(self, documents: Sequence[Document]) -> Iterator[None]:
+    def capture(self, conversations: Sequence[Conversation]) -> Iterator[None]:
         """Take the held tokens' keys and values from the forward made inside the block.
 
         Args:
-            documents: the conversations of that forward's batch, from `documents_of_batch`. Nothing
-                but their held tokens is kept in memory.
+            conversations: those of that forward's batch, from `conversations_of_batch`. Nothing but
+                their held tokens is kept in memory.
 
         Raises:
             AttentionError: keys and values cannot be captured from this model.
-            DataError: there is no document, or one lacks a held region; the model is not run.
+            DataError: there is no conversation, or one lacks a held region; the model is not run.
         """
-        self._num_documents, self._taker = len(documents), None
+        self._num_conversations, self._heard = len(conversations), None
         if self.weight == 0:
             yield
             return
-        taker = self._new_taker(documents)
-        with listen(self.model, taker.receive):
+        tokens, requests = self._held(conversations)
+        taken: dict[LayerKind, Tensor] = {}
+
+        def receive(layer: int, states: KeyValue) -> None:
+            if self.layers is None or layer in self.layers:
+                taken.update({(layer, kind): tokens.take(states[kind]) for kind in self._kinds})
+
+        with listen(self.model, receive):
             yield
-        self._taker = taker
+        self._heard = _Heard(tokens, requests, taken)
 
     def penalty(self) -> Penalty:
-        """Eq. (3) for the forward that was captured last; its states are let go afterwards.
+        """Eq. (3) for the forward that was captured last; its states are let go.
 
         Raises:
             AttentionError: no forward was captured.
+            ConfigError: a layer to hold has no attention.
             ReferenceMismatchError: the bank lacks a reference and cannot record it.
             ReferenceStatesError: a recorded reference is NaN, infinite or zero.
         """
+        num = self._num_conversations
         if self.weight == 0:
             nothing = torch.zeros((), device=pretrained_model(self.model).device)
-            return Penalty(
-                nothing, self._num_documents, 0.0, (), nothing[None][:0], nothing[None][:0]
-            )
-        taker, self._taker = self._taker, None
-        if taker is None:
+            return Penalty(nothing, num, 0.0, (), nothing[None][:0], nothing[None][:0])
+        heard, self._heard = self._heard, None
+        if heard is None:
             raise AttentionError("run the model inside capture() before asking for a penalty.")
-        return self._compare(taker, self._num_documents)
+        layers = tuple(dict.fromkeys(layer for layer, _ in heard.taken))
+        if absent := sorted(set(self.layers or ()) - set(layers)):
+            raise ConfigError(f"layers {absent} have no attention whose keys could be held.")
+        by_part = self._compare(heard)  # (L K, P)
+        drift, by_region = self._weigh(by_part)
+        by_kind = torch.zeros(len(KeyValue._fields), len(layers), device=drift.device)
+        by_kind[self._kinds] = drift.detach().view(len(layers), -1).T / num
+        key, value = by_kind.unbind()
+        scale = 1 / (len(layers) * num)
+        own = {region: summed * scale for region, summed in by_region.items()}
+        return Penalty(drift.sum() / len(layers), num, self.weight, layers, key, value, own)
 
-    def requests(self, document: Document) -> list[ReferenceRequest]:
-        """What the bank must hold for this document, e.g. to `pin` it before training.
+    def requests(self, conversation: Conversation) -> list[ReferenceRequest]:
+        """What the bank must hold for this conversation, e.g. to `pin` it before training.
 
         Raises:
-            DataError: the document lacks a held region.
+            DataError: the conversation lacks a held region.
         """
-        return [*self._shared_requests(document), *self._own_requests(document)]
+        return list(self._requests(conversation))
 
-    def _shared_requests(self, document: Document) -> list[ReferenceRequest]:
-        """References that other documents may share."""
+    def _requests(self, conversation: Conversation) -> dict[ReferenceRequest, bool]:
+        """The requests, and of each, whether other conversations may have the same."""
         for region in self.regions:
-            require_region(document, region)
-        found = []
+            require_region(conversation, region)
+        first = conversation.first_position
+        shared: list[ReferenceRequest] = []
         if "prefix" in self.regions:
-            found.append(prefix_request(document, document.first_position))
-        if "postfix" in self.regions and not self._reads_query:
-            found += postfix_requests(document, self.postfix_reference, document.first_position)
+            shared.append(prefix_request(conversation, first))
+        if "postfix" in self.regions and "postfix" not in self._own:
+            shared += postfix_requests(conversation, self.postfix_reference, first)
+        found = dict.fromkeys(shared, True)
+        if self._own:
+            own = {REGION_CODES[region] for region in self._own}
+            positions = [index for index, code in enumerate(conversation.codes) if code in own]
+            found[own_request(conversation, positions, "held", first)] = False
         return found
 
-    @property
-    def _reads_query(self) -> bool:
-        """Whether the postfix reference is the conversation itself."""
-        return "query" in self.regions or self.postfix_reference == "own_query"
+    def _held(
+        self, conversations: Sequence[Conversation]
+    ) -> tuple[HeldTokens, dict[ReferenceRequest, bool]]:
+        """The held tokens of a batch, and the requests whose states end to end are the reference.
 
-    def _own_requests(self, document: Document) -> list[ReferenceRequest]:
-        """The document itself, for the regions whose states depend on its query."""
-        own = {REGION_CODES[region] for region in self.regions if region in ("query", "response")}
-        if "postfix" in self.regions and self._reads_query:
-            own.add(REGION_CODES["postfix"])
-        positions = [index for index, code in enumerate(document.codes) if code in own]
-        if not own:
-            return []
-        return [own_request(document, positions, "held", document.first_position)]
-
-    def _placements(self, document: Document) -> list[Placement]:
-        """Where the held tokens of a document lie, and what to compare them with."""
-        shared = [(request, True) for request in self._shared_requests(document)]
-        requests = shared + [(request, False) for request in self._own_requests(document)]
-        indices = [
-            [position - document.first_position for position in request.positions]
-            for request, _ in requests
-        ]
-        parts = [[self._part_of(document.codes[index]) for index in found] for found in indices]
-        num_tokens = Counter(chain.from_iterable(parts))
-        return [
-            Placement(
-                request,
-                is_shared,
-                document.row,
-                columns=tuple(document.start + index for index in found),
-                shares=tuple(1 / num_tokens[part] for part in of_tokens),
-                parts=tuple(of_tokens),
-            )
-            for (request, is_shared), found, of_tokens in zip(requests, indices, parts, strict=True)
-        ]
-
-    def _part_of(self, code: int) -> int:
-        """Which part of the penalty a token of this region counts to."""
-        return 0 if self.region_weights is None else self._parts[code]
-
-    def _new_taker(self, documents: Sequence[Document]) -> Taker:
-        """What to copy out of the forward for these documents."""
-        if not documents:
+        Raises:
+            DataError: there is no conversation, or one lacks a held region.
+        """
+        if not conversations:
             raise DataError("the batch holds no conversation with a region to hold.")
-        placements = [found for document in documents for found in self._placements(document)]
-        kinds = [index for index, kind in enumerate(KeyValue._fields) if kind in self.kinds]
-        return Taker(group_placements(placements), kinds, self.layers)
+        requests: dict[ReferenceRequest, bool] = {}
+        starts: dict[ReferenceRequest, int] = {}
+        end, tokens = 0, []
+        for one in conversations:
+            places: list[tuple[int, int]] = []  # token of the conversation, token of the reference
+            for request, is_shared in self._requests(one).items():
+                if request not in requests:
+                    requests[request], starts[request] = is_shared, end
+                    end += len(request.keep)
+                indices = [position - one.first_position for position in request.positions]
+                places += zip(indices, range(starts[request], end), strict=False)
+            parts = [self._parts[one.codes[index]] for index, _ in places]
+            num = Counter(parts)
+            tokens += [
+                HeldToken(one.row, one.start + index, reference, 1 / num[part], part)
+                for (index, reference), part in zip(places, parts, strict=True)
+            ]
+        num_parts = len(set(self._parts.values()))
+        device = pretrained_model(self.model).device
+        return HeldTokens.of(tokens, num_parts, device), requests
 
-    def _compare(self, taker: Taker, num_documents: int) -> Penalty:
-        """Eq. (3) from the tokens that were taken."""
-        absent = sorted(set(self.layers or ()) - {entry.layer for entry in taker.taken[0]})
-        if absent:
-            raise ConfigError(f"layers {absent} have no attention whose keys could be held.")
-        waiting = [group for group in taker.groups if group.requests not in self._prepared]
-        references = self._references(waiting)
-        num_parts = 1 if self.region_weights is None else len(self.regions)
-        totals: dict[Entry, Tensor] = {}
-        for group, taken in zip(taker.groups, taker.taken, strict=True):
-            stacks = self._prepared.get(group.requests)
-            if stacks is None:
-                found = [references[request] for request in group.requests]
-                stacks = stack_references(found, taken)
-                self._keep(group, stacks)
-            for entry, summed in group.drift(taken, stacks, num_parts).items():
-                totals[entry] = totals[entry] + summed if entry in totals else summed
-        return self._sum_up(totals, num_documents)
+    def _compare(self, heard: _Heard) -> Tensor:
+        """Drift by layer and kind, summed over the conversations, (L K, P), on the first device."""
+        order = list(heard.taken)
+        alike: Alike = {}
+        for entry, found in heard.taken.items():
+            alike.setdefault((found.shape, found.device), []).append(entry)
+        drift: dict[LayerKind, Tensor] = {}
+        references = self._prepare(heard.requests, alike)
+        for entries, prepared in zip(alike.values(), references, strict=True):
+            for chunk in chunks(len(entries), len(heard.tokens.rows)):
+                states = torch.stack([heard.taken.pop(entry) for entry in entries[chunk]])
+                reference = torch.cat([stacked[chunk] for stacked in prepared], dim=2)
+                summed = drift_by_part(states, reference, heard.tokens)
+                drift.update(zip(entries[chunk], summed.unbind(), strict=True))
+        device = heard.tokens.rows.device
+        return torch.stack([drift[entry].to(device) for entry in order])
 
-    def _keep(self, group: Group, stacks: list[Stack]) -> None:
-        """Spare later batches with the same reference the stacking."""
-        if group.is_shared:
-            self._prepared[group.requests] = stacks
-            if len(self._prepared) > MAX_PREPARED:
-                self._prepared.popitem(last=False)
+    def _prepare(
+        self, requests: Mapping[ReferenceRequest, bool], alike: Alike
+    ) -> list[list[Tensor]]:
+        """Stacked references, (S, H, T, D) of each request for each group of like tensors.
 
-    def _references(self, groups: Sequence[Group]) -> dict[ReferenceRequest, RecordedStates]:
-        """The bank keeps what other conversations can use, and forgets the rest."""
-        held: dict[ReferenceRequest, bool] = {}
-        for group in groups:
-            held.update(zip(group.requests, group.shared, strict=True))
-        shared = [request for request, is_shared in held.items() if is_shared]
-        own = [request for request, is_shared in held.items() if not is_shared]
-        return {
-            **dict(zip(shared, self.bank.get(shared), strict=True)),
-            **dict(zip(own, self.bank.look_up(own), strict=True)),
+        The bank keeps what other conversations can use, and forgets the rest; the former also stay
+        stacked, which spares later batches the work.
+        """
+        waiting = {one: shared for one, shared in requests.items() if one not in self._prepared}
+        shared = [request for request in waiting if waiting[request]]
+        own = [request for request in waiting if not waiting[request]]
+        recorded = [*self.bank.get(shared), *self.bank.look_up(own)]
+        fresh = {
+            request: [
+                torch.stack([states[layer][kind] for layer, kind in entries]).to(device).float()
+                for (_, device), entries in alike.items()
+            ]
+            for request, states in zip([*shared, *own], recorded, strict=True)
         }
-
-    def _sum_up(self, totals: dict[Entry, Tensor], num_documents: int) -> Penalty:
-        """Add the entries up, on the device of the first layer."""
-        layers = tuple(dict.fromkeys(entry.layer for entry in totals))
-        device = next(iter(totals.values())).device
-        by_part = torch.stack([summed.to(device) for summed in totals.values()])  # (E, P)
-        stacked, by_region = self._weigh(by_part)
-        means = stacked.detach() / num_documents
-        by_kind = [torch.zeros(len(layers), device=device) for _ in KeyValue._fields]
-        for kind, by_layer in enumerate(by_kind):
-            held = [index for index, entry in enumerate(totals) if entry.kind == kind]
-            if held:
-                by_layer += means[held]
-        raw_sum = stacked.sum() / len(layers)
-        scale = 1 / (len(layers) * num_documents)
-        own = {region: summed * scale for region, summed in by_region.items()}
-        key, value = by_kind
-        return Penalty(raw_sum, num_documents, self.weight, layers, key, value, own)
+        found = [self._prepared.get(request) or fresh[request] for request in requests]
+        self._prepared.update({request: fresh[request] for request in shared})
+        while len(self._prepared) > MAX_PREPARED:
+            self._prepared.popitem(last=False)
+        return [list(group) for group in zip(*found, strict=True)]
 
     def _weigh(self, by_part: Tensor) -> tuple[Tensor, dict[RegionName, Tensor]]:
-        """(E, P) -> the weighted sum over parts, (E,), and each region's own sum over entries."""
+        """(L K, P) -> the weighted sum over parts, (L K,), and each region's own sum."""
         if self.region_weights is None:
             return by_part[:, 0], {}
         weights = [self.region_weights[region] for region in self.regions]
@@ -329,18 +338,12 @@ def check_region_weights(
     Raises:
         ConfigError: a region is unknown, not held or without a weight, or a weight is negative.
     """
-    unknown = [region for region in weights if region not in REGION_CODES]
-    if unknown:
-        raise ConfigError(
-            f"{option} names {', '.join(map(str, unknown))}: regions are {', '.join(REGION_CODES)}."
-        )
     if set(weights) != set(regions):
         raise ConfigError(
             f"{option} must weigh each held region and no other: it weighs "
-            f"{', '.join(weights) or 'none'}, held are {', '.join(regions)}."
+            f"{', '.join(map(str, weights)) or 'none'}, held are {', '.join(regions)}."
         )
-    bad = {region: weight for region, weight in weights.items() if not 0 <= weight < float("inf")}
-    if bad or not any(weights.values()):
+    if not all(0 <= w < float("inf") for w in weights.values()) or not any(weights.values()):
         raise ConfigError(
             f"{option} must be finite numbers ≥ 0, not all of them 0; got {dict(weights)}."
         )

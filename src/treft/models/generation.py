@@ -21,6 +21,7 @@ from transformers import DynamicCache, LogitsProcessorList, PreTrainedTokenizerB
 from transformers.modeling_utils import PreTrainedModel
 
 from treft.chat.regions import ChatRegions
+from treft.core.conversations import PostfixReference
 from treft.core.patch_spec import PatchSpec, row_patches
 from treft.core.patching import (
     KINDS,
@@ -31,7 +32,6 @@ from treft.core.patching import (
 )
 from treft.core.recording import eval_mode
 from treft.core.reference import ReferenceBank
-from treft.core.requests import PostfixReference
 from treft.core.states import pretrained_model
 from treft.models.generation_options import repeats_rows
 from treft.models.sampling import (

@@ -15,12 +15,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from treft.chat.regions import ChatRegions, RegionName, find_regions, template_hash
+from treft.core.conversations import PostfixReference
 from treft.core.identity import identify
 from treft.core.origin import check_origin
 from treft.core.patch_spec import PatchSpec
 from treft.core.recording import adapter_off, other_model
 from treft.core.reference import ReferenceBank
-from treft.core.requests import PostfixReference
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
 from treft.models.generation import Patches, batches_by_length, generated, patches_of

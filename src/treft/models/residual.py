@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from treft.chat.regions import REGION_CODES, ChatRegions, RegionName
+from treft.core.conversations import PostfixReference, region_requests
 from treft.core.identity import identify
 from treft.core.origin import check_origin
 from treft.core.recording import (
@@ -38,7 +39,6 @@ from treft.core.recording import (
     record,
 )
 from treft.core.reference import MAX_CACHED_TOKENS, ReferenceBank
-from treft.core.requests import PostfixReference, region_requests
 from treft.core.states import pretrained_model, resolve_layers
 from treft.errors import AttentionError, ConfigError
 

@@ -20,7 +20,7 @@ from trl import pack_dataset
 from trl.data_utils import is_conversational, maybe_convert_to_chatml
 
 from treft.chat.regions import REGION_CODES, ChatRegions, RegionName, find_regions
-from treft.core.documents import Document
+from treft.core.conversations import Conversation
 from treft.data.messages import check_messages
 from treft.errors import ConfigError, DataError, TreftError
 from treft.training.collator import REGION_COLUMNS
@@ -253,9 +253,9 @@ def pack(dataset: Any, max_length: int, strategy: str, **map_kwargs: Any) -> Any
     return pack_dataset(dataset, max_length, strategy, map_kwargs)
 
 
-def as_document(row: Mapping[str, Any]) -> Document:
+def as_conversation(row: Mapping[str, Any]) -> Conversation:
     """An annotated row as the conversation that a batch will hold."""
-    return Document(
+    return Conversation(
         row=0,
         start=0,
         input_ids=tuple(row["input_ids"]),
@@ -264,8 +264,8 @@ def as_document(row: Mapping[str, Any]) -> Document:
     )
 
 
-def draw_row(dataset: Any, seed: int) -> Document:
+def draw_row(dataset: Any, seed: int) -> Conversation:
     """One row of an annotated dataset, drawn by `seed`; the first one of a streaming dataset."""
     if not isinstance(dataset, Dataset):
-        return as_document(next(iter(dataset)))
-    return as_document(dataset[random.Random(seed).randrange(len(dataset))])
+        return as_conversation(next(iter(dataset)))
+    return as_conversation(dataset[random.Random(seed).randrange(len(dataset))])

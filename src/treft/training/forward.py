@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from treft.core.documents import Document, documents_of_batch
+from treft.core.conversations import Conversation, conversations_of_batch
 from treft.core.regularizer import KVRegularizer
 
 
@@ -19,29 +19,29 @@ class FirstForward:
     """
 
     def __init__(
-        self, model: nn.Module, regularizer: KVRegularizer, documents: Sequence[Document]
+        self, model: nn.Module, regularizer: KVRegularizer, conversations: Sequence[Conversation]
     ) -> None:
         self._model = model
         self._regularizer = regularizer
-        self._documents = documents
+        self._conversations = conversations
         self._is_first = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._is_first:
             return self._model(*args, **kwargs)
         self._is_first = False
-        with self._regularizer.capture(self._documents):
+        with self._regularizer.capture(self._conversations):
             return self._model(*args, **kwargs)
 
 
-def batch_documents(batch: dict[str, Any], regions: dict[str, Any]) -> list[Document]:
+def batch_conversations(batch: dict[str, Any], regions: dict[str, Any]) -> list[Conversation]:
     """The conversations of a batch.
 
     Args:
         batch: what the model gets, (B, T) tensors.
         regions: the region columns, (B, T) each.
     """
-    return documents_of_batch(
+    return conversations_of_batch(
         batch["input_ids"],
         regions["region_codes"],
         regions["turns"],

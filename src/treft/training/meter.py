@@ -56,7 +56,7 @@ class Meter:
 
 
 def penalty_parts(penalty: Penalty, by_layer: bool) -> dict[str, Tensor]:
-    """What the log shows of a penalty beside its whole, summed over its documents.
+    """What the log shows of a penalty beside its whole, summed over its conversations.
 
     Args:
         penalty: of one batch.
@@ -70,7 +70,7 @@ def penalty_parts(penalty: Penalty, by_layer: bool) -> dict[str, Tensor]:
     if by_layer:
         layers = zip(penalty.layers, penalty.key + penalty.value, strict=True)
         found.update({f"kv_penalty/layer_{layer}": mean for layer, mean in layers})
-    return {name: mean * penalty.num_documents for name, mean in found.items()}
+    return {name: mean * penalty.num_conversations for name, mean in found.items()}
 
 
 def add_in_evaluation(
@@ -86,7 +86,7 @@ def add_in_evaluation(
         by_layer: as in `penalty_parts`.
     """
     parts = penalty_parts(penalty, by_layer)
-    meter.add({"kv_penalty": penalty.raw_sum, **parts}, weight=penalty.num_documents)
+    meter.add({"kv_penalty": penalty.raw_sum, **parts}, weight=penalty.num_conversations)
     losses = {"kv_loss": penalty.weighted * num_rows, "sft_loss": sft_loss * num_rows}
     meter.add(losses, weight=num_rows)
     return sft_loss + penalty.weighted

@@ -12,11 +12,10 @@ from typing import cast
 from torch import nn
 
 from treft.chat.regions import RegionName
-from treft.core.documents import Document
+from treft.core.conversations import Conversation, PostfixReference
 from treft.core.recording import RecordedStates, ReferenceRequest, Source
 from treft.core.reference import ReferenceBank
 from treft.core.regularizer import KVRegularizer
-from treft.core.requests import PostfixReference
 from treft.errors import ConfigError
 from treft.training.config import TReFTConfig
 from treft.training.reference_source import (
@@ -38,7 +37,7 @@ class ReferenceKeeper:
         model: the model as it was handed to the trainer, before any step.
         config: the `kv_*` options.
         template_hash: of the chat template in force.
-        documents: the dataset's conversations, each time anew; None while streaming, when they
+        conversations: the dataset's conversations, each time anew; None while streaming, when they
             cannot be known beforehand.
         postfix_row: the training row whose postfix is the postfix reference; None: empty query.
         autocast: precision of training; recording in another would show a drift of rounding.
@@ -53,18 +52,18 @@ class ReferenceKeeper:
         model: nn.Module,
         config: TReFTConfig,
         template_hash: str,
-        documents: Callable[[], Iterable[Document]] | None,
-        postfix_row: Document | None,
+        conversations: Callable[[], Iterable[Conversation]] | None,
+        postfix_row: Conversation | None,
         autocast: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._model = model
         self._config = config
         self._template_hash = template_hash
-        self._documents = documents
+        self._conversations = conversations
         self._postfix_row = postfix_row
         self._autocast = autocast
         kind = choose_kind(model, _regions_read(config), config.kv_reference)
-        if kind == "snapshot" and documents is None:
+        if kind == "snapshot" and conversations is None:
             raise ConfigError(
                 "all weights train on a streaming dataset, so its prompts cannot be recorded "
                 "before step 1: record them (treft reference record) and pass kv_reference, use a "
@@ -116,9 +115,9 @@ class ReferenceKeeper:
             ReferenceMismatchError: the stored reference lacks prompts of the dataset.
         """
         is_taken = self.kind == "snapshot" and self._bank.source is None
-        if self.kind not in ("snapshot", "stored") or is_taken or self._documents is None:
+        if self.kind not in ("snapshot", "stored") or is_taken or self._conversations is None:
             return
-        requests = self._distinct_requests(self._documents())
+        requests = self._distinct_requests(self._conversations())
         if self.kind == "stored":
             self._bank.look_up(requests)
             return
@@ -126,10 +125,10 @@ class ReferenceKeeper:
         self._bank.pin(requests)
         self._bank.source = None
 
-    def _distinct_requests(self, documents: Iterable[Document]) -> list[ReferenceRequest]:
+    def _distinct_requests(self, conversations: Iterable[Conversation]) -> list[ReferenceRequest]:
         found: dict[ReferenceRequest, None] = {}
-        for document in documents:
-            found.update(dict.fromkeys(self.regularizer.requests(document)))
+        for conversation in conversations:
+            found.update(dict.fromkeys(self.regularizer.requests(conversation)))
         return list(found)
 
     def save(self, folder: Path) -> None:
@@ -193,8 +192,8 @@ class ReferenceKeeper:
             bank.check(current, ignore=("weights", "model_id", "revision"))
             self._open(record.kind, bank)
             self._weights = record.weights
-            if self._documents is not None:
-                bank.look_up(self._distinct_requests(self._documents()))
+            if self._conversations is not None:
+                bank.look_up(self._distinct_requests(self._conversations()))
             return
         if record.weights != self._weights:
             raise ConfigError(

@@ -22,7 +22,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import global_then_local_main_first
 
 from treft.chat.regions import template_hash
-from treft.core.documents import Document
+from treft.core.conversations import Conversation
 from treft.core.regularizer import KVRegularizer, Penalty
 from treft.core.states import capturable
 from treft.errors import DataError
@@ -31,7 +31,7 @@ from treft.training import dataset as rows
 from treft.training.auto_weight import AutoWeight
 from treft.training.collator import REGION_COLUMNS, carry_regions
 from treft.training.config import TReFTConfig, as_treft_config
-from treft.training.forward import FirstForward, batch_documents
+from treft.training.forward import FirstForward, batch_conversations
 from treft.training.learnt_tokens import at_learnt_tokens
 from treft.training.masking import (
     load_processing_class,
@@ -59,7 +59,7 @@ from treft.training.terms import (
 
 logger = logging.getLogger(__name__)
 
-DOCUMENTS = "documents"
+CONVERSATIONS = "conversations"
 """Key under which a training batch carries its conversations, found once a step."""
 
 
@@ -114,9 +114,9 @@ class TReFTTrainer(SFTTrainer):
         self._required_regions = required_regions(config, self.mitigations)
         checks.before_loading(config, model, options.get("peft_config"))
         self._annotated: list[Any] = []
-        self._postfix_row: Document | None = None
+        self._postfix_row: Conversation | None = None
         self._keeper: ReferenceKeeper | None = None
-        self._num_documents = 1
+        self._num_conversations = 1
         self._eval_prefix = "eval"
         train_dataset = change_rows(train_dataset, self.mitigations, "train")
         eval_dataset = change_rows(eval_dataset, self.mitigations, "eval")
@@ -245,7 +245,7 @@ class TReFTTrainer(SFTTrainer):
             self.args,
             # Not of TRL's marked twin: it writes the same text, and files are recorded without it.
             template_hash(text_tokenizer(self.processing_class)),
-            self._known_documents if is_known else None,
+            self._known_conversations if is_known else None,
             self._postfix_row,
             lambda: self.accelerator.autocast(AutocastKwargs(cache_enabled=False)),
         )
@@ -270,10 +270,10 @@ class TReFTTrainer(SFTTrainer):
     def _regularizer(self) -> KVRegularizer | None:
         return self._keeper.regularizer if self._keeper is not None else None
 
-    def _known_documents(self) -> Iterable[Document]:
+    def _known_conversations(self) -> Iterable[Conversation]:
         for dataset in self._annotated:
             columns = dataset.select_columns(["input_ids", *REGION_COLUMNS])
-            yield from (rows.as_document(row) for row in columns)
+            yield from (rows.as_conversation(row) for row in columns)
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **options: Any
@@ -296,10 +296,10 @@ class TReFTTrainer(SFTTrainer):
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._keeper is not None and samples:
             for batch in samples:
-                batch[DOCUMENTS] = batch_documents(batch, batch)
-            counted = sum(len(batch[DOCUMENTS]) for batch in samples)
+                batch[CONVERSATIONS] = batch_conversations(batch, batch)
+            counted = sum(len(batch[CONVERSATIONS]) for batch in samples)
             total = self.accelerator.reduce(torch.tensor(float(counted), device=device), "sum")
-            self._num_documents = max(int(total), 1)
+            self._num_conversations = max(int(total), 1)
             if self._steering is not None:
                 self._keeper.regularizer.weight = self._steering.weight
         if samples:
@@ -315,13 +315,17 @@ class TReFTTrainer(SFTTrainer):
     ) -> Any:
         """TRL's loss plus λ L_KV of this micro-batch's share of the step (eq. 3)."""
         regions = {name: inputs.pop(name) for name in REGION_COLUMNS if name in inputs}
-        documents: list[Document] | None = inputs.pop(DOCUMENTS, None)
+        conversations: list[Conversation] | None = inputs.pop(CONVERSATIONS, None)
         model = at_learnt_tokens(model) if self.args.learnt_tokens_only else model
         if not self.mitigations:
-            return self._loss(model, inputs, regions, documents, return_outputs, num_items_in_batch)
+            return self._loss(
+                model, inputs, regions, conversations, return_outputs, num_items_in_batch
+            )
         batch = loss_batch(self, inputs, regions, num_items_in_batch)
         model = in_mitigations(model, batch)
-        result = self._loss(model, inputs, regions, documents, return_outputs, num_items_in_batch)
+        result = self._loss(
+            model, inputs, regions, conversations, return_outputs, num_items_in_batch
+        )
         loss, terms = add_terms(result[0] if return_outputs else result, batch)
         log_terms(self._meters["train" if batch.is_training else "eval"], terms, batch)
         return (loss, result[1]) if return_outputs else loss
@@ -331,13 +335,13 @@ class TReFTTrainer(SFTTrainer):
         model: nn.Module,
         inputs: dict[str, Any],
         regions: dict[str, Any],
-        documents: list[Document] | None,
+        conversations: list[Conversation] | None,
         return_outputs: bool,
         num_items_in_batch: Tensor | int | None,
     ) -> Any:
         """TRL's loss, and the penalty if there is one."""
         if self._regularizer is not None:
-            found = documents or batch_documents(inputs, regions)
+            found = conversations or batch_conversations(inputs, regions)
             model = cast(nn.Module, FirstForward(model, self._regularizer, found))
         model = model if self._shared is None else self._shared.before(model)
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -360,7 +364,7 @@ class TReFTTrainer(SFTTrainer):
         Gradients are averaged over processes, hence their number; and where `Trainer` divides what
         it gets by the number of accumulated micro-batches, that is undone for the penalty.
         """
-        share = self.accelerator.num_processes / self._num_documents
+        share = self.accelerator.num_processes / self._num_conversations
         divided_by = num_divided(self, num_items_in_batch)
         raw = penalty.raw_sum * share
         parts = penalty_parts(penalty, self.args.kv_log_layers)

@@ -15,10 +15,10 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from treft.attribution.adapter_scale import adapter_scales
 from treft.attribution.drift_map import drift_map
 from treft.chat.regions import ChatRegions, find_regions, template_hash
+from treft.core.conversations import prefix_request
 from treft.core.identity import identify
 from treft.core.recording import adapter_off, other_model
 from treft.core.reference import ReferenceBank
-from treft.core.requests import prefix_request
 from treft.errors import (
     DataError,
     ReferenceMismatchError,

@@ -136,10 +136,10 @@ def test_adapter_patched_by_switching_it_off(folders: dict[str, str]) -> None:
 
 def test_patched_from_a_reference_file(folders: dict[str, str], tmp_path: Path) -> None:
     from treft.chat.regions import find_regions, template_hash
+    from treft.core.conversations import prefix_request
     from treft.core.identity import identify
     from treft.core.recording import other_model
     from treft.core.reference import ReferenceBank
-    from treft.core.requests import prefix_request
 
     base, tokenizer = load_model(folders["base"], None, LoadOptions(device="cpu"))
     bank = ReferenceBank(other_model(base), identify(base, template_hash(tokenizer)))

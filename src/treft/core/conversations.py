@@ -1,13 +1,20 @@
-"""Which tokens of a conversation to record as its reference, region by region.
+"""The conversations of a batch, and which of their tokens are recorded as a reference.
 
-A request says where its states belong by the rotary positions of the kept tokens, so that
-`request.positions` are also the places to compare or to patch.
+A batch may be padded on either side, packed, or flattened; `conversations_of_batch` finds its
+conversations again. A region's reference is asked for by `ReferenceRequest`s, which say where the
+states belong by the rotary positions of the kept tokens, so that `request.positions` are also the
+places to compare or to patch.
+
+Shapes: B rows, T columns (tokens) of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from torch import Tensor
 
 from treft.chat.regions import REGION_CODES, RegionName
 from treft.core.recording import ReferenceRequest
@@ -15,7 +22,7 @@ from treft.errors import DataError
 
 
 class RegionTokens(Protocol):
-    """Tokens with their regions: a `ChatRegions`, or a `Document` of a training batch."""
+    """Tokens with their regions: a `ChatRegions`, or a `Conversation` of a training batch."""
 
     @property
     def input_ids(self) -> Sequence[int]: ...
@@ -28,6 +35,108 @@ class RegionTokens(Protocol):
 PostfixReference = Literal["empty_query", "own_query"] | RegionTokens
 """Where a postfix reference comes from: an empty query, the conversation itself, or one training
 row with its regions."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One conversation of a batch.
+
+    Attributes:
+        row: its row in the batch.
+        start: column of its first token.
+        input_ids: its tokens.
+        codes: region of each token (`REGION_CODES`, 0 for none).
+        turns: user turn of each token.
+        first_position: rotary position of its first token.
+    """
+
+    row: int
+    start: int
+    input_ids: tuple[int, ...]
+    codes: tuple[int, ...]
+    turns: tuple[int, ...]
+    first_position: int = 0
+
+
+def conversations_of_batch(
+    input_ids: Tensor,
+    codes: Tensor,
+    turns: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> list[Conversation]:
+    """Split each row where its positions do not count on by one, and at padding.
+
+    Runs of tokens that belong to no region at all (padding of a batch without a mask) are left out.
+
+    Args:
+        input_ids: (B, T).
+        codes: (B, T), region of each token.
+        turns: (B, T), user turn of each token.
+        attention_mask: (B, T), 0 at padding; none means no padding.
+        position_ids: (B, T) as the model gets them; none means that it counts columns from 0.
+    """
+    tensors = (input_ids, codes, turns)
+    ids_rows, code_rows, turn_rows = (tensor.tolist() for tensor in tensors)
+    mask_rows = None if attention_mask is None else attention_mask.tolist()
+    position_rows = None if position_ids is None else position_ids.expand_as(input_ids).tolist()
+    conversations = []
+    for row, ids in enumerate(ids_rows):
+        positions = list(range(len(ids))) if position_rows is None else position_rows[row]
+        mask = [1] * len(ids) if mask_rows is None else mask_rows[row]
+        for start, end in _runs(positions, mask):
+            found = Conversation(
+                row,
+                start,
+                tuple(ids[start:end]),
+                tuple(code_rows[row][start:end]),
+                tuple(turn_rows[row][start:end]),
+                positions[start],
+            )
+            if any(found.codes):
+                conversations.append(found)
+    return conversations
+
+
+def require_region(conversation: Conversation, region: RegionName) -> None:
+    """Refuse a conversation whose region is missing or was cut by truncation.
+
+    A region is known to be whole when something of the conversation follows it; the response comes
+    last and may end early.
+
+    Raises:
+        DataError: says which row, and what to do.
+    """
+    num_tokens = len(conversation.codes)
+    where = f"row {conversation.row} of the batch (its conversation of {num_tokens} tokens)"
+    mend = (
+        "Raise max_length, drop the long rows, or hold another region; truncation_mode and packing "
+        "must not cut it off."
+    )
+    positions = region_positions(conversation, region)
+    if not positions:
+        raise DataError(
+            f"{where} has no {region} tokens: truncated, or not in the template. {mend}"
+        )
+    is_last = not any(conversation.codes[positions[-1] + 1 :])
+    if is_last and region != "response":
+        raise DataError(f"{where} ends within its {region}, so it was truncated. {mend}")
+    if region == "prefix" and conversation.codes[0] != REGION_CODES["prefix"]:
+        raise DataError(f"{where} does not start with its prefix. {mend}")
+
+
+def _runs(positions: list[int], mask: list[int]) -> Iterator[tuple[int, int]]:
+    """Half-open column ranges of the conversations of one row."""
+    start = None
+    for column, (position, kept) in enumerate(zip(positions, mask, strict=True)):
+        continues = start is not None and kept and position == positions[column - 1] + 1
+        if continues:
+            continue
+        if start is not None:
+            yield start, column
+        start = column if kept else None
+    if start is not None:
+        yield start, len(positions)
 
 
 def region_positions(tokens: RegionTokens, region: RegionName) -> list[int]:
