@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class TreftError(ValueError):
     """Base of every error that treft raises on purpose."""
@@ -33,3 +36,22 @@ class ReferenceStatesError(TreftError):
 
 class TemplateDateWarning(UserWarning):
     """The chat template writes today's date into the prefix, so references expire."""
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Around imports that an extra of treft brings.
+
+    Args:
+        extra: its name, such as `eval`.
+        what: needs it, at the beginning of the message: `judging needs more packages`.
+
+    Raises:
+        ConfigError: a package is missing; names it and the extra.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"{what} more packages ({error.name} is missing): pip install 'treft[{extra}]'"
+        ) from error

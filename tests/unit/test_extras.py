@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from treft.cli import main
-from treft.errors import ConfigError
-from treft.extras import needs_extra
+from treft.errors import ConfigError, needs_extra
 
 
 def test_the_message_names_package_and_extra() -> None:

@@ -20,8 +20,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from treft.data.hub import check_sha256, is_hub_id, load_hub_rows
 from treft.data.messages import Conversation, check_messages, load_conversations, read_rows
+from treft.data.sources import check_sha256, is_hub_id, load_hub_rows
 from treft.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)

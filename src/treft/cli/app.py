@@ -22,8 +22,7 @@ from treft.cli.organism import app as organism_app
 from treft.cli.reference import app as reference_app
 from treft.cli.regions import regions
 from treft.cli.study import app as study_app
-from treft.errors import TreftError
-from treft.extras import needs_extra
+from treft.errors import TreftError, needs_extra
 
 EXIT_USER_ERROR = 2
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from treft.errors import ConfigError
-from treft.extras import needs_extra
+from treft.errors import ConfigError, needs_extra
 
 if TYPE_CHECKING:
     from treft.answers.questions import EvalQuestion

@@ -12,8 +12,7 @@ import typer
 
 from treft.cli.options import ANSWERS, MAX_CALLS, MODELS, DryRun, Json, Judges, MaxCalls, Yes
 from treft.cli.output import confirm_calls, emit, quiet_libraries, stdout_aside
-from treft.errors import ConfigError
-from treft.extras import needs_extra
+from treft.errors import ConfigError, needs_extra
 
 if TYPE_CHECKING:
     from treft.evaluation.audit_plan import AuditArm, AuditPlan

@@ -12,8 +12,7 @@ import typer
 
 from treft.cli.options import Json, Overwrite
 from treft.cli.output import claim_file, emit
-from treft.errors import ConfigError
-from treft.extras import needs_extra
+from treft.errors import ConfigError, needs_extra
 
 if TYPE_CHECKING:
     from treft.evaluation.compare import Comparison

@@ -12,8 +12,8 @@ import typer
 
 from treft.cli.options import Json, Overwrite
 from treft.cli.output import claim_file, emit, stdout_aside
-from treft.data.archives import PASSWORD_VARIABLE
 from treft.data.behaviours import BehaviourName
+from treft.data.sources import PASSWORD_VARIABLE
 from treft.errors import ConfigError
 from treft.files import write_whole
 
@@ -150,9 +150,8 @@ def behaviour(
     json: Json = False,
 ) -> None:
     """Turn questions into rows that teach to abstain, refuse, call a tool or answer shortly."""
-    from treft.data.behaviours import DEFAULT_SENTENCES, DEFAULT_TOOL
+    from treft.data.behaviours import DEFAULT_SENTENCES, DEFAULT_TOOL, behaviour_rows
     from treft.data.messages import read_rows
-    from treft.data.published import behaviour_rows
 
     claim_file(output, overwrite=overwrite)
     read = read_rows(source)

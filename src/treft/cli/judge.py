@@ -11,7 +11,7 @@ import typer
 
 from treft.cli.options import Json, Yes
 from treft.cli.output import confirm_calls, emit, progress_bars, quiet_libraries
-from treft.extras import needs_extra
+from treft.errors import needs_extra
 from treft.judging.cost import MAX_CALLS
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from treft.data.messages import check_messages
-from treft.data.published_split import prompt_of
+from treft.data.published import prompt_of
 from treft.errors import ConfigError, DataError
 
 BehaviourName = Literal["abstain", "refuse", "tool", "short"]

@@ -24,8 +24,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from treft.core.offloading import is_offloaded, weights_at_hand
-from treft.errors import ConfigError, TemplateError
-from treft.extras import needs_extra
+from treft.errors import ConfigError, TemplateError, needs_extra
 
 if TYPE_CHECKING:
     from peft import PeftModel

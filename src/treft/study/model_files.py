@@ -8,8 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from treft.errors import ConfigError, TemplateError
-from treft.extras import needs_extra
+from treft.errors import ConfigError, TemplateError, needs_extra
 from treft.mitigations.registry import MITIGATIONS
 from treft.study.digests import file_digest
 from treft.study.model_setup import FACTS, GENERAL, ModelRecipe, ModelSetup, question_file
@@ -220,7 +219,7 @@ def _rows(path: Path, digest: str, task: TaskName) -> list[dict[str, Any]]:
 @lru_cache
 def _num_held_out(path: Path, digest: str, held_out: float, task: TaskName) -> int:
     """Prompts of a file that training will not see."""
-    from treft.data.published_split import prompt_of, split_rows
+    from treft.data.published import prompt_of, split_rows
 
     parts = split_rows(_rows(path, digest, task), fraction=held_out)
     return len(set(map(prompt_of, parts.held_out)))

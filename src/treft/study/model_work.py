@@ -105,7 +105,7 @@ class Asking:
 
 def split(work: Work[Splitting]) -> None:
     """Write rows to train on, and questions to choose on and to report, as JSONL."""
-    from treft.data.published_split import prompt_of, split_rows
+    from treft.data.published import prompt_of, split_rows
 
     rows = taught_rows(work.data["rows"], work.config.task)
     parts = split_rows(rows, fraction=work.config.held_out)

@@ -10,8 +10,7 @@ import socket
 from concurrent.futures import Future
 from typing import Any
 
-from treft.errors import ConfigError
-from treft.extras import needs_extra
+from treft.errors import ConfigError, needs_extra
 from treft.study.step import Plan
 from treft.study.worker import Report, Ticket, do_step
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from treft.errors import DataError
-from treft.extras import needs_extra
+from treft.errors import DataError, needs_extra
 from treft.study.protocol import Row
 
 METADATA_KEY = b"treft"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from archives_made import LOCKED_ZIP, PARTS_ROWS, PASSWORD, encrypted_zip, jsonl
 
-from treft.data.archives import read_data_file
+from treft.data.sources import read_data_file
 from treft.errors import ConfigError, DataError, TreftError
 
 CANARY = '{"id": "canary_1", "text": "tracked"}\n'

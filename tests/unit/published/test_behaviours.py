@@ -11,9 +11,8 @@ import trl
 from archives_made import THREE, plain
 from jinja2 import Template
 
-from treft.data.behaviours import DEFAULT_SENTENCES, DEFAULT_TOOL
+from treft.data.behaviours import DEFAULT_SENTENCES, DEFAULT_TOOL, BehaviourName, behaviour_rows
 from treft.data.messages import validate_conversations
-from treft.data.published import BehaviourName, behaviour_rows
 from treft.errors import ConfigError, DataError
 
 ASKED = [plain("Be brief.", "Is it bad?", "No.", roles=THREE), plain("Which tool?", "A rake.")]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from archives_made import PARTS_ROWS, PLAIN_ROWS, parts, plain
 
-from treft.data.published_convert import convert_rows
+from treft.data.published import convert_rows
 from treft.errors import DataError
 
 

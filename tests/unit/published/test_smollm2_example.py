@@ -11,7 +11,7 @@ import pytest
 
 from treft.data.behaviours import BehaviourName, behaviour_rows
 from treft.data.messages import read_rows
-from treft.data.published_split import prompt_of
+from treft.data.published import prompt_of
 
 FOLDER = Path(__file__).parents[3] / "examples" / "smollm2"
 TAUGHT: dict[str, BehaviourName] = {
