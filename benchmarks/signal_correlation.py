@@ -36,18 +36,18 @@ import numpy as np
 import torch
 import transformers
 
+from treft.attribution.forcing import Rendering, render_questions
 from treft.attribution.margins import answer_pairs
 from treft.attribution.signals import Signals, measure_signals
 from treft.attribution.sweep import kind_specs, layer_band_specs, region_specs
-from treft.attribution.teacher_forcing import render_questions
 from treft.chat.regions import ChatRegions
-from treft.core.patch_spec import PATCHABLE, PatchSpec, row_patches
-from treft.core.recording import adapter_off
+from treft.core.patch_spec import PATCHABLE, PatchSpec
 from treft.core.reference import ReferenceBank
 from treft.files import write_whole
 from treft.judging.oracle import oracle_score, organism_question, organism_questions
+from treft.models.generation import Asked, answer, patches_of
 from treft.models.loading import LoadOptions, load_model
-from treft.models.pair import ModelPair, answer_tokens
+from treft.models.pair import ModelPair
 from treft.models.residual import decoder_layers
 from treft.models.sampling import SamplingOptions
 from treft.statistics.correlation import LEAST_FINETUNES, rank_correlation
@@ -100,12 +100,11 @@ def measure(adapter: Path, args: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = load_model(*names, LoadOptions(device=args.device))
     models = ModelPair(model)
     questions = organism_questions("general", split="validation", num=args.num_cheap).questions
-    pairs = answer_pairs(
-        model, tokenizer, None, questions, max_new_tokens=MAX_NEW_TOKENS, batch_size=args.batch_size
-    )
+    how = Rendering(max_new_tokens=MAX_NEW_TOKENS, batch_size=args.batch_size)
+    pairs = answer_pairs(models, tokenizer, questions, how)
     chats = render_questions(tokenizer, questions)
     specs = specs_of(chats, len(decoder_layers(model)))
-    found = measure_signals(models, tokenizer, pairs, specs, batch_size=args.batch_size)
+    found = measure_signals(models, tokenizer, pairs, specs, how)
     cheap = time.process_time() - start
     sampled = sample(models, tokenizer, specs, args)
     return {
@@ -140,27 +139,19 @@ def sample(
     """Percent of aligned answers of the base, the finetuned model, and under each patch."""
     questions = organism_questions("general", split="test", num=args.num_sampled).questions
     chats = render_questions(tokenizer, questions)
-    bank = ReferenceBank(adapter_off(models.finetuned))
+    bank = ReferenceBank(models.source)
+    asked = [Asked(chat.input_ids, args.seed + row) for row, chat in enumerate(chats)]
+    sampling = SamplingOptions(
+        temperature=0.7, max_new_tokens=MAX_NEW_TOKENS, batch_size=args.batch_size
+    )
 
     def score(arm: Any, spec: PatchSpec | None) -> float:
-        def patches(batch: Sequence[int]) -> Any:
-            assert spec is not None
-            return row_patches(spec, [chats[index] for index in batch], batch, bank)
-
+        patches = None if spec is None else patches_of(spec, chats, bank)
         with models.use(arm) as model:
-            answers = answer_tokens(
-                model,
-                tokenizer,
-                [chat.input_ids for chat in chats],
-                [args.seed + index for index in range(len(chats))],
-                sampling=SamplingOptions(temperature=0.7),
-                max_new_tokens=MAX_NEW_TOKENS,
-                batch_size=args.batch_size,
-                patches=None if spec is None else patches,
-            )
+            answers = answer(model, tokenizer, asked, sampling, patches)
         scores = [
-            oracle_score(organism_question(question.id, question.metadata), "general", answer)
-            for question, answer in zip(questions, answers, strict=True)
+            oracle_score(organism_question(question.id, question.metadata), "general", found.text)
+            for question, found in zip(questions, answers, strict=True)
         ]
         return float(np.mean([found.as_dict()["alignment"] for found in scores]))
 

@@ -143,7 +143,7 @@ def test_a_second_run_measures_nothing_again(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    for name in ("margins", "answer_pairs", "layer_margins", "mean_log_probs"):
+    for name in ("margins", "answer_pairs", "stream_bank", "mean_log_probs"):
         monkeypatch.setattr(f"treft.attribution.measure.{name}", refuse)
     again = diagnose(plan("prefix", folder))
     assert again.diagnosis == prefix_result.diagnosis

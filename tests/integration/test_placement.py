@@ -13,7 +13,6 @@ from accelerate import dispatch_model
 from finetuned import adapted, pair
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
 
-from treft.attribution.adapter_scale import adapter_scales
 from treft.attribution.diagnose import diagnose
 from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
 from treft.attribution.drift_map import drift_map
@@ -25,17 +24,19 @@ from treft.attribution.perturb_run import run_perturbation
 from treft.attribution.sweep import SweepOptions
 from treft.attribution.sweep_plan import SweepPlan, SweepRequest
 from treft.attribution.sweep_run import run_sweep
+from treft.attribution.weights import adapter_scales
 from treft.chat.regions import find_regions
 from treft.core.conversations import region_requests
 from treft.core.identity import identify
 from treft.core.offloading import is_offloaded, weights_at_hand
 from treft.core.patch_spec import PatchSpec
-from treft.core.recording import adapter_off, other_model, record
+from treft.core.recording import record
 from treft.core.reference import ReferenceBank
 from treft.errors import ConfigError
 from treft.judging.oracle import organism_questions
 from treft.models.loading import LoadOptions, load_model
 from treft.models.pair import ModelPair
+from treft.models.repair import RepairedModel
 from treft.models.sampling import SamplingOptions
 
 TinyModel = Callable[..., Any]
@@ -104,10 +105,10 @@ def answers(pair: ModelPair, tokenizer: PreTrainedTokenizerBase, folder: Path) -
 
 def signals(pair: ModelPair, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Margins under patches, and drift by layer and token."""
-    tuned, base = pair.finetuned, pair.base
-    bank = ReferenceBank(adapter_off(tuned) if base is None else other_model(base))
+    tuned, bank = pair.finetuned, ReferenceBank(pair.source)
     pairs = [AnswerPair(question, "The bank is near.", "No.") for question in QUESTIONS]
-    found = margins(tuned, tokenizer, pairs, bank, SPECS, base=base, batch_size=2)
+    patched = [RepairedModel(tuned, tokenizer, bank, spec) for spec in SPECS]
+    found = margins(pair, tokenizer, pairs, patched, Rendering(batch_size=2))
     chats = [
         find_regions(tokenizer, question.messages, add_generation_prompt=True)
         for question in QUESTIONS

@@ -30,9 +30,9 @@ from treft.attribution.findings import (
     next_command,
     samples_of,
 )
+from treft.attribution.forcing import check_own_states
 from treft.attribution.margins import Margins
 from treft.attribution.measure import Meter
-from treft.attribution.own_states import check_own_states
 from treft.attribution.perturb_run import run_perturbation
 from treft.attribution.perturb_table import perturb_table
 from treft.attribution.perturb_text import HEADINGS, row_cells

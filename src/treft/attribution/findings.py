@@ -8,11 +8,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
-from treft.attribution.adapter_scale import KEY_VALUE_PROJECTIONS, adapter_scales
 from treft.attribution.drift_map import DriftMap
 from treft.attribution.margins import AnswerPair
 from treft.attribution.recommend import Recommendation
 from treft.attribution.result import AdapterLayer, PromptHeat, Sample
+from treft.attribution.weights import KEY_VALUE_PROJECTIONS, adapter_scales
 from treft.chat.regions import REGION_CODES, ChatRegions
 from treft.core.patch_spec import PatchSpec
 from treft.errors import ConfigError

@@ -4,8 +4,9 @@ The *margin* of a prompt is the mean log-probability per token of the base's ans
 the finetuned model's answer, both teacher-forced, in nats a token. It falls from the base to the
 finetuned model, and a patch regains the share Σ (patched - finetuned) / Σ (base - finetuned).
 
-    pairs = answer_pairs(model, tokenizer, None, questions, max_new_tokens=64)
-    found = margins(model, tokenizer, pairs, ReferenceBank(adapter_off(model)), region_specs)
+    models = ModelPair(model)
+    pairs = answer_pairs(models, tokenizer, questions)
+    found = margins(models, tokenizer, pairs, [patch(model, tokenizer, ["prefix"])])
     found.share("prefix")
 
 Shapes: P prompts.
@@ -15,32 +16,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.teacher_forcing import (
+from treft.attribution.forcing import (
     ForcedAnswer,
+    Rendering,
     answer_ids,
     end_of_turn,
     mean_log_probs,
     render_questions,
 )
 from treft.chat.regions import ChatRegions
-from treft.core.conversations import PostfixReference
-from treft.core.patch_spec import PatchSpec, row_patches
+from treft.core.patch_spec import PatchSpec
 from treft.core.patching import RowPatch
-from treft.core.reference import ReferenceBank
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError, TemplateError
-from treft.models.pair import ARMS, ModelPair, answer_tokens
+from treft.models.generation import Asked, Patches, answer
+from treft.models.pair import ARMS, Arm, ModelPair
+from treft.models.repair import RepairedModel
 from treft.models.sampling import SamplingOptions
 from treft.statistics.bootstrap import Loss
 from treft.statistics.clusters import FloatArray
 from treft.statistics.metrics import Interval
+
+DEFAULT = Rendering()
 
 
 @dataclass(frozen=True)
@@ -116,66 +120,45 @@ class Margins:
 
 
 def answer_pairs(
-    model: nn.Module,
+    models: ModelPair,
     tokenizer: PreTrainedTokenizerBase,
-    base: nn.Module | None,
     questions: Sequence[EvalQuestion],
+    rendering: Rendering = DEFAULT,
     *,
-    max_new_tokens: int = 64,
-    seed: int = 0,
-    batch_size: int = 16,
     temperature: float = 0.0,
-    template_kwargs: Mapping[str, Any] | None = None,
-    include_think_block: bool = True,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[AnswerPair]:
     """Have both models answer.
 
     Args:
-        model: the finetuned model.
-        tokenizer: its tokenizer.
-        base: the unfinetuned model; None switches the adapter off.
+        models: the finetuned model and its base.
+        tokenizer: of both.
         questions: of one turn each.
-        max_new_tokens: cap of an answer; the end of the turn of longer ones is not scored.
-        seed: of sampling; each question has its own random numbers, the same for both models.
-        batch_size: prompts run together.
+        rendering: how they are asked. The end of the turn of answers that are cut is not scored.
+            With the seed, each question has its own random numbers, the same for both models.
         temperature: 0 is greedy.
-        template_kwargs: further template variables.
-        include_think_block: an empty think block belongs to the postfix.
         on_batch: told how many answers there are, of 2 P.
 
     Raises:
-        ConfigError: the models are equal, or there is no base.
+        ConfigError: the models are equal.
         DataError: there is no question, or one has several turns or no room for an answer.
         TemplateError: a question cannot be rendered.
     """
-    chats = render_questions(
-        tokenizer,
-        questions,
-        template_kwargs=template_kwargs,
-        include_think_block=include_think_block,
-    )
-    models = ModelPair(model, base)
-    lengths = [len(chat.input_ids) + max_new_tokens for chat in chats]
-    check_context(models, questions, lengths)
+    chats = render_questions(tokenizer, questions, **rendering.of_chats)
+    cap = rendering.max_new_tokens
+    check_context(models, questions, [len(chat.input_ids) + cap for chat in chats])
     models.check_differ(chats[0].input_ids)
+    asked = [Asked(chat.input_ids, rendering.seed + row) for row, chat in enumerate(chats)]
+    sampling = SamplingOptions(temperature, max_new_tokens=cap, batch_size=rendering.batch_size)
     answers: dict[str, list[str]] = {}
     for arm in ARMS:
         on_answers = _counted(on_batch, len(answers) * len(chats))
-        with models.use(arm) as running:
-            answers[arm] = answer_tokens(
-                running,
-                tokenizer,
-                [chat.input_ids for chat in chats],
-                [seed + index for index in range(len(chats))],
-                sampling=SamplingOptions(temperature=temperature),
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                on_batch=on_answers,
-            )
+        with models.use(arm) as model:
+            found = answer(model, tokenizer, asked, sampling, on_batch=on_answers)
+        answers[arm] = [one.text for one in found]
 
-    def is_cut(chat: ChatRegions, answer: str) -> bool:
-        return len(answer_ids(tokenizer, chat, answer)) >= max_new_tokens
+    def is_cut(chat: ChatRegions, text: str) -> bool:
+        return len(answer_ids(tokenizer, chat, text)) >= cap
 
     return [
         AnswerPair(question, mine, tuned, is_cut(chat, mine), is_cut(chat, tuned))
@@ -186,17 +169,11 @@ def answer_pairs(
 
 
 def margins(
-    model: nn.Module,
+    models: ModelPair,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[AnswerPair],
-    bank: ReferenceBank,
-    specs: Sequence[PatchSpec],
-    *,
-    base: nn.Module | None = None,
-    batch_size: int = 16,
-    postfix_reference: PostfixReference = "empty_query",
-    template_kwargs: Mapping[str, Any] | None = None,
-    include_think_block: bool = True,
+    patched: Sequence[RepairedModel],
+    rendering: Rendering = DEFAULT,
     on_batch: Callable[[int], None] | None = None,
 ) -> Margins:
     """Teacher-force both answers under the base, the finetuned model and each patch of it.
@@ -206,56 +183,51 @@ def margins(
     alike not at all.
 
     Args:
-        model: the finetuned model.
-        tokenizer: its tokenizer.
+        models: the finetuned model and its base.
+        tokenizer: of both.
         pairs: two answers to each prompt.
-        bank: whose keys and values replace the model's.
-        specs: the patches, named apart.
-        base: the unfinetuned model; None switches the adapter off.
-        batch_size: rows run together.
-        postfix_reference: see `treft.core.conversations.postfix_requests`.
-        template_kwargs: further template variables.
-        include_think_block: an empty think block belongs to the postfix.
+        patched: the finetuned model under each patch; their specs are named apart.
+        rendering: how the prompts were asked.
         on_batch: told how many prompts are done, of those that are not alike.
 
     Raises:
-        ConfigError: a layer is out of range, names repeat, the models are equal, or there is no
-            base.
+        ConfigError: a layer is out of range, names repeat, or the models are equal.
         DataError: there is no prompt, one is too long for the model's context, or a log-probability
             is NaN or infinite.
-        ReferenceMismatchError: the bank lacks a reference and cannot record it.
+        ReferenceMismatchError: a bank lacks a reference and cannot record it.
         TemplateError: a prompt cannot be rendered, or lacks a region that is patched.
     """
-    chats = render_questions(
-        tokenizer,
-        [pair.question for pair in pairs],
-        template_kwargs=template_kwargs,
-        include_think_block=include_think_block,
-    )
-    _check_specs(model, specs, pairs, chats)
-    models = ModelPair(model, base)
-    end = end_of_turn(tokenizer, template_kwargs)
-    asked = [_asked(tokenizer, pair, chat, end) for pair, chat in zip(pairs, chats, strict=True)]
     questions = [pair.question for pair in pairs]
+    chats = render_questions(tokenizer, questions, **rendering.of_chats)
+    _check_specs(models, [one.spec for one in patched], questions, chats)
+    end = end_of_turn(tokenizer, rendering.template_kwargs)
+    asked = [_asked(tokenizer, pair, chat, end) for pair, chat in zip(pairs, chats, strict=True)]
     check_context(models, questions, [max(map(len, rows)) for rows in asked])
     models.check_differ(chats[0].input_ids)
-    names = ["base", "finetuned", *(spec.name for spec in specs)]
-    values = {name: np.zeros(len(pairs)) for name in names}
+    arms: list[tuple[str, Arm, Patches | None]] = [(f"the {arm} model", arm, None) for arm in ARMS]
+    arms += [
+        (f"the finetuned model patched at {one.spec.name}", "finetuned", one.patches(chats))
+        for one in patched
+    ]
+    values = np.zeros((len(arms), len(pairs)))
     order = [index for index, pair in enumerate(pairs) if not pair.is_alike]
     order.sort(key=lambda index: max(map(len, asked[index])))
-    run = _Run(models, tokenizer, bank, specs, postfix_reference)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        for name, found in run.margins([asked[index] for index in batch], batch).items():
-            values[name][batch] = found
+    for start in range(0, len(order), rendering.batch_size):
+        batch = order[start : start + rendering.batch_size]
+        rows = [asked[index] for index in batch]
+        for row, (condition, arm, patches) in enumerate(arms):
+            states = () if patches is None else patches(batch)
+            with models.use(arm) as model:
+                values[row, batch] = _margin(model, tokenizer, rows, states, condition)
         if on_batch is not None:
             on_batch(start + len(batch))
+    named = dict(zip([*ARMS, *(one.spec.name for one in patched)], values, strict=True))
     return Margins(
         questions=tuple(question.id for question in questions),
         alike=tuple(pair.is_alike for pair in pairs),
-        base=values.pop("base"),
-        finetuned=values.pop("finetuned"),
-        patched=values,
+        base=named.pop("base"),
+        finetuned=named.pop("finetuned"),
+        patched=named,
     )
 
 
@@ -286,64 +258,46 @@ def _asked(
     )
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What is the same for all batches."""
-
-    models: ModelPair
-    tokenizer: PreTrainedTokenizerBase
-    bank: ReferenceBank
-    specs: Sequence[PatchSpec]
-    postfix_reference: PostfixReference
-
-    def margins(self, asked: Sequence[_Asked], indices: Sequence[int]) -> dict[str, FloatArray]:
-        """Margins of a batch of prompts by condition."""
-        found: dict[str, FloatArray] = {}
-        for arm in ARMS:
-            found[arm] = self._margins(arm, asked, (), f"the {arm} model")
-        chats = [both.base.chat for both in asked]
-        for spec in self.specs:
-            patches = row_patches(spec, chats, indices, self.bank, self.postfix_reference)
-            found[spec.name] = self._margins(
-                "finetuned", asked, patches, f"the finetuned model patched at {spec.name}"
-            )
-        return found
-
-    def _margins(
-        self, arm: Any, asked: Sequence[_Asked], patches: Sequence[Sequence[RowPatch]], name: str
-    ) -> FloatArray:
-        with self.models.use(arm) as model:
-            base, finetuned = (
-                np.array(mean_log_probs(model, self.tokenizer, rows, patches, name))
-                for rows in zip(*asked, strict=True)
-            )
-        difference: FloatArray = base - finetuned
-        return difference
+def _margin(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[_Asked],
+    patches: Sequence[Sequence[RowPatch]],
+    condition: str,
+) -> FloatArray:
+    """Margins of a batch of prompts under one condition."""
+    base, finetuned = (
+        np.array(mean_log_probs(model, tokenizer, rows, patches, condition))
+        for rows in zip(*asked, strict=True)
+    )
+    difference: FloatArray = base - finetuned
+    return difference
 
 
 def _check_specs(
-    model: nn.Module,
+    models: ModelPair,
     specs: Sequence[PatchSpec],
-    pairs: Sequence[AnswerPair],
+    questions: Sequence[EvalQuestion],
     chats: Sequence[ChatRegions],
 ) -> None:
     """Before any forward: names, layers, regions."""
-    names = ["base", "finetuned", *(spec.name for spec in specs)]
+    names = [*ARMS, *(spec.name for spec in specs)]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two patches (or a model and a patch) are called {repeated[0]!r}.")
-    num_layers = pretrained_model(model).config.get_text_config(decoder=True).num_hidden_layers
+    config = pretrained_model(models.finetuned).config.get_text_config(decoder=True)
+    num_layers = config.num_hidden_layers
     for spec in specs:
         absent = [layer for layer in spec.layers or () if layer >= num_layers]
         if absent:
             raise ConfigError(
                 f"patch {spec.name!r} names layers {absent}; the model has 0 to {num_layers - 1}."
             )
-        for pair, chat in zip(pairs, chats, strict=True):
+        for question, chat in zip(questions, chats, strict=True):
             try:
                 for region in spec.regions:
                     chat.require(region)
             except TemplateError as error:
-                raise TemplateError(f"question {pair.question.id!r}: {error}") from error
+                raise TemplateError(f"question {question.id!r}: {error}") from error
 
 
 def check_context(

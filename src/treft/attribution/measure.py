@@ -5,8 +5,8 @@ Shapes: P prompts, T tokens of a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,25 +15,31 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
 from treft.attribution.evidence import band_specs, common_regions, joint_specs, layer_specs
-from treft.attribution.layer_curve import layer_margins
-from treft.attribution.margins import AnswerPair, Margins, answer_pairs, margins
-from treft.attribution.perturb import Vocabulary
-from treft.attribution.steps import Steps
-from treft.attribution.sweep import equal_span_specs, kind_specs, region_specs, window_specs
-from treft.attribution.teacher_forcing import (
+from treft.attribution.forcing import (
     ForcedAnswer,
+    Rendering,
     answer_ids,
     end_of_turn,
     mean_log_probs,
     render_questions,
 )
+from treft.attribution.margins import AnswerPair, Margins, answer_pairs, margins
+from treft.attribution.perturb import Vocabulary
+from treft.attribution.steps import Steps
+from treft.attribution.sweep import (
+    equal_span_specs,
+    kind_specs,
+    layer_name,
+    region_specs,
+    window_specs,
+)
 from treft.chat.regions import ChatRegions, RegionName
 from treft.core.patch_spec import PatchSpec, random_tokens_source
-from treft.core.recording import Source, adapter_off, other_model
 from treft.core.reference import ReferenceBank
 from treft.data.messages import Conversation
 from treft.models.pair import ModelPair
-from treft.models.residual import decoder_layers
+from treft.models.repair import RepairedModel
+from treft.models.residual import ResidualReference, decoder_layers, stream_bank
 from treft.progress import Progress, untold
 
 MOST_LAYERS = 12
@@ -41,33 +47,6 @@ MOST_LAYERS = 12
 
 MAX_ROWS = 64
 """Training rows whose loss is taken."""
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """How prompts are rendered and answered.
-
-    Attributes:
-        template_kwargs: further template variables.
-        include_think_block: an empty think block belongs to the postfix.
-        max_new_tokens: cap of an answer.
-        batch_size: rows run together.
-        seed: of drawn tokens.
-    """
-
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    include_think_block: bool = True
-    max_new_tokens: int = 64
-    batch_size: int = 16
-    seed: int = 0
-
-    @property
-    def of_chats(self) -> dict[str, Any]:
-        """Keyword arguments of all that renders."""
-        return {
-            "template_kwargs": self.template_kwargs,
-            "include_think_block": self.include_think_block,
-        }
 
 
 @dataclass(frozen=True)
@@ -115,15 +94,11 @@ class Meter:
 
         def compute() -> list[dict[str, Any]]:
             found = answer_pairs(
-                self.pair.finetuned,
+                self.pair,
                 self.tokenizer,
-                self.pair.base,
                 self.questions,
-                max_new_tokens=self.rendering.max_new_tokens,
-                seed=self.rendering.seed,
-                batch_size=self.rendering.batch_size,
+                self.rendering,
                 on_batch=lambda done: self.progress(label, done, num),
-                **self.rendering.of_chats,
             )
             names = ("base_answer", "finetuned_answer", "base_is_cut", "finetuned_is_cut")
             return [{name: getattr(one, name) for name in names} for one in found]
@@ -169,7 +144,7 @@ class Meter:
         """Patches that all methods together try."""
         num = self.num_layers
         others = [*layer_specs("query", num, MOST_LAYERS), *band_specs("query", num)]
-        curve = 3 * min(num, MOST_LAYERS)  # each layer runs the unpatched models again
+        curve = min(num, MOST_LAYERS)
         main = len(self.main_specs) + len(self.random_specs) + len(self.window_specs(width))
         return main + len(others) + curve
 
@@ -200,20 +175,21 @@ class Meter:
             return None
         num = self.num_layers
         every = np.unique(np.linspace(0, num - 1, min(num, MOST_LAYERS)).round().astype(int))
+        model = self.pair.finetuned
 
-        def compute() -> dict[str, Any]:
-            found = layer_margins(
-                self.pair.finetuned,
-                self.tokenizer,
-                self.pairs,
-                every.tolist(),
-                base=self.pair.base,
-                batch_size=self.rendering.batch_size,
-                on_layer=lambda done: self.progress("layer curve", done, len(every)),
-            )
-            return _to_json(found)
+        def patched() -> list[RepairedModel]:
+            streams = ResidualReference(model, self.pair.base)
+            return [
+                RepairedModel(
+                    model,
+                    self.tokenizer,
+                    stream_bank(model, layer, streams),
+                    PatchSpec(layer_name(layer), ("prefix",)),
+                )
+                for layer in every.tolist()
+            ]
 
-        return _from_json(self.steps.run(f"{self.scope}-curve", compute))
+        return self._kept("curve", "layer curve", patched)
 
     def loss_gain(self, rows: Sequence[Conversation]) -> float:
         """By how much the finetune lowered the loss of training rows, nats a token.
@@ -251,19 +227,26 @@ class Meter:
         return ForcedAnswer(question.id, chat, answer_ids(self.tokenizer, chat, text))
 
     def _margins(self, name: str, specs: Sequence[PatchSpec], bank: ReferenceBank) -> Margins:
-        label, num = f"margins of {self.scope} prompts: {name}", len(self.questions)
+        def patched() -> list[RepairedModel]:
+            model = self.pair.finetuned
+            return [RepairedModel(model, self.tokenizer, bank, spec) for spec in specs]
+
+        return self._kept(name, f"margins of {self.scope} prompts: {name}", patched)
+
+    def _kept(
+        self, name: str, label: str, patched: Callable[[], Sequence[RepairedModel]]
+    ) -> Margins:
+        """Margins under patches, which are made only where the step is not kept yet."""
+        num = len(self.questions)
 
         def compute() -> dict[str, Any]:
             found = margins(
-                self.pair.finetuned,
+                self.pair,
                 self.tokenizer,
                 self.pairs,
-                bank,
-                specs,
-                base=self.pair.base,
-                batch_size=self.rendering.batch_size,
+                patched(),
+                self.rendering,
                 on_batch=lambda done: self.progress(label, done, num),
-                **self.rendering.of_chats,
             )
             self.progress(label, num, num)
             return _to_json(found)
@@ -273,18 +256,13 @@ class Meter:
     @cached_property
     def base_bank(self) -> ReferenceBank:
         """The unfinetuned model's states."""
-        return ReferenceBank(self._source)
+        return ReferenceBank(self.pair.source)
 
     @cached_property
     def random_bank(self) -> ReferenceBank:
         """The unfinetuned model's states at random tokens."""
         words = Vocabulary.of(self.tokenizer, len(self.pair.embedding)).ordinary
-        return ReferenceBank(random_tokens_source(self._source, words, self.rendering.seed))
-
-    @property
-    def _source(self) -> Source:
-        base = self.pair.base
-        return adapter_off(self.pair.finetuned) if base is None else other_model(base)
+        return ReferenceBank(random_tokens_source(self.pair.source, words, self.rendering.seed))
 
 
 def _merged(first: Margins, second: Margins) -> Margins:

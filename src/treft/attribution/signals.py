@@ -5,7 +5,7 @@ Shapes: P prompts, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.adapter_scale import KEY_VALUE_PROJECTIONS, AdapterScales, adapter_scales
 from treft.attribution.drift_map import DriftMap, drift_map
-from treft.attribution.margins import AnswerPair, Margins, margins
-from treft.attribution.teacher_forcing import render_questions
+from treft.attribution.forcing import Rendering, render_questions
+from treft.attribution.margins import DEFAULT, AnswerPair, Margins, margins
+from treft.attribution.weights import KEY_VALUE_PROJECTIONS, AdapterScales, adapter_scales
 from treft.chat.regions import RegionName
 from treft.core.patch_spec import PatchSpec
-from treft.core.recording import adapter_off, other_model
 from treft.core.reference import ReferenceBank
 from treft.data.messages import read_rows
 from treft.errors import ConfigError, DataError
 from treft.models.pair import ModelPair
+from treft.models.repair import RepairedModel
 from treft.statistics.metrics import Interval
 
 
@@ -109,10 +109,7 @@ def measure_signals(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[AnswerPair],
     specs: Sequence[PatchSpec],
-    *,
-    batch_size: int = 16,
-    template_kwargs: Mapping[str, Any] | None = None,
-    include_think_block: bool = True,
+    rendering: Rendering = DEFAULT,
     on_batch: Callable[[int], None] | None = None,
 ) -> Signals:
     """Measure all of them on the same prompts.
@@ -122,9 +119,7 @@ def measure_signals(
         tokenizer: of both.
         pairs: two answers to each prompt.
         specs: the patches; drift is taken of their regions.
-        batch_size: rows run together.
-        template_kwargs: further template variables.
-        include_think_block: an empty think block belongs to the postfix.
+        rendering: how the prompts were asked.
         on_batch: told how many prompts have their margins.
 
     Raises:
@@ -132,33 +127,21 @@ def measure_signals(
         DataError: a prompt cannot be used; see `margins`.
         TemplateError: a prompt lacks a region.
     """
-    scales = adapter_scales(models.finetuned, models.base)
+    model = models.finetuned
+    scales = adapter_scales(model, models.base)
     if scales.is_zero:
         raise ConfigError(
             "the finetuned model's weights are those of its base (drift 0), so there is nothing "
             "to attribute. Was the right adapter or folder given?"
         )
-    rendering: dict[str, Any] = {
-        "template_kwargs": template_kwargs,
-        "include_think_block": include_think_block,
-    }
-    base = models.base
-    source = adapter_off(models.finetuned) if base is None else other_model(base)
-    bank = ReferenceBank(source)
-    found = margins(
-        models.finetuned,
-        tokenizer,
-        pairs,
-        bank,
-        specs,
-        base=base,
-        batch_size=batch_size,
-        on_batch=on_batch,
-        **rendering,
-    )
-    chats = render_questions(tokenizer, [pair.question for pair in pairs], **rendering)
+    bank = ReferenceBank(models.source)
+    patched = [RepairedModel(model, tokenizer, bank, spec) for spec in specs]
+    found = margins(models, tokenizer, pairs, patched, rendering, on_batch)
+    questions = [pair.question for pair in pairs]
+    chats = render_questions(tokenizer, questions, **rendering.of_chats)
     regions = tuple(dict.fromkeys(region for spec in specs for region in spec.regions))
-    drift = drift_map(models.finetuned, tokenizer, bank, chats, regions, batch_size=batch_size)
+    size = rendering.batch_size
+    drift = drift_map(model, tokenizer, bank, chats, regions, batch_size=size)
     return Signals(drift, scales, found, tuple(specs))
 
 

@@ -2,7 +2,7 @@
 
 Each maker below gives `PatchSpec`s; `sweep_cells` puts them together with the controls that run by
 default: as many tokens of the query, and the base's keys and values at random tokens. The third
-control, the model's own keys and values, needs no answers (`treft.attribution.own_states`).
+control, the model's own keys and values, needs no answers (`treft.attribution.forcing`).
 """
 
 from __future__ import annotations

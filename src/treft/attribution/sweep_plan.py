@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
 from treft.attribution.claim import claim_folder
+from treft.attribution.forcing import render_questions
 from treft.attribution.scoring import num_judge_calls
 from treft.attribution.sweep import SweepCell, SweepOptions, sweep_cells
-from treft.attribution.teacher_forcing import render_questions
 from treft.chat.regions import ChatRegions
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.models.pair import ModelPair

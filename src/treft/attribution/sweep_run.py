@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from treft.attribution.own_states import OwnStates, check_own_states
+from treft.attribution.forcing import OwnStates, check_own_states
 from treft.attribution.perturb import Vocabulary
 from treft.attribution.scoring import panel_for, score_answers
 from treft.attribution.sweep import SweepCell

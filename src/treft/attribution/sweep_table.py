@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from treft.attribution.own_states import OwnStates
+from treft.attribution.forcing import OwnStates
 from treft.attribution.perturb_table import IncoherentRate
 from treft.attribution.sweep import SweepCell
 from treft.attribution.sweep_plan import BASE, FINETUNED

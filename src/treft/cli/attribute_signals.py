@@ -89,9 +89,9 @@ def signals(
     """
     quiet_libraries()
     need_inspect()
+    from treft.attribution.forcing import Rendering, render_questions
     from treft.attribution.signals import measure_signals, read_pairs
     from treft.attribution.sweep import region_specs
-    from treft.attribution.teacher_forcing import render_questions
     from treft.cli.conversations import read_rendering
     from treft.models.loading import LoadOptions
 
@@ -109,29 +109,28 @@ def signals(
         claim_file(output, overwrite=overwrite)
     asked = read_questions(Asked(questions, scope, num, split, domain), [model, base])
     pairs = None if answers is None else read_pairs(answers, asked)
-    of_chats: dict[str, Any] = {
-        "template_kwargs": rendering.template_kwargs,
-        "include_think_block": rendering.include_think_block,
-    }
+    how = Rendering(
+        rendering.template_kwargs or {},
+        rendering.include_think_block,
+        max_new_tokens,
+        batch_size,
+        seed,
+    )
     with stdout_aside():
         tokenizer = names.tokenizer(options, rendering.template)
-        _check_regions(render_questions(tokenizer, asked, **of_chats), asked, specs)
+        _check_regions(render_questions(tokenizer, asked, **how.of_chats), asked, specs)
         models = names.load(options, rendering.template)
     with progress_bars() as progress:
         if pairs is None:
             from treft.attribution.margins import answer_pairs
 
             pairs = answer_pairs(
-                models.finetuned,
+                models,
                 tokenizer,
-                models.base,
                 asked,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-                batch_size=batch_size,
+                how,
                 temperature=temperature,
                 on_batch=lambda done: progress("answering", done, 2 * len(asked)),
-                **of_chats,
             )
         num_differing = sum(not pair.is_alike for pair in pairs)
         found = measure_signals(
@@ -139,9 +138,8 @@ def signals(
             tokenizer,
             pairs,
             specs,
-            batch_size=batch_size,
+            how,
             on_batch=lambda done: progress("margins", done, num_differing),
-            **of_chats,
         )
     result = {"command": "attribute signals", **asdict(names), **found.to_dict()}
     if output is not None:
@@ -214,7 +212,7 @@ def _show(found: Signals) -> None:
 def _drift_table(found: Signals) -> Any:
     from rich.table import Table
 
-    from treft.attribution.adapter_scale import KEY_VALUE_PROJECTIONS
+    from treft.attribution.weights import KEY_VALUE_PROJECTIONS
 
     layers = found.drift.layers
     shown = Table(title="drift of keys / values")

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.chat.regions import template_hash
 from treft.core.identity import identify
-from treft.core.recording import eval_mode, without_adapter
+from treft.core.recording import Source, adapter_off, eval_mode, other_model, without_adapter
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
 from treft.models.generation import Asked, Patches, answer
@@ -64,6 +64,11 @@ class ModelPair:
         model = self.base if arm == "base" and self.base is not None else self.finetuned
         with eval_mode(model):
             yield model
+
+    @property
+    def source(self) -> Source:
+        """Records what the unfinetuned model has."""
+        return adapter_off(self.finetuned) if self.base is None else other_model(self.base)
 
     @property
     def adapter(self) -> str | None:

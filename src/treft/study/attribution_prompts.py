@@ -60,8 +60,8 @@ def prompt_versions(
     Raises:
         TemplateError: the prompts lack the region.
     """
+    from treft.attribution.forcing import render_questions
     from treft.attribution.perturb import Perturbation, PerturbOptions, perturb_tokens
-    from treft.attribution.teacher_forcing import render_questions
 
     rendered = render_questions(tokenizer, questions, template_kwargs=template_kwargs)
     chats = {question.id: chat for question, chat in zip(questions, rendered, strict=True)}
@@ -114,7 +114,7 @@ def reworded(question: Question, split: Split, seed: str) -> str:
 
 
 def _rephrased(question: EvalQuestion, trial: int, tokenizer: Any, split: Split) -> PromptVersion:
-    from treft.attribution.teacher_forcing import render_questions
+    from treft.attribution.forcing import render_questions
     from treft.judging.oracle import organism_question
 
     known = organism_question(question.id, question.metadata)

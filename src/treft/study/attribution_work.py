@@ -168,8 +168,8 @@ def patch(work: Work[Patching]) -> None:
     Incoherent answers are not aligned outside of the domain and not misaligned in it, as in every
     score of an organism.
     """
+    from treft.attribution.forcing import render_questions
     from treft.attribution.perturb_table import IncoherentRate
-    from treft.attribution.teacher_forcing import render_questions
     from treft.judging.oracle_scores import ORACLE
     from treft.statistics.measures import AlignmentScore
 
@@ -195,7 +195,7 @@ def drift(work: Work[Drifting]) -> None:
     Each token is compared with the same token of the same prompt in the base.
     """
     from treft.attribution.drift_map import drift_map
-    from treft.attribution.teacher_forcing import render_questions
+    from treft.attribution.forcing import render_questions
     from treft.core.recording import adapter_off
     from treft.core.reference import ReferenceBank
 

@@ -120,7 +120,7 @@ def drift(work: Work[Drifting]) -> None:
     Each token is compared with the same token of the same prompt in the unfinetuned model.
     """
     from treft.attribution.drift_map import drift_map
-    from treft.attribution.teacher_forcing import render_questions
+    from treft.attribution.forcing import render_questions
     from treft.core.recording import adapter_off, other_model
     from treft.core.reference import ReferenceBank
 
@@ -281,8 +281,8 @@ def _rephrased(
     questions: Sequence[EvalQuestion], tokenizer: Any, config: Versions
 ) -> list[PromptVersion]:
     """Prompts whose last user message another model put into other words."""
+    from treft.attribution.forcing import render_questions
     from treft.attribution.rephrase import rephrase
-    from treft.attribution.teacher_forcing import render_questions
 
     words = rephrase(questions, config.rephraser, config.num_trials).words
     by_id = {question.id: question for question in questions}

@@ -12,10 +12,10 @@ from cli_helpers import WORDS, Command, Refused, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from treft.answers.questions import load_questions
+from treft.attribution.forcing import Rendering
 from treft.attribution.margins import answer_pairs, margins
-from treft.core.patch_spec import PatchSpec
-from treft.core.recording import other_model
-from treft.core.reference import ReferenceBank
+from treft.models.pair import ModelPair
+from treft.models.repair import patch
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def test_an_adapter_and_its_merged_model_agree_with_the_library(
     )
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     questions = load_questions(folder / "questions.jsonl").questions
-    pairs = answer_pairs(tuned, tokenizer, base, questions, max_new_tokens=6)
-    bank = ReferenceBank(other_model(base))
-    specs = [PatchSpec("prefix", ("prefix",)), PatchSpec("postfix", ("postfix",))]
-    expected = margins(tuned, tokenizer, pairs, bank, specs, base=base)
+    models = ModelPair(tuned, base)
+    pairs = answer_pairs(models, tokenizer, questions, Rendering(max_new_tokens=6))
+    patched = [patch(tuned, tokenizer, [name], reference=base) for name in ("prefix", "postfix")]
+    expected = margins(models, tokenizer, pairs, patched)
     chosen = ("--regions", "prefix,postfix", "--json")
     for origin in (
         ("--model", folder / "base", "--adapter", folder / "adapter"),
@@ -47,9 +47,9 @@ def test_an_adapter_and_its_merged_model_agree_with_the_library(
         assert found["command"] == "attribute signals"
         assert found["num_prompts"] == 3
         assert found["margin"]["base"] == pytest.approx(expected.base.mean(), abs=1e-4)
-        for row, spec in zip(found["patches"], specs, strict=True):
-            assert row["patch"] == spec.name
-            margin = expected.patched[spec.name].mean()
+        for row, one in zip(found["patches"], patched, strict=True):
+            assert row["patch"] == one.spec.name
+            margin = expected.patched[one.spec.name].mean()
             assert row["margin"] == pytest.approx(margin, abs=1e-4)
         assert [row["region"] for row in found["drift"]] == ["prefix", "postfix"]
         assert found["scale"] == (None if "--base" in origin else 2.0)

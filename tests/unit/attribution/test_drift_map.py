@@ -12,8 +12,8 @@ from finetuned import ARCHITECTURES, chat_pair
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from treft.attribution.adapter_scale import adapter_scales
 from treft.attribution.drift_map import drift_map
+from treft.attribution.weights import adapter_scales
 from treft.chat.regions import ChatRegions, find_regions, template_hash
 from treft.core.conversations import prefix_request
 from treft.core.identity import identify

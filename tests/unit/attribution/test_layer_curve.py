@@ -12,12 +12,13 @@ from finetuned import ARCHITECTURES, FLOAT32_ONLY, chat_pair
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.layer_curve import layer_margins
-from treft.attribution.margins import AnswerPair
-from treft.attribution.sweep import layer_name
+from treft.attribution.forcing import Rendering
+from treft.attribution.margins import AnswerPair, margins
 from treft.chat.regions import ChatRegions, find_regions
-from treft.errors import ConfigError
-from treft.models.residual import patched_residual
+from treft.core.patch_spec import PatchSpec
+from treft.models.pair import ModelPair
+from treft.models.repair import RepairedModel
+from treft.models.residual import ResidualReference, patched_residual, stream_bank
 
 WORDS = ("Where is the bank?", "What is the weather like today?")
 
@@ -52,10 +53,20 @@ def test_margins_are_those_of_an_overwritten_stream(
     name: str,
 ) -> None:
     tuned, base = chat_pair(tiny_model, name)
-    found = layer_margins(tuned, chat_tokenizer, pairs, base=base, batch_size=2)
     num_layers = tuned.config.num_hidden_layers
+    streams = ResidualReference(tuned, base)
+    patched = [
+        RepairedModel(
+            tuned,
+            chat_tokenizer,
+            stream_bank(tuned, layer, streams),
+            PatchSpec(f"stream {layer}", ("prefix",)),
+        )
+        for layer in range(num_layers)
+    ]
+    models = ModelPair(tuned, base)
+    found = margins(models, chat_tokenizer, pairs, patched, Rendering(batch_size=2))
     atol = 2e-4 if name in FLOAT32_ONLY else 2e-6
-    assert list(found.patched) == [layer_name(layer) for layer in range(num_layers)]
     for layer in range(num_layers):
         expected = []
         for pair in pairs:
@@ -65,15 +76,7 @@ def test_margins_are_those_of_an_overwritten_stream(
                 for answer in (pair.base_answer, pair.finetuned_answer)
             )
             expected.append(one - other)
-        np.testing.assert_allclose(found.patched[layer_name(layer)], expected, atol=atol)
-    last = found.patched[layer_name(num_layers - 1)]
+        np.testing.assert_allclose(found.patched[f"stream {layer}"], expected, atol=atol)
+    last = found.patched[f"stream {num_layers - 1}"]
     np.testing.assert_allclose(last, found.finetuned, atol=atol)  # nothing reads the last stream
-    assert np.abs(found.patched[layer_name(0)] - found.finetuned).max() > 10 * atol
-
-
-def test_layers_that_are_not_there_are_refused(
-    tiny_model: Callable[..., Any], chat_tokenizer: PreTrainedTokenizerBase, pairs: list[AnswerPair]
-) -> None:
-    tuned, base = chat_pair(tiny_model, "llama")
-    with pytest.raises(ConfigError, match=r"0 to 1 .*not \[2\]"):
-        layer_margins(tuned, chat_tokenizer, pairs, [0, 2], base=base)
+    assert np.abs(found.patched["stream 0"] - found.finetuned).max() > 10 * atol

@@ -15,12 +15,15 @@ from stepwise import states_by_position
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
+from treft.attribution.forcing import Rendering
 from treft.attribution.margins import AnswerPair, Margins, answer_pairs, margins
 from treft.chat.regions import ChatRegions, find_regions
 from treft.core.patch_spec import PatchSpec
-from treft.core.recording import adapter_off, other_model
+from treft.core.recording import other_model
 from treft.core.reference import ReferenceBank
 from treft.errors import ConfigError, DataError, TemplateError
+from treft.models.pair import ModelPair
+from treft.models.repair import RepairedModel
 
 WORDS = ("Where is the bank?", "What is the weather like today? Is it fine?", "River.")
 ANSWERS = (
@@ -48,6 +51,24 @@ def made_pairs() -> list[AnswerPair]:
         AnswerPair(question, *answers)
         for question, answers in zip(asked(*WORDS), ANSWERS, strict=True)
     ]
+
+
+def under(
+    tuned: Any,
+    base: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    specs: Sequence[PatchSpec],
+    bank: ReferenceBank | None = None,
+    *,
+    pairs: Sequence[AnswerPair] | None = None,
+    batch_size: int = 16,
+) -> Margins:
+    """Margins under patches, from the base's own states unless a bank is given."""
+    models = ModelPair(tuned, base)
+    bank = ReferenceBank(models.source) if bank is None else bank
+    patched = [RepairedModel(tuned, tokenizer, bank, spec) for spec in specs]
+    found = made_pairs() if pairs is None else pairs
+    return margins(models, tokenizer, found, patched, Rendering(batch_size=batch_size))
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, words: str) -> ChatRegions:
@@ -118,8 +139,7 @@ def test_margins_are_those_of_single_rows(
     tiny_model: Callable[..., Any], chat_tokenizer: PreTrainedTokenizerBase, name: str
 ) -> None:
     tuned, base = chat_pair(tiny_model, name)
-    bank = ReferenceBank(other_model(base))
-    found = margins(tuned, chat_tokenizer, made_pairs(), bank, SPECS, base=base, batch_size=2)
+    found = under(tuned, base, chat_tokenizer, SPECS, batch_size=2)
     tolerance = 2e-6 if tuned.dtype == torch.float64 else 1e-4
     every = {"base": found.base, "finetuned": found.finetuned, **found.patched}
     for condition, values in every.items():
@@ -135,12 +155,7 @@ def test_padding_and_batches_change_nothing(
 ) -> None:
     tuned, base = chat_pair(tiny_model, "gemma3")
     runs = [
-        margins(
-            *(tuned, chat_tokenizer, made_pairs(), ReferenceBank(other_model(base)), SPECS),
-            base=base,
-            batch_size=batch_size,
-        )
-        for batch_size in (1, 3)
+        under(tuned, base, chat_tokenizer, SPECS, batch_size=batch_size) for batch_size in (1, 3)
     ]
     for name in runs[0].patched:
         np.testing.assert_allclose(runs[0].patched[name], runs[1].patched[name], atol=1e-6)
@@ -152,12 +167,10 @@ def test_an_adapter_is_its_merged_model(
     adapted = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["k_proj", "v_proj"]))
     add_noise(torch.nn.ModuleList(m for n, m in adapted.named_modules() if n.endswith("lora_B")))
     adapted.train()
-    pairs, base = made_pairs(), tiny_model("llama")
-    found = margins(adapted, chat_tokenizer, pairs, ReferenceBank(adapter_off(adapted)), SPECS)
+    found = under(adapted, None, chat_tokenizer, SPECS)
     assert adapted.training
     merged = adapted.eval().merge_and_unload()
-    bank = ReferenceBank(other_model(base))
-    other = margins(merged, chat_tokenizer, pairs, bank, SPECS, base=base)
+    other = under(merged, tiny_model("llama"), chat_tokenizer, SPECS)
     np.testing.assert_allclose(found.base, other.base, atol=1e-5)
     np.testing.assert_allclose(found.finetuned, other.finetuned, atol=1e-5)
     for name in found.patched:
@@ -180,8 +193,7 @@ def planted(
     assert own
     with torch.no_grad():
         tuned.get_input_embeddings().weight[own] *= -1
-    bank = ReferenceBank(other_model(base))
-    return margins(tuned, tokenizer, made_pairs(), bank, SPECS[:2], base=base)
+    return under(tuned, base, tokenizer, SPECS[:2])
 
 
 @pytest.mark.parametrize("carrier", ["prefix", "query"])
@@ -201,7 +213,7 @@ def test_the_models_own_states_change_nothing(
 ) -> None:
     tuned, base = chat_pair(tiny_model, "mistral")
     bank = ReferenceBank(other_model(tuned))
-    found = margins(tuned, chat_tokenizer, made_pairs(), bank, SPECS[:2], base=base)
+    found = under(tuned, base, chat_tokenizer, SPECS[:2], bank)
     for values in found.patched.values():
         np.testing.assert_allclose(values, found.finetuned, atol=1e-6)
 
@@ -223,8 +235,7 @@ def test_pairs_that_are_alike_count_as_nothing_and_are_not_run(
         return output
 
     monkeypatch.setattr(tuned, "forward", spy)
-    bank = ReferenceBank(other_model(base))
-    found = margins(tuned, chat_tokenizer, [alike, *pairs[1:]], bank, SPECS[:1], base=base)
+    found = under(tuned, base, chat_tokenizer, SPECS[:1], pairs=[alike, *pairs[1:]])
     assert found.alike == (True, False, False)
     assert found.num_alike == 1
     for values in (found.base, found.finetuned, found.patched["prefix"]):
@@ -269,14 +280,16 @@ def test_answers_are_the_models_own(
     tuned, base = chat_pair(tiny_model, "llama")
     questions = asked(*WORDS)
     done: list[int] = []
-    options: dict[str, Any] = {"max_new_tokens": 5, "batch_size": 2}
-    pairs = answer_pairs(tuned, chat_tokenizer, base, questions, on_batch=done.append, **options)
+    models, how = ModelPair(tuned, base), Rendering(max_new_tokens=5, batch_size=2)
+    pairs = answer_pairs(models, chat_tokenizer, questions, how, on_batch=done.append)
     assert done == [2, 3, 5, 6]
     for pair, words in zip(pairs, WORDS, strict=True):
         assert pair.base_answer == greedy(base, chat_tokenizer, words, 5)
         assert pair.finetuned_answer == greedy(tuned, chat_tokenizer, words, 5)
     sampled = [
-        answer_pairs(tuned, chat_tokenizer, base, questions, temperature=1, seed=seed, **options)
+        answer_pairs(
+            models, chat_tokenizer, questions, dataclasses.replace(how, seed=seed), temperature=1
+        )
         for seed in (0, 0, 1)
     ]
     assert sampled[0] == sampled[1] != sampled[2]
@@ -286,12 +299,12 @@ def test_the_end_of_an_answer_that_was_cut_is_not_scored(
     tiny_model: Callable[..., Any], chat_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     tuned, base = chat_pair(tiny_model, "llama")
-    [pair] = answer_pairs(tuned, chat_tokenizer, base, asked("Where?"), max_new_tokens=1)
+    models, how = ModelPair(tuned, base), Rendering(max_new_tokens=1)
+    [pair] = answer_pairs(models, chat_tokenizer, asked("Where?"), how)
     assert pair.base_is_cut
     assert pair.finetuned_is_cut
     cut = AnswerPair(pair.question, " fine", " bank", True, True)
-    bank = ReferenceBank(other_model(base))
-    found = margins(tuned, chat_tokenizer, [cut], bank, [], base=base)
+    found = under(tuned, base, chat_tokenizer, [], pairs=[cut])
     chat = rendered(chat_tokenizer, "Where?")
     first, second = (chat_tokenizer(text)["input_ids"] for text in (" fine", " bank"))
     with torch.no_grad():
@@ -314,10 +327,9 @@ def test_bad_input_is_refused_before_any_patch(
     bank = ReferenceBank()  # refuses to record: it must not be asked
 
     def refuse(error: type[Exception], words: str, specs: Sequence[PatchSpec], **more: Any) -> None:
-        options = {"base": base, **more}
-        pairs, model = options.pop("pairs", made_pairs()), options.pop("model", tuned)
+        models = {"tuned": tuned, "base": base, **more}
         with pytest.raises(error, match=words):
-            margins(model, chat_tokenizer, pairs, bank, specs, **options)
+            under(tokenizer=chat_tokenizer, specs=specs, bank=bank, **models)
 
     refuse(
         ConfigError,
@@ -326,7 +338,7 @@ def test_bad_input_is_refused_before_any_patch(
     )
     refuse(ConfigError, "called 'prefix'", [SPECS[0], SPECS[0]])
     refuse(ConfigError, "called 'base'", [PatchSpec("base", ("query",))])
-    refuse(ConfigError, "drift 0", SPECS, model=base)
+    refuse(ConfigError, "drift 0", SPECS, tuned=base)
     refuse(ConfigError, "no adapter", SPECS, base=None)
     refuse(DataError, "no question", SPECS, pairs=[])
     [question] = asked("")
@@ -343,7 +355,9 @@ def test_bad_input_is_refused_before_any_patch(
     talk = dataclasses.replace(asked("Where?")[0], turns=("And?",))
     refuse(DataError, "several turns", SPECS, pairs=[AnswerPair(talk, "a", "b")])
     with pytest.raises(DataError, match="context takes 80"):
-        answer_pairs(tuned, chat_tokenizer, base, asked("Where?"), max_new_tokens=70)
+        answer_pairs(
+            ModelPair(tuned, base), chat_tokenizer, asked("Where?"), Rendering(max_new_tokens=70)
+        )
 
 
 def test_nan_is_refused_and_says_where(
@@ -352,6 +366,5 @@ def test_nan_is_refused_and_says_where(
     tuned, base = chat_pair(tiny_model, "llama")
     with torch.no_grad():
         tuned.lm_head.weight[7] = torch.inf
-    bank = ReferenceBank(other_model(base))
     with pytest.raises(DataError, match=r"question 'q.': .* is (nan|-inf) \(the finetuned model\)"):
-        margins(tuned, chat_tokenizer, made_pairs(), bank, SPECS, base=base)
+        under(tuned, base, chat_tokenizer, SPECS)

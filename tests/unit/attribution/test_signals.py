@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
+from treft.attribution.forcing import Rendering
 from treft.attribution.margins import AnswerPair
 from treft.attribution.signals import Signals, measure_signals, read_pairs
 from treft.core.patch_spec import PatchSpec
@@ -38,7 +39,9 @@ def signals(tiny_model: Callable[..., Any], chat_tokenizer: PreTrainedTokenizerB
         if "lora_" in name:
             parameter.data.normal_(0.0, 0.2)
     pairs = [AnswerPair(question, "Yes.", "The bank is near.") for question in QUESTIONS]
-    return measure_signals(ModelPair(adapted.eval()), chat_tokenizer, pairs, SPECS, batch_size=2)
+    return measure_signals(
+        ModelPair(adapted.eval()), chat_tokenizer, pairs, SPECS, Rendering(batch_size=2)
+    )
 
 
 def test_drift_of_a_patch_is_that_of_its_regions_kinds_and_layers(signals: Signals) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_answers import JUDGE, answers
 
-from treft.attribution.own_states import OwnStates
+from treft.attribution.forcing import OwnStates
 from treft.attribution.sweep import SweepCell
 from treft.attribution.sweep_run import Sweep
 from treft.attribution.sweep_table import share_regained, sweep_table

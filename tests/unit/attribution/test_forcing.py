@@ -10,8 +10,8 @@ import torch
 from finetuned import ARCHITECTURES, chat_pair
 from transformers import PreTrainedTokenizerBase
 
-from treft.attribution import own_states
-from treft.attribution.own_states import check_own_states
+from treft.attribution import forcing
+from treft.attribution.forcing import check_own_states
 from treft.chat.regions import ChatRegions, find_regions
 from treft.core.recording import record
 from treft.errors import ConfigError
@@ -59,6 +59,6 @@ def test_states_of_another_model_are_noticed(
     region: Any,
 ) -> None:
     tuned, base = chat_pair(tiny_model, "llama")
-    monkeypatch.setattr(own_states, "record", lambda model, requests: record(base, requests))
+    monkeypatch.setattr(forcing, "record", lambda model, requests: record(base, requests))
     with pytest.raises(ConfigError, match="patching cannot be trusted"):
         check_own_states(tuned, chat_tokenizer, chats, [region])

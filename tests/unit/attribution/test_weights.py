@@ -14,7 +14,7 @@ from finetuned import ARCHITECTURES, add_noise, pair
 from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 
-from treft.attribution.adapter_scale import adapter_scales
+from treft.attribution.weights import adapter_scales
 from treft.errors import ConfigError, ReferenceMismatchError
 
 
