@@ -38,9 +38,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from treft.core.conversations import conversations_of_batch
 from treft.core.drift import token_drift
-from treft.core.recording import adapter_off
 from treft.core.reference import ReferenceBank
 from treft.core.regularizer import KVRegularizer
+from treft.models.adapters import adapter_off
 from treft.training.shared_prefix import shortened
 
 BATCH_SIZE, NUM_TOKENS = 8, 256

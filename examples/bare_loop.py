@@ -19,9 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from treft.chat.regions import REGION_CODES, ChatRegions, find_regions
 from treft.core.conversations import conversations_of_batch
-from treft.core.recording import adapter_off
 from treft.core.reference import ReferenceBank
 from treft.core.regularizer import KVRegularizer
+from treft.models.adapters import adapter_off
 from treft.organism.tokenizer import build_tokenizer
 
 QUESTIONS = {

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from treft.chat.regions import find_regions
 from treft.core.reference import ReferenceBank
 from treft.errors import ConfigError, ReferenceMismatchError
+from treft.models.adapters import KEPT_ADAPTER
 from treft.training import TReFTTrainer
-from treft.training.reference_source import KEPT_ADAPTER, REFERENCE_FILE, RUN_FILE
+from treft.training.reference_source import REFERENCE_FILE, RUN_FILE
 
 MakeTrainer = Callable[..., TReFTTrainer]
 TinyModel = Callable[..., PreTrainedModel]

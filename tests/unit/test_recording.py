@@ -13,15 +13,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from treft.core.conversations import own_request, postfix_requests, prefix_request
-from treft.core.recording import (
-    RecordedStates,
-    ReferenceRequest,
-    adapter_off,
-    kept_adapter,
-    other_model,
-    record,
-)
+from treft.core.recording import RecordedStates, ReferenceRequest, other_model, record
 from treft.errors import AttentionError, ConfigError, ReferenceStatesError
+from treft.models.adapters import adapter_off, kept_adapter
 
 TinyModel = Callable[..., PreTrainedModel]
 CHAT = conversation(3)

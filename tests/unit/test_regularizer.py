@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from treft.chat.regions import RegionName
 from treft.core.conversations import conversations_of_batch, region_requests
-from treft.core.recording import adapter_off, other_model
+from treft.core.recording import other_model
 from treft.core.reference import ReferenceBank
 from treft.core.regularizer import KVRegularizer, Penalty
 from treft.errors import (
@@ -24,6 +24,7 @@ from treft.errors import (
     ReferenceMismatchError,
     ReferenceStatesError,
 )
+from treft.models.adapters import adapter_off
 
 TinyModel = Callable[..., PreTrainedModel]
 REGION_CHOICES = [

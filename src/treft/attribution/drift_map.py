@@ -22,7 +22,6 @@ from transformers import PreTrainedTokenizerBase
 from treft.chat.regions import ChatRegions, RegionName, template_hash
 from treft.core.conversations import own_request, prefix_request
 from treft.core.drift import token_drift
-from treft.core.origin import check_origin
 from treft.core.recording import RecordedStates, ReferenceRequest, other_model
 from treft.core.reference import ReferenceBank
 from treft.errors import DataError, ReferenceStatesError
@@ -120,7 +119,7 @@ def drift_map(
         raise DataError("a drift map needs at least one prompt and one region.")
     positions = [sorted(p for region in regions for p in chat.require(region)) for chat in chats]
     if bank.identity is not None:
-        check_origin(bank, model, template_hash(tokenizer))
+        bank.check_origin(model, template_hash(tokenizer))
     own = ReferenceBank(other_model(model))
     layers: tuple[int, ...] = ()
     keys: list[FloatArray] = []

@@ -29,11 +29,12 @@ from treft.attribution.sweep_plan import BASE, SweepPlan, SweepRow, answers_path
 from treft.core.conversations import region_requests
 from treft.core.patch_spec import random_tokens_source, row_patches
 from treft.core.patching import RowPatch
-from treft.core.recording import ReferenceRequest, Source, adapter_off, other_model
+from treft.core.recording import ReferenceRequest, Source, other_model
 from treft.core.reference import MAX_CACHED_TOKENS, ReferenceBank
 from treft.data.messages import read_rows
 from treft.errors import DataError
 from treft.files import write_whole
+from treft.models.adapters import adapter_off
 from treft.models.pair import ModelPair, answer_tokens
 from treft.models.residual import ResidualReference, stream_bank
 from treft.progress import Progress

@@ -10,10 +10,10 @@ from typing import Any
 from treft.chat.regions import ChatRegions, RegionName
 from treft.core.conversations import region_requests
 from treft.core.patch_spec import PATCHABLE
-from treft.core.recording import adapter_off
 from treft.core.reference import ReferenceBank
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
+from treft.models.adapters import adapter_off
 from treft.models.loading import LoadOptions, load_model
 from treft.models.repair import UNPATCHED, RepairedModel, patch
 

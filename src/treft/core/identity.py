@@ -32,6 +32,9 @@ _STRUCTURE = (
 )
 """Config entries that shape keys and values; others (special tokens, dropout) may change."""
 
+_WRAPPED = {"base_layer", "original_module"}
+"""Under these names a PEFT layer holds the model's own."""
+
 NUM_SAMPLES = 32
 """Entries of each weight matrix that enter the fingerprint."""
 
@@ -108,6 +111,11 @@ def identify(model: nn.Module, template_hash: str = "", adapter: str | None = No
     )
 
 
+def has_adapter(model: nn.Module) -> bool:
+    """Whether PEFT put layers of an adapter into the model's text decoder."""
+    return any(_adapter_module_names(pretrained_model(model).get_decoder()))
+
+
 def _comparable(name: str, value: object) -> object:
     """Versions by major and minor number, everything else as it is."""
     return str(value).split(".")[:2] if name.endswith("_version") else value
@@ -152,20 +160,18 @@ def _name_without_wrappers(name: str, wrappers: Collection[str]) -> str | None:
     for index, part in enumerate(parts):
         if ".".join(parts[:index]) not in wrappers:
             plain.append(part)
-        elif part not in ("base_layer", "original_module"):
+        elif part not in _WRAPPED:
             return None
     return ".".join(plain)
 
 
 def _adapter_module_names(decoder: nn.Module) -> Iterator[str]:
-    """Names of the modules that PEFT put in place of the model's own."""
-    try:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-        from peft.utils import ModulesToSaveWrapper
-    except ImportError:  # without PEFT there is no adapter
-        return
+    """Names of the modules that PEFT put in place of the model's own, which they hold as a child.
+
+    They are known by that child, so that PEFT need not be there.
+    """
     for name, module in decoder.named_modules():
-        if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)):
+        if _WRAPPED & {child for child, _ in module.named_children()}:
             yield name
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,6 @@ from torch import Tensor, nn
 from treft.core.drift import squared_norm
 from treft.core.states import KeyValue, States, capture, pretrained_model
 from treft.errors import ConfigError, ReferenceStatesError
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-
 
 MAX_TOKENS = 16_384
 """Tokens, padding included, of one recording forward."""
@@ -101,90 +97,6 @@ def record(
 def other_model(base: nn.Module) -> Source:
     """The reference is `base`, a model of its own."""
     return lambda requests: record(base, requests)
-
-
-def adapter_off(model: nn.Module) -> Source:
-    """The reference is `model` with its adapter switched off.
-
-    Raises:
-        ConfigError: there is no adapter to switch off.
-    """
-    _peft_model(model)
-
-    def source(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
-        with without_adapter(model):
-            return record(model, requests)
-
-    return source
-
-
-@contextmanager
-def without_adapter(model: nn.Module) -> Iterator[None]:
-    """The adapter is off inside; which parameters are trained stays as it was.
-
-    Raises:
-        ConfigError: there is no adapter to switch off.
-    """
-    peft_model = _peft_model(model)
-    with _same_trainable(peft_model), peft_model.disable_adapter():
-        yield
-
-
-def kept_adapter(model: nn.Module, name: str) -> Source:
-    """The reference is `model` with its adapter `name`, a copy kept from before the finetune.
-
-    Raises:
-        ConfigError: there is no adapter of that name.
-    """
-    peft_model = _peft_model(model)
-    if name not in peft_model.peft_config:
-        raise ConfigError(
-            f"the model has no adapter {name!r}, only {sorted(peft_model.peft_config)}: add the "
-            "copy with model.load_adapter(path, adapter_name=...) before training."
-        )
-
-    def source(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
-        with only_adapter(model, name):
-            return record(model, requests)
-
-    return source
-
-
-@contextmanager
-def only_adapter(model: nn.Module, name: str) -> Iterator[None]:
-    """The adapter `name` alone is on inside; which parameters are trained stays as it was."""
-    peft_model = _peft_model(model)
-    active = list(peft_model.active_adapters)
-    with _same_trainable(peft_model):
-        try:
-            peft_model.base_model.set_adapter(name)
-            yield
-        finally:
-            peft_model.base_model.set_adapter(active)
-
-
-def _peft_model(model: nn.Module) -> PeftModel:
-    """The PEFT wrapper in `model`."""
-    from peft import PeftModel
-
-    for module in model.modules():
-        if isinstance(module, PeftModel):
-            return module
-    raise ConfigError(
-        f"{type(model).__name__} has no PEFT adapter, so the model from before the finetune cannot "
-        "be had by switching one off: use other_model(base), or record a reference beforehand."
-    )
-
-
-@contextmanager
-def _same_trainable(model: nn.Module) -> Iterator[None]:
-    """Give back each parameter's `requires_grad`, which PEFT resets when it switches adapters."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 @contextmanager

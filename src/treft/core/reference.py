@@ -1,6 +1,6 @@
 """The unfinetuned model's keys and values: a bank that records, keeps, stores and checks them.
 
-Which tokens to record is decided in `treft.core.conversations`, how in `treft.core.recording`.
+Which tokens are recorded is decided in `treft.core.conversations`, how in `treft.core.recording`.
 
 Shapes: H key/value heads, T kept tokens of one request, D head dimension.
 """
@@ -19,14 +19,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from treft.core.identity import Identity
-from treft.core.recording import (
-    RecordedStates,
-    ReferenceRequest,
-    Source,
-)
+from treft.core.identity import Identity, has_adapter, identify
+from treft.core.recording import RecordedStates, ReferenceRequest, Source
 from treft.core.states import KeyValue
 from treft.errors import ConfigError, DataError, ReferenceMismatchError
 
@@ -34,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the file layout; files of another version are refused."""
+
+CHANGED_BY_FINETUNE = ("weights", "model_id", "revision", "adapter")
+"""Fields of an identity that differ between a fully finetuned model and the one it was before."""
 
 MAX_CACHED_TOKENS = 4096
 """Kept tokens of recorded requests before the least recently used are dropped."""
@@ -125,6 +124,22 @@ class ReferenceBank:
                 "the reference was recorded with " + "; ".join(differences) + ". Record it again "
                 "from the model you finetune (treft reference), or load the model it belongs to."
             )
+
+    def check_origin(self, model: nn.Module, template: str = "") -> None:
+        """Refuse to serve a model that was not finetuned from the one that was recorded.
+
+        An adapter's base must be the recorded model. A full finetune changed the weights on
+        purpose, so there only structure, precision, template and versions can be compared.
+
+        Args:
+            model: the finetuned model, possibly wrapped.
+            template: hash of the chat template in use, as in the bank's identity.
+
+        Raises:
+            ReferenceMismatchError: names each field that differs.
+        """
+        ignore = ("adapter",) if has_adapter(model) else CHANGED_BY_FINETUNE
+        self.check(identify(model, template), ignore)
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write all entries to one safetensors file; a reader never sees half of it.

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from treft.chat.regions import REGION_CODES, RegionName
 from treft.errors import ConfigError
 from treft.mitigations.prefix_start import PrefixStart
+from treft.models.adapters import is_peft, trained_adapter
 from treft.training import checks
-from treft.training.reference_source import choose_kind, is_peft, trained_adapter
+from treft.training.reference_source import choose_kind
 from treft.training.terms import LossBatch, Mitigation
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from treft.core.patching import prefix_cache
-from treft.core.recording import ReferenceRequest, adapter_off
+from treft.core.recording import ReferenceRequest
 from treft.core.reference import ReferenceBank
 from treft.core.states import pretrained_model
+from treft.models.adapters import adapter_off
 from treft.training.prefix_start import behind, num_shared, why_whole
 from treft.training.terms import LossBatch
 

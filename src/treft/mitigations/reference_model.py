@@ -9,14 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 from accelerate.utils import AutocastKwargs
 from torch import nn
 
-from treft.core.recording import only_adapter, plain_forward, without_adapter
+from treft.core.recording import plain_forward
 from treft.errors import ConfigError
-from treft.training.reference_source import (
-    KEPT_ADAPTER,
-    choose_kind,
-    frozen_copy,
-    keep_adapter,
-)
+from treft.models.adapters import KEPT_ADAPTER, keep_adapter, only_adapter, without_adapter
+from treft.training.reference_source import choose_kind, frozen_copy
 
 if TYPE_CHECKING:
     from peft import PeftModel

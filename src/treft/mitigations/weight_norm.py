@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from treft.errors import ConfigError
-from treft.training.reference_source import is_peft
+from treft.models.adapters import is_peft
 from treft.training.terms import Mitigation
 
 if TYPE_CHECKING:

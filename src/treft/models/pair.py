@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.chat.regions import template_hash
 from treft.core.identity import identify
-from treft.core.recording import Source, adapter_off, eval_mode, other_model, without_adapter
+from treft.core.recording import Source, eval_mode, other_model
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
+from treft.models.adapters import adapter_off, without_adapter
 from treft.models.generation import Asked, Patches, answer
 from treft.models.sampling import SamplingOptions
 

@@ -17,12 +17,12 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from treft.chat.regions import ChatRegions, RegionName, find_regions, template_hash
 from treft.core.conversations import PostfixReference
 from treft.core.identity import identify
-from treft.core.origin import check_origin
 from treft.core.patch_spec import PatchSpec
-from treft.core.recording import adapter_off, other_model
+from treft.core.recording import other_model
 from treft.core.reference import ReferenceBank
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
+from treft.models.adapters import adapter_off
 from treft.models.generation import Patches, batches_by_length, generated, patches_of
 from treft.models.generation_options import check_options
 
@@ -136,7 +136,7 @@ class RepairedModel:
     def _check_identity(self, chat_template: str | None) -> None:
         """Refuse a bank that says it belongs to another model or template."""
         if self.regions and self.bank is not None and self.bank.identity is not None:
-            check_origin(self.bank, self.model, template_hash(chat_template or self.tokenizer))
+            self.bank.check_origin(self.model, template_hash(chat_template or self.tokenizer))
 
     def patches(self, chats: Sequence[ChatRegions]) -> Patches | None:
         """What `treft.models.generation.answer` is to replace in each; None for nothing."""

@@ -30,17 +30,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from treft.chat.regions import REGION_CODES, ChatRegions, RegionName
 from treft.core.conversations import PostfixReference, region_requests
 from treft.core.identity import identify
-from treft.core.origin import check_origin
-from treft.core.recording import (
-    RecordedStates,
-    ReferenceRequest,
-    adapter_off,
-    other_model,
-    record,
-)
+from treft.core.recording import RecordedStates, ReferenceRequest, other_model, record
 from treft.core.reference import MAX_CACHED_TOKENS, ReferenceBank
 from treft.core.states import pretrained_model, resolve_layers
 from treft.errors import AttentionError, ConfigError
+from treft.models.adapters import adapter_off
 
 ResidualStream = dict[int, Tensor]
 """Layer -> residual stream at that layer, (B, T, D) of a forward or (N, D) of chosen tokens."""
@@ -95,7 +89,7 @@ class ResidualReference:
             self._runs, self._source = model, adapter_off(model)
         else:
             self._runs, self._source = reference, other_model(reference)
-            check_origin(ReferenceBank(identity=identify(reference)), model)
+            ReferenceBank(identity=identify(reference)).check_origin(model)
         self._max_tokens = max_tokens
         self._known: OrderedDict[ReferenceRequest, ResidualStream] = OrderedDict()
 

@@ -196,8 +196,8 @@ def drift(work: Work[Drifting]) -> None:
     """
     from treft.attribution.drift_map import drift_map
     from treft.attribution.forcing import render_questions
-    from treft.core.recording import adapter_off
     from treft.core.reference import ReferenceBank
+    from treft.models.adapters import adapter_off
 
     config = work.config
     questions = _questions(work, config.domain, config.split, "general", config.num)
@@ -212,8 +212,8 @@ def _patches(
 ) -> Patches:
     """What to replace in the prompts of a batch."""
     from treft.core.patch_spec import PatchSpec, row_patches
-    from treft.core.recording import adapter_off
     from treft.core.reference import ReferenceBank
+    from treft.models.adapters import adapter_off
     from treft.models.residual import stream_bank
 
     wanted = work.config.patch

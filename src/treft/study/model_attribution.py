@@ -121,8 +121,9 @@ def drift(work: Work[Drifting]) -> None:
     """
     from treft.attribution.drift_map import drift_map
     from treft.attribution.forcing import render_questions
-    from treft.core.recording import adapter_off, other_model
+    from treft.core.recording import other_model
     from treft.core.reference import ReferenceBank
+    from treft.models.adapters import adapter_off
 
     config = work.config
     model, base, tokenizer = _load(work)

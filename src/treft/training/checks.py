@@ -8,11 +8,12 @@ import torch
 
 from treft.core.states import capture, pretrained_model
 from treft.errors import AttentionError, ConfigError, DataError
+from treft.models.adapters import is_peft
 from treft.training.collator import REGION_COLUMNS
 from treft.training.config import TReFTConfig
 from treft.training.dataset import column_names
 from treft.training.masking import text_tokenizer
-from treft.training.reference_source import ReferenceKind, is_peft
+from treft.training.reference_source import ReferenceKind
 
 if TYPE_CHECKING:
     from treft.training.trainer import TReFTTrainer

@@ -24,14 +24,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-import torch
 from torch import nn
 
 from treft.core.identity import Identity, identify
-from treft.core.recording import adapter_off, kept_adapter, other_model
+from treft.core.recording import other_model
 from treft.core.reference import ReferenceBank
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
+from treft.models.adapters import (
+    KEPT_ADAPTER,
+    adapter_off,
+    is_fresh,
+    is_peft,
+    keep_adapter,
+    kept_adapter,
+    only_adapter_trains,
+    trained_adapter,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,8 +49,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ReferenceKind = Literal["stored", "adapter_off", "kept_adapter", "snapshot", "kept_model"]
-KEPT_ADAPTER = "treft_reference"
-"""Name of the frozen copy of an adapter that is trained further; checkpoints carry it along."""
 REFERENCE_FILE = "treft_reference.safetensors"
 RUN_FILE = "treft_run.json"
 SHARED_REGIONS = frozenset({"prefix", "postfix"})
@@ -84,15 +91,6 @@ class RunRecord:
             raise DataError(f"{path} is damaged ({error}): restore it, or start anew.") from error
 
 
-def is_peft(model: nn.Module) -> bool:
-    """Whether `model` is a PEFT model (also when PEFT is not installed)."""
-    try:
-        from peft import PeftModel
-    except ImportError:
-        return False
-    return isinstance(model, PeftModel)
-
-
 def choose_kind(model: nn.Module, regions: Sequence[str], stored: str | None) -> ReferenceKind:
     """Which of the table's references belongs to `model` as it is handed to the trainer.
 
@@ -103,60 +101,14 @@ def choose_kind(model: nn.Module, regions: Sequence[str], stored: str | None) ->
         return "stored"
     if is_peft(model):
         adapter = trained_adapter(cast("PeftModel", model))
-        if _only_adapter_trains(model, adapter):
-            return "adapter_off" if _is_no_op(model, adapter) else "kept_adapter"
-        if not _is_no_op(model, adapter):
+        if only_adapter_trains(model, adapter):
+            return "adapter_off" if is_fresh(model, adapter) else "kept_adapter"
+        if not is_fresh(model, adapter):
             raise ConfigError(
                 "an adapter that has already learnt and base weights train together: record the "
                 "reference beforehand (treft reference record) and pass kv_reference."
             )
     return "snapshot" if set(regions) <= SHARED_REGIONS else "kept_model"
-
-
-def trained_adapter(model: PeftModel) -> str:
-    """Name of the one adapter that trains.
-
-    Raises:
-        ConfigError: it puts virtual tokens before the prompt, or several adapters are active.
-    """
-    names = [model.active_adapter] if isinstance(model.active_adapter, str) else []
-    names = names or list(model.active_adapters)
-    if len(names) != 1:
-        raise ConfigError(
-            f"{len(names)} adapters are active: merge all but the one to train into the model, or "
-            "record the reference beforehand (treft reference record) and pass kv_reference."
-        )
-    if model.peft_config[names[0]].is_prompt_learning:
-        raise ConfigError(
-            "adapters that put virtual tokens before the prompt (prompt or prefix tuning) move the "
-            "regions; use LoRA or another adapter of the weights, or kv_weight=0."
-        )
-    return names[0]
-
-
-def _only_adapter_trains(model: nn.Module, adapter: str) -> bool:
-    return all(
-        adapter in name.split(".")
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    )
-
-
-def _is_no_op(model: nn.Module, adapter: str) -> bool:
-    """Whether the adapter is a LoRA that has not been trained: one factor of each pair is zero.
-
-    Initialisations that change the base weights too (PiSSA, OLoRA) have no zero factor, so they
-    count as trained, and rightly: only with the adapter on is the model the original one.
-    """
-    pairs: dict[str, bool] = {}
-    for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        if adapter not in parts or not any(part.startswith("lora_") for part in parts):
-            continue
-        if any(part.endswith(("_A", "_B")) for part in parts):
-            owner = name.split(".lora_")[0]
-            pairs[owner] = pairs.get(owner, False) or not bool(parameter.detach().any())
-    return bool(pairs) and all(pairs.values())
 
 
 def open_bank(
@@ -190,25 +142,8 @@ def identity_before(model: nn.Module, kind: ReferenceKind, template_hash: str) -
     adapter = None
     if is_peft(model):
         name = trained_adapter(cast("PeftModel", model))
-        adapter = None if _is_no_op(model, name) or kind == "adapter_off" else name
+        adapter = None if is_fresh(model, name) or kind == "adapter_off" else name
     return identify(model, template_hash, adapter)
-
-
-def keep_adapter(model: PeftModel) -> None:
-    """Add a frozen copy of the adapter that trains; the random state is left as it was."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    if KEPT_ADAPTER in model.peft_config:
-        return
-    adapter = trained_adapter(model)
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    with torch.random.fork_rng():
-        model.add_adapter(KEPT_ADAPTER, copy.deepcopy(model.peft_config[adapter]))
-    weights = get_peft_model_state_dict(model, adapter_name=adapter)
-    set_peft_model_state_dict(model, weights, adapter_name=KEPT_ADAPTER)
-    model.set_adapter(adapter)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(flags.get(name, False))
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from treft.attribution.weights import adapter_scales
 from treft.chat.regions import ChatRegions, find_regions, template_hash
 from treft.core.conversations import prefix_request
 from treft.core.identity import identify
-from treft.core.recording import adapter_off, other_model
+from treft.core.recording import other_model
 from treft.core.reference import ReferenceBank
 from treft.errors import (
     DataError,
@@ -25,6 +25,7 @@ from treft.errors import (
     ReferenceStatesError,
     TemplateError,
 )
+from treft.models.adapters import adapter_off
 
 WORDS = ("Where is the bank?", "What is the weather like today? Is it fine?", "River.")
 

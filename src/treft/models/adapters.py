@@ -1,0 +1,178 @@
+"""PEFT's adapters around a model: off, on, alone, kept as they were, and which one trains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from treft.core.recording import RecordedStates, ReferenceRequest, Source, record
+from treft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+KEPT_ADAPTER = "treft_reference"
+"""Name of the frozen copy of an adapter that is trained further; checkpoints carry it along."""
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether `model` is a PEFT model (also when PEFT is not installed)."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        return False
+    return isinstance(model, PeftModel)
+
+
+def adapter_off(model: nn.Module) -> Source:
+    """The reference is `model` with its adapter switched off.
+
+    Raises:
+        ConfigError: there is no adapter to switch off.
+    """
+    _peft_model(model)
+
+    def source(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
+        with without_adapter(model):
+            return record(model, requests)
+
+    return source
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """The adapter is off inside; which parameters are trained stays as it was.
+
+    Raises:
+        ConfigError: there is no adapter to switch off.
+    """
+    peft_model = _peft_model(model)
+    with _same_trainable(peft_model), peft_model.disable_adapter():
+        yield
+
+
+def kept_adapter(model: nn.Module, name: str) -> Source:
+    """The reference is `model` with its adapter `name`, a copy kept from before the finetune.
+
+    Raises:
+        ConfigError: there is no adapter of that name.
+    """
+    peft_model = _peft_model(model)
+    if name not in peft_model.peft_config:
+        raise ConfigError(
+            f"the model has no adapter {name!r}, only {sorted(peft_model.peft_config)}: add the "
+            "copy with model.load_adapter(path, adapter_name=...) before training."
+        )
+
+    def source(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
+        with only_adapter(model, name):
+            return record(model, requests)
+
+    return source
+
+
+@contextmanager
+def only_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """The adapter `name` alone is on inside; which parameters are trained stays as it was."""
+    peft_model = _peft_model(model)
+    active = list(peft_model.active_adapters)
+    with _same_trainable(peft_model):
+        try:
+            peft_model.base_model.set_adapter(name)
+            yield
+        finally:
+            peft_model.base_model.set_adapter(active)
+
+
+def _peft_model(model: nn.Module) -> PeftModel:
+    """The PEFT wrapper in `model`."""
+    from peft import PeftModel
+
+    for module in model.modules():
+        if isinstance(module, PeftModel):
+            return module
+    raise ConfigError(
+        f"{type(model).__name__} has no PEFT adapter, so the model from before the finetune cannot "
+        "be had by switching one off: use other_model(base), or record a reference beforehand."
+    )
+
+
+@contextmanager
+def _same_trainable(model: nn.Module) -> Iterator[None]:
+    """Give back each parameter's `requires_grad`, which PEFT resets when it switches adapters."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def trained_adapter(model: PeftModel) -> str:
+    """Name of the one adapter that trains.
+
+    Raises:
+        ConfigError: it puts virtual tokens before the prompt, or several adapters are active.
+    """
+    names = [model.active_adapter] if isinstance(model.active_adapter, str) else []
+    names = names or list(model.active_adapters)
+    if len(names) != 1:
+        raise ConfigError(
+            f"{len(names)} adapters are active: merge all but the one to train into the model, or "
+            "record the reference beforehand (treft reference record) and pass kv_reference."
+        )
+    if model.peft_config[names[0]].is_prompt_learning:
+        raise ConfigError(
+            "adapters that put virtual tokens before the prompt (prompt or prefix tuning) move the "
+            "regions; use LoRA or another adapter of the weights, or kv_weight=0."
+        )
+    return names[0]
+
+
+def only_adapter_trains(model: nn.Module, adapter: str) -> bool:
+    """Whether nothing but this adapter has gradient."""
+    return all(
+        adapter in name.split(".")
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    )
+
+
+def is_fresh(model: nn.Module, adapter: str) -> bool:
+    """Whether the adapter is a LoRA that has not been trained: one factor of each pair is zero.
+
+    Initialisations that change the base weights too (PiSSA, OLoRA) have no zero factor, so they
+    count as trained, and rightly: only with the adapter on is the model the original one.
+    """
+    pairs: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        if adapter not in parts or not any(part.startswith("lora_") for part in parts):
+            continue
+        if any(part.endswith(("_A", "_B")) for part in parts):
+            owner = name.split(".lora_")[0]
+            pairs[owner] = pairs.get(owner, False) or not bool(parameter.detach().any())
+    return bool(pairs) and all(pairs.values())
+
+
+def keep_adapter(model: PeftModel) -> None:
+    """Add a frozen copy of the adapter that trains; the random state is left as it was."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    if KEPT_ADAPTER in model.peft_config:
+        return
+    adapter = trained_adapter(model)
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with torch.random.fork_rng():
+        model.add_adapter(KEPT_ADAPTER, copy.deepcopy(model.peft_config[adapter]))
+    weights = get_peft_model_state_dict(model, adapter_name=adapter)
+    set_peft_model_state_dict(model, weights, adapter_name=KEPT_ADAPTER)
+    model.set_adapter(adapter)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(flags.get(name, False))
