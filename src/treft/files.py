@@ -1,10 +1,14 @@
-"""Write files whole or not at all, into folders that are new."""
+"""Write files whole or not at all, into folders that are new; tell files by their contents."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
+
+from treft.errors import ConfigError
 
 
 def new_output(parent: Path) -> Path:
@@ -23,3 +27,45 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file's contents as 64 hexadecimal digits.
+
+    A file that did not change is read once a process.
+    """
+    status = path.stat()
+    return _digest(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+def data_digest(path: Path) -> str:
+    """Returns the digest of a file, or of all files in a folder with their names.
+
+    Where it lies does not count, and neither do hidden files.
+
+    Raises:
+        ConfigError: there is nothing, or a folder without a file.
+    """
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    if not files:
+        raise ConfigError(f"{path}: there is no such file, and no folder with files.")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=65536)
+def _digest(path: str, size: int, modified: int) -> str:
+    """Size and time of change are arguments so that a changed file is read again."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -10,14 +10,13 @@ from typing import Any
 from fake_judges import judged_answer, output_of
 from inspect_ai.model import ModelOutput
 
-from treft.study.engine import run_plan
+from treft.steps.run import Seconds, do_step, run_plan
+from treft.steps.step import Plan, PlannedStep, Step, make_plan
+from treft.steps.store import Store
 from treft.study.method import Method
 from treft.study.model_plan import model_steps
 from treft.study.model_setup import ModelSetup
 from treft.study.protocol import StudyConfig
-from treft.study.step import Plan, Step, make_plan
-from treft.study.store import Store
-from treft.study.worker import Report, Ticket, do_step
 
 SETTINGS = {
     "max_steps": 1,
@@ -38,10 +37,13 @@ class Here:
     def check(self, plan: Plan) -> None:
         """Everything runs here."""
 
-    def submit(self, ticket: Ticket) -> Future[Report]:
+    def submit(self, planned: PlannedStep, store: Path) -> Future[Seconds]:
         """Do it at once."""
-        done: Future[Report] = Future()
-        done.set_result(do_step(ticket))
+        done: Future[Seconds] = Future()
+        try:
+            done.set_result(do_step(planned, store))
+        except RuntimeError as error:
+            done.set_exception(error)
         return done
 
     def close(self) -> None:

@@ -20,13 +20,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from treft.answers.logs import find_logs
 from treft.errors import ConfigError, DataError
+from treft.steps.step import Plan
+from treft.steps.store import Store
 from treft.study.attribution_plan import drift_steps, perturb_steps
 from treft.study.attribution_work import Patch
 from treft.study.method import Method
 from treft.study.model_attribution_plan import model_curve_layers, num_prefix_tokens
 from treft.study.protocol import NotPossibleError
-from treft.study.step import Plan
-from treft.study.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("model_files")]
 LABEL = "tiny-llama/seed-0"

@@ -23,10 +23,10 @@ from treft.answers.logs import find_logs, read_run
 from treft.cli import main
 from treft.data.behaviours import DEFAULT_SENTENCES
 from treft.statistics.metrics import em_f1
-from treft.study import pool
+from treft.steps import workers
+from treft.steps.step import Plan
+from treft.steps.store import Store
 from treft.study.method import Method
-from treft.study.step import Plan
-from treft.study.store import Store
 from treft.training import trainer
 
 TinyModel = Callable[..., PreTrainedModel]
@@ -340,7 +340,7 @@ def test_the_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pool, "LocalPool", Here)
+    monkeypatch.setattr(workers, "LocalPool", Here)
     given = [
         *("study", "run", study, "--model", "tiny-llama", "--judge", "fakejudge/even"),
         *("--train-file", "finance=finance.jsonl", "--retain-file", "health=health.jsonl"),

@@ -15,9 +15,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from treft.steps.step import Step, Work
 from treft.study import catalogue, index
 from treft.study.protocol import Row, Study, StudyConfig
-from treft.study.step import Step, Work
 
 __all__ = ["made_studies", "plot", "rows", "steps_of", "use_made_studies"]
 

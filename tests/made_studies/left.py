@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from made_studies import plot, rows, steps_of
+from treft.steps.step import Step
 from treft.study.protocol import Claim, Row, Study, StudyConfig
-from treft.study.step import Step
 
 
 def steps(config: StudyConfig) -> list[Step[Any]]:

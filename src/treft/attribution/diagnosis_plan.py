@@ -18,7 +18,6 @@ from treft.attribution.perturb import PerturbOptions
 from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest, default_perturbations
 from treft.attribution.perturb_run import perturb_cost
 from treft.attribution.scoring import panel_for
-from treft.attribution.steps import Steps
 from treft.attribution.sweep import SweepOptions
 from treft.attribution.sweep_plan import SweepPlan, SweepRequest
 from treft.attribution.verdict import Rules
@@ -26,6 +25,7 @@ from treft.data.messages import Conversation
 from treft.errors import ConfigError
 from treft.models.pair import ModelPair
 from treft.models.sampling import SamplingOptions
+from treft.steps.store import Steps
 
 Budget = Literal["quick", "full"]
 
@@ -179,7 +179,7 @@ class DiagnosisPlan:
             TemplateError: the prompts share no template tokens, or one cannot be rendered.
         """
         options = options or DiagnoseOptions()
-        steps = Steps(output, _claim(subject, options))
+        steps = Steps(output, _claim(subject, options), "diagnosis")
         meters = [
             Meter(subject.pair, subject.tokenizer, questions, options.rendering, steps, scope)
             for scope, questions in (("general", subject.general), ("in_domain", subject.in_domain))

@@ -25,7 +25,6 @@ from treft.attribution.forcing import (
 )
 from treft.attribution.margins import AnswerPair, Margins, answer_pairs, margins
 from treft.attribution.perturb import Vocabulary
-from treft.attribution.steps import Steps
 from treft.attribution.sweep import (
     equal_span_specs,
     kind_specs,
@@ -41,6 +40,7 @@ from treft.models.pair import ModelPair
 from treft.models.repair import RepairedModel
 from treft.models.residual import ResidualReference, decoder_layers, stream_bank
 from treft.progress import Progress, untold
+from treft.steps.store import Steps
 
 MOST_LAYERS = 12
 """Single layers that are patched; evenly spread where the model has more."""

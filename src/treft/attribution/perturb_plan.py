@@ -12,7 +12,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.claim import claim_folder
 from treft.attribution.perturb import (
     Perturbation,
     PerturbOptions,
@@ -23,11 +22,10 @@ from treft.chat.regions import ChatRegions, find_regions
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.models.pair import ModelPair
 from treft.models.sampling import SamplingOptions
+from treft.steps.store import Steps
 
 UNPERTURBED = "unperturbed"
 """As the name of a cell: the prompts as they are, answered as often as perturbed ones."""
-
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,7 @@ class PerturbPlan:
         Raises:
             ConfigError: the folder holds another study.
         """
-        claim_folder(folder / PLAN, self._record(pair), "plan of a study")
+        Steps(folder, self._record(pair), "plan of a study").claim()
 
     def _record(self, pair: ModelPair) -> dict[str, Any]:
         """All that decides the answers, as JSON has it."""

@@ -12,7 +12,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.claim import claim_folder
 from treft.attribution.forcing import render_questions
 from treft.attribution.scoring import num_judge_calls
 from treft.attribution.sweep import SweepCell, SweepOptions, sweep_cells
@@ -21,11 +20,10 @@ from treft.errors import ConfigError, DataError, TemplateError
 from treft.models.pair import ModelPair
 from treft.models.residual import decoder_layers
 from treft.models.sampling import SamplingOptions, mixed_seed
+from treft.steps.store import Steps
 
 BASE, FINETUNED = "base", "finetuned"
 """As names of cells: the two models, neither of them patched."""
-
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,7 @@ class SweepPlan:
         Raises:
             ConfigError: the folder holds something else.
         """
-        claim_folder(folder / PLAN, self._record(pair), "plan of a sweep")
+        Steps(folder, self._record(pair), "plan of a sweep").claim()
 
     def _record(self, pair: ModelPair) -> dict[str, Any]:
         """All that decides the answers, as JSON has it; groups may be added to a sweep."""

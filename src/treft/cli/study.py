@@ -28,10 +28,10 @@ from treft.errors import ConfigError
 from treft.judging.cost import MAX_CALLS
 
 if TYPE_CHECKING:
-    from treft.study.engine import Event, Outcome, Workers
+    from treft.steps.run import Event, Outcome, Workers
+    from treft.steps.step import Plan, PlannedStep
+    from treft.steps.store import Store
     from treft.study.protocol import Study
-    from treft.study.step import Plan, PlannedStep
-    from treft.study.store import Store
 
 
 EXIT_FAILED = 1
@@ -125,8 +125,7 @@ def status(
 ) -> None:
     """Which steps of studies stand in the store, and which a run would do."""
     from treft.cli.study_results import step_states
-    from treft.study.cost import estimate_cost
-    from treft.study.engine import missing_steps
+    from treft.steps.run import estimate_cost, missing_steps
 
     given = ModelOptions(model, train_file, retain_file, judge, questions, strength)
     asked = _ask(names, organism, seeds, split, settings, given)
@@ -178,7 +177,7 @@ def run(
 ) -> None:
     """Do what is missing of studies; show verdicts, and of a single one the table."""
     from treft.cli.study_results import deliver, show, show_several
-    from treft.study.engine import run_plan
+    from treft.steps.run import run_plan
 
     _quiet_workers()
     if output is not None and (output.is_file() or (output.exists() and not overwrite)):
@@ -300,7 +299,7 @@ def _parse_settings(given: list[str]) -> dict[str, str]:
 
 
 def _store(folder: Path) -> Store:
-    from treft.study.store import Store
+    from treft.steps.store import Store
 
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder as --store.")
@@ -309,8 +308,7 @@ def _store(folder: Path) -> Store:
 
 def _tell_cost(plan: Plan, store: Store) -> Collection[PlannedStep]:
     """What is to do, told on stderr."""
-    from treft.study.cost import estimate_cost
-    from treft.study.engine import missing_steps
+    from treft.steps.run import estimate_cost, missing_steps
 
     missing = missing_steps(plan, store)
     cost = estimate_cost(missing.values(), store)
@@ -320,10 +318,10 @@ def _tell_cost(plan: Plan, store: Store) -> Collection[PlannedStep]:
 
 
 def _workers(plan: Plan, num_workers: int | None, ray: str | None) -> Workers:
-    from treft.study.pool import LocalPool, visible_gpus
+    from treft.steps.workers import LocalPool, visible_gpus
 
     if ray is not None:
-        from treft.study.ray_cluster import RayCluster
+        from treft.steps.workers import RayCluster
 
         return RayCluster(ray, num_workers)
     needs_gpus = any(planned.step.resources.gpus for planned in plan.steps)

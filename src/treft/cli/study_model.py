@@ -12,8 +12,8 @@ from treft.cli.output import confirm_calls
 from treft.errors import ConfigError
 
 if TYPE_CHECKING:
+    from treft.steps.step import PlannedStep
     from treft.study.model_setup import ModelSetup
-    from treft.study.step import PlannedStep
 
 
 PANEL = "On a real model instead of the organism"

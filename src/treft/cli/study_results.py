@@ -15,9 +15,9 @@ from treft.cli.output import emit
 from treft.study.catalogue import RESULT_FILES
 
 if TYPE_CHECKING:
-    from treft.study.engine import Outcome
-    from treft.study.step import Plan, PlannedStep
-    from treft.study.store import Store
+    from treft.steps.run import Outcome
+    from treft.steps.step import Plan, PlannedStep
+    from treft.steps.store import Store
 
 
 def step_states(

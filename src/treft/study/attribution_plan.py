@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from treft.errors import ConfigError
+from treft.steps.step import Step
 from treft.study.attribution_prompts import What
 from treft.study.attribution_work import (
     Asking,
@@ -23,7 +24,6 @@ from treft.study.model_plan import model_steps
 from treft.study.organism_plan import method_steps
 from treft.study.organism_work import Answering
 from treft.study.protocol import StudyConfig
-from treft.study.step import Step
 
 if TYPE_CHECKING:
     from treft.study.organism_work import Scope

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from treft.chat.regions import ChatRegions, RegionName
     from treft.core.patching import RowPatch, StateKind
     from treft.statistics.records import ScoredAnswer
-    from treft.study.step import Work
+    from treft.steps.step import Work
 
 
 BATCH = 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -11,15 +12,13 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from treft import __version__
 from treft.errors import ConfigError
 from treft.files import write_whole
+from treft.steps.step import Plan, Step, Work, make_plan
+from treft.steps.store import RECORD, library_versions
 from treft.study import studies
-from treft.study.code_version import library_versions
 from treft.study.model_plan import check_strengths
 from treft.study.protocol import NotPossibleError, Row, Study, StudyConfig
-from treft.study.step import Plan, Step, Work, make_plan
-from treft.study.store import RECORD
 from treft.study.tables import write_table
 
 TABLE = "table"
@@ -153,7 +152,7 @@ def _steps(study: Study, config: StudyConfig) -> list[Step[Any]]:
             None if config.model is None else config.model.told,
         ),
         inputs={step.name: step.name for step in steps if step.name not in used},
-        modules=(module,),
+        data={"study": Path(str(sys.modules[module].__file__))},
     )
     return [*steps, table]
 
@@ -235,8 +234,8 @@ def _origins(inputs: Mapping[str, Path]) -> dict[str, Any]:
         for role, digest in record["data"].items():
             data.setdefault(role, set()).add(digest)
     return {
-        "sources": {record["function"]: record["code"]["sources"] for record in found},
-        "libraries": {"treft": __version__, **library_versions()},
+        "sources": {r["function"]: f"version {r['version']}" for r in found},
+        "libraries": library_versions(),
         "seeds": sorted({record["seed"] for record in found} - {None}),
         "machines": [machine for i, machine in enumerate(machines) if machine not in machines[:i]],
         "data": {role: sorted(digests) for role, digests in data.items()},

@@ -20,7 +20,7 @@ from treft.study.model_training import ADAPTER, MODEL, model_name
 
 if TYPE_CHECKING:
     from treft.answers.questions import EvalQuestion
-    from treft.study.step import Work
+    from treft.steps.step import Work
 
 
 PROMPTS, ANSWERS = "prompts.jsonl", "answers.jsonl"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from treft.errors import ConfigError, TemplateError
+from treft.steps.step import Step
 from treft.study.attribution_prompts import What
 from treft.study.method import Method
 from treft.study.model_attribution import (
@@ -20,9 +21,7 @@ from treft.study.model_attribution import (
 )
 from treft.study.model_plan import LOCAL_JUDGES, ModelChains
 from treft.study.model_setup import ModelRecipe, ModelSetup
-from treft.study.protocol import NotPossibleError, StudyConfig
-from treft.study.settings import read_settings
-from treft.study.step import Step
+from treft.study.protocol import NotPossibleError, StudyConfig, read_settings
 
 NUM_TRIALS, NUM_TOKENS = 10, 10
 """Of section 4.1."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treft.errors import ConfigError, TemplateError, needs_extra
+from treft.files import file_digest
 from treft.mitigations.registry import MITIGATIONS
-from treft.study.digests import file_digest
 from treft.study.model_setup import FACTS, GENERAL, ModelRecipe, ModelSetup, question_file
 from treft.study.model_tasks import taught_rows
 from treft.study.model_work import UTILITY

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from treft.errors import ConfigError
+from treft.steps.step import Resources, Step
 from treft.study.method import Method
 from treft.study.model_attribution import Drifting
 from treft.study.model_files import CAREFUL, CONTRAST, WHOLE_SETS, ModelFiles
@@ -16,8 +17,7 @@ from treft.study.model_scores import Detecting, Judging, Scored, detect, score
 from treft.study.model_setup import ModelRecipe, ModelSetup
 from treft.study.model_training import Tuning, finetune
 from treft.study.model_work import OTHER, UTILITY, Asking, Splitting, answer, split
-from treft.study.settings import read_settings
-from treft.study.step import Resources, Step
+from treft.study.protocol import read_settings
 
 if TYPE_CHECKING:
     from treft.chat.regions import RegionName
@@ -30,8 +30,6 @@ ORGANISM_RATE = 8.5e-4
 """Learning rate of the organism's recipe: a method's own rate keeps its ratio to the recipe's."""
 LOCAL_JUDGES = ("hf/", "treft/", "vllm/", "sglang/")
 """Inspect's providers that run a model in the step's own process or beside it."""
-PROVIDER = ("treft.evaluation.provider",)
-"""Of answers: Inspect finds it by its name, not by an import."""
 
 
 def model_steps(
@@ -296,7 +294,6 @@ class ModelChains:
             data,
             seed,
             self.resources(loads_model=True),
-            modules=PROVIDER,
         )
 
     def _asking(self, method: Method, scope: Scope) -> Asking:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from treft.statistics.measures import Measure
     from treft.statistics.records import ScoredAnswer
     from treft.statistics.results import Estimate
-    from treft.study.step import Work
+    from treft.steps.step import Work
 
 
 ROW = "row.json"

@@ -18,7 +18,7 @@ from treft.mitigations.registry import MITIGATIONS, NUM_CONTRAST, NUM_STOP
 
 if TYPE_CHECKING:
     from treft.chat.regions import RegionName
-    from treft.study.step import Work
+    from treft.steps.step import Work
     from treft.training.terms import Mitigation
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from treft.chat.regions import RegionName
     from treft.core.patching import StateKind
     from treft.organism.tasks import TaskName
-    from treft.study.step import Work
+    from treft.steps.step import Work
 
 
 LOGS = "logs"

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from treft.steps.step import Resources, Step
 from treft.study.method import Method
 from treft.study.model_plan import model_steps
 from treft.study.organism_score import Scoring, score
@@ -21,9 +22,7 @@ from treft.study.organism_work import (
     finetune,
     teach,
 )
-from treft.study.protocol import NotPossibleError, StudyConfig
-from treft.study.settings import read_settings
-from treft.study.step import Resources, Step
+from treft.study.protocol import NotPossibleError, StudyConfig, read_settings
 
 if TYPE_CHECKING:
     from treft.organism import FinetuneRecipe
@@ -242,6 +241,6 @@ def _organisms(config: StudyConfig, kind: KindName) -> dict[str, Source]:
 def _resources(organism: Path) -> Resources:
     """A GPU for an organism that runs on one, if this machine has any."""
     from treft.organism import size_of
-    from treft.study.pool import visible_gpus
+    from treft.steps.workers import visible_gpus
 
     return Resources(gpus=1 if size_of(organism).runs_on_gpu and visible_gpus() else 0)

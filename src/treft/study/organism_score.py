@@ -16,7 +16,7 @@ from treft.study.organism_work import ANSWERS, ROW, Answering, Scope, questions_
 
 if TYPE_CHECKING:
     from treft.organism import Question
-    from treft.study.step import Work
+    from treft.steps.step import Work
 
 
 @dataclass(frozen=True)

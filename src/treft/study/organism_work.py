@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from treft.organism import FinetuneRecipe
     from treft.organism.kinds import KindName
     from treft.organism.tasks import TaskName
+    from treft.steps.step import Work
     from treft.study.organism_training import Training
-    from treft.study.step import Work
 
 
 ADAPTER = "adapter"

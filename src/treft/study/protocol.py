@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from treft.errors import ConfigError
-from treft.study.step import Step
+from treft.steps.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from treft.study.model_setup import ModelSetup
 
 
+Recipe = TypeVar("Recipe")
 Row = Mapping[str, Any]
 """One row of a tidy table: value by column."""
 
@@ -65,6 +68,29 @@ class StudyConfig:
         names = [path.resolve().name for path in self.organisms]
         if len(set(names)) < len(names):
             raise ConfigError(f"organism folders share a name ({', '.join(names)}); rename one.")
+
+
+def read_settings(recipe: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
+    """Returns a recipe with some fields given, as what they are or in words.
+
+    Args:
+        recipe: a dataclass.
+        settings: value by field.
+
+    Raises:
+        ConfigError: a name is no field of the recipe, or a value is of another type or out of
+            range.
+    """
+    known = [entry.name for entry in fields(recipe)]  # type: ignore[arg-type]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ConfigError(f"no such setting: {', '.join(unknown)}; there are {', '.join(known)}.")
+    try:
+        return TypeAdapter(recipe).validate_python(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "settings"
+        raise ConfigError(f"{where}: {first['msg']}, not {first['input']!r}.") from error
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from made_studies import made_studies, use_made_studies
 from safetensors import safe_open
 
 from treft.organism import FinetuneRecipe
-from treft.study import catalogue, engine
+from treft.steps import run as run_module
+from treft.steps.step import Step
+from treft.study import catalogue
 from treft.study.demo_arms import run_arms
 from treft.study.protocol import NotPossibleError, StudyConfig
-from treft.study.step import Step
 from treft.study.tables import read_metadata, read_table
 
 SMALL = {"max_steps": 2, "num_rows": 40, "num_general": 6, "num_in_domain": 4}
@@ -66,7 +67,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "run_plan", interrupted)
+    monkeypatch.setattr(run_module, "run_plan", interrupted)
     told = treft("study", "run", "table3", *OPTIONS, "--store", tmp_path, code=130)
     assert "the same command goes on from here" in told.err
 

@@ -21,6 +21,7 @@ from treft.organism import build as build_module
 from treft.organism.build import BuildRecipe, LargeBuildRecipe, build, pretraining_row
 from treft.organism.lexicon import TIMEFRAMES
 from treft.organism.sizes import SIZES
+from treft.steps.step import Resources, Step, Work
 from treft.study.method import Method
 from treft.study.organism_mitigations import careful_rows, contrast_rows, make_mitigations
 from treft.study.organism_plan import method_steps
@@ -28,7 +29,6 @@ from treft.study.organism_score import score
 from treft.study.organism_training import Training, training_rows
 from treft.study.organism_work import Answering, Finetune, answer, finetune
 from treft.study.protocol import StudyConfig
-from treft.study.step import Resources, Step, Work
 
 LARGE = World.named("large")
 AS_BUILT = SIZES["large"]
@@ -152,7 +152,7 @@ def planned(organisms: tuple[Path, ...]) -> list[Step[Any]]:
 def test_steps_on_a_large_organism_ask_for_a_gpu_where_there_is_one(
     large: Path, gpus: tuple[str, ...], wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("treft.study.pool.visible_gpus", lambda: gpus)
+    monkeypatch.setattr("treft.steps.workers.visible_gpus", lambda: gpus)
     assert {step.resources for step in planned(())} == {Resources()}
     for step in planned((large,)):
         expected = 0 if step.function is score else wanted

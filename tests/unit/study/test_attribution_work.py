@@ -22,6 +22,7 @@ from treft.models.residual import stream_bank
 from treft.models.sampling import SamplingOptions, mixed_seed
 from treft.organism import World, classify, load
 from treft.organism.world import ASKS, OPENERS
+from treft.steps.step import Work
 from treft.study.attribution_prompts import prompt_versions, reworded, reworded_versions
 from treft.study.attribution_work import (
     Asking,
@@ -34,7 +35,6 @@ from treft.study.attribution_work import (
     perturb,
 )
 from treft.study.protocol import StudyConfig
-from treft.study.step import Work
 from treft.study.studies import patch_states
 
 ASKED = Asking("finance", "test", 0.0, 28)

@@ -15,13 +15,13 @@ from treft.chat.regions import find_regions
 from treft.cli.study_model import ModelOptions, confirm_judging
 from treft.errors import ConfigError, DataError
 from treft.organism import FinetuneRecipe
+from treft.steps.step import Plan
 from treft.study.catalogue import all_studies, plan_possible, plan_studies, plan_study
 from treft.study.method import Method
 from treft.study.model_plan import ORGANISM_RATE, model_steps
 from treft.study.model_setup import ModelRecipe, ModelSetup
 from treft.study.model_work import Asking
 from treft.study.protocol import NotPossibleError, StudyConfig
-from treft.study.step import Plan
 
 STUDIES = all_studies()
 DOMAINS = ("finance", "health", "legal", "auto")

@@ -13,14 +13,13 @@ from made_studies import made_studies, use_made_studies
 
 from treft.cli.study_results import deliver
 from treft.errors import ConfigError, DataError
+from treft.steps.run import estimate_cost, missing_steps, run_plan
+from treft.steps.step import Plan
+from treft.steps.store import Store
+from treft.steps.workers import LocalPool
 from treft.study.catalogue import RESULT_FILES, TABLE, find_studies, plan_studies, plan_study
-from treft.study.cost import estimate_cost
-from treft.study.engine import missing_steps, run_plan
 from treft.study.index import is_index, paper_index
-from treft.study.pool import LocalPool
 from treft.study.protocol import StudyConfig
-from treft.study.step import Plan
-from treft.study.store import Store
 
 CONFIG = StudyConfig(num_seeds=2)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from treft.steps.step import Step
 from treft.study.attribution_plan import BASE, FINETUNED, patch_steps
 from treft.study.attribution_work import Patch
 from treft.study.model_attribution_plan import model_curve_layers
 from treft.study.protocol import Claim, Row, Study, StudyConfig
-from treft.study.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from treft.steps.step import Step
 from treft.study.attribution_plan import BASE, FINETUNED, patch_steps
 from treft.study.attribution_work import Patch
 from treft.study.protocol import Claim, Row, Study, StudyConfig
-from treft.study.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from treft.steps.step import Step
 from treft.study.attribution_plan import BASE, perturb_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
-from treft.study.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from treft.steps.step import Step
 from treft.study.method import Method
 from treft.study.organism_plan import method_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
-from treft.study.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from treft.errors import DataError
-from treft.study.store import RECORD, Store
+from treft.steps.store import RECORD, Store
 
 ADDRESS = "a" * 64
 ABOUT = {"config": {"x": 1}, "seed": 3}

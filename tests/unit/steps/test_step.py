@@ -13,8 +13,7 @@ import pytest
 from fake_steps import Fake, step
 
 from treft.errors import ConfigError
-from treft.study import step as step_module
-from treft.study.step import Resources, Step, Work, make_plan
+from treft.steps.step import Resources, Step, Work, make_plan, version, version_of
 
 
 def address(*steps: Step[Any]) -> str:
@@ -49,7 +48,6 @@ def test_what_decides_the_result_changes_the_address(data: Path, tmp_path: Path)
         changed(plain, data={}),
         changed(plain, data={"rows": more}),
         changed(plain, data={"other": data}),
-        changed(plain, modules=("treft.statistics.metrics",)),
     ]
     addresses = [address(one) for one in (plain, *others)]
     assert len(set(addresses)) == len(addresses)
@@ -100,11 +98,15 @@ def test_an_input_is_known_by_its_role_and_not_by_its_name() -> None:
     assert above("a", "model") != above("a", "reference")
 
 
-def test_versions_of_libraries_change_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = address(step("a"))
-    newer = {**step_module.library_versions(), "torch": "99.0"}
-    monkeypatch.setattr(step_module, "library_versions", lambda: newer)
-    assert address(step("a")) != before
+def test_the_version_of_its_function_changes_the_address() -> None:
+    plain = changed(step("a"), function=fake_steps.other)
+    before = address(plain)
+    assert version_of(fake_steps.other) == 1
+    version(2)(fake_steps.other)
+    assert version_of(fake_steps.other) == 2
+    assert address(plain) != before
+    version(1)(fake_steps.other)
+    assert address(plain) == before
 
 
 def test_order_and_one_unit_of_work_under_two_names() -> None:
@@ -150,7 +152,6 @@ def nested_function() -> Any:
             [Step("a", fake_steps.join, Fake("a"), data={"rows": Path("/nowhere")})],
             "step a: /nowhere: there is no such file",
         ),
-        ([changed(step("a"), modules=("treft.nothing",))], "no source file of .*treft.nothing"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_runs(

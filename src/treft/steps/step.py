@@ -1,8 +1,8 @@
 """A step: a unit of work whose result is known by what it is made from.
 
-A step's address is the hash of its function and config, its seed, the addresses of its inputs, the
-digests of its data and the version of its code. What has the same address has the same result, up
-to rounding, so it is computed once.
+A step's address is the hash of its function and the function's version, its config, its seed, the
+addresses of its inputs and the digests of its data. What has the same address has the same result,
+up to rounding, so it is computed once. Whoever changes what a function computes raises its version.
 """
 
 from __future__ import annotations
@@ -17,11 +17,29 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from treft.errors import ConfigError
-from treft.study.code_version import CodeVersions, library_versions
-from treft.study.digests import data_digest
+from treft.files import data_digest
 
 Config = TypeVar("Config")
+Function = TypeVar("Function", bound=Callable[..., None])
 Record = dict[str, Any]
+
+_versions: dict[str, int] = {}
+"""Version by `module:name` of functions that have another than 1."""
+
+
+def version(number: int) -> Callable[[Function], Function]:
+    """A decorator for a step's function whose results are no longer those of version 1."""
+
+    def decorate(function: Function) -> Function:
+        _versions[_reference(function)] = number
+        return function
+
+    return decorate
+
+
+def version_of(function: Callable[..., None]) -> int:
+    """Returns the version that `version` gave to a step's function, or 1."""
+    return _versions.get(_reference(function), 1)
 
 
 @dataclass(frozen=True)
@@ -29,15 +47,18 @@ class Resources:
     """What a step takes while it runs; it does not count for the result.
 
     Attributes:
-        cpus: cores, and threads of PyTorch.
-        gpus: whole GPUs.
+        cpus: Number of cores, and of PyTorch's threads.
+        gpus: Number of whole GPUs.
+
+    Raises:
+        ConfigError: Counts that cannot be.
     """
 
     cpus: int = 1
     gpus: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for counts that cannot be."""
+        """Validate before any work starts."""
         if self.cpus < 1 or self.gpus < 0:
             raise ConfigError(f"a step takes at least one core and no negative GPUs, not {self}.")
 
@@ -47,11 +68,11 @@ class Work(Generic[Config]):
     """What a step's function is given.
 
     Attributes:
-        config: the step's.
-        folder: an empty folder; what is written there is the step's result.
-        inputs: folder by input, to be read only.
-        data: path by name, to be read only.
-        seed: the step's; 0 if it has none.
+        config: The step's config.
+        folder: An empty folder; what is written there is the step's result.
+        inputs: Folder of each input by its role, to be read only.
+        data: Path by name, to be read only.
+        seed: The step's seed; 0 if it has none.
     """
 
     config: Config
@@ -66,14 +87,13 @@ class Step(Generic[Config]):
     """A unit of work.
 
     Attributes:
-        name: for people and for other steps' inputs; it does not count for the result.
-        function: of a module, not nested; writes the result into `work.folder`.
-        config: frozen dataclass of what JSON can hold.
-        inputs: name of another step by the role it plays here.
-        data: file or folder by role; contents count, the path does not.
+        name: For people and for other steps' inputs; it does not count for the result.
+        function: Of a module, not nested; it writes the result into `work.folder`.
+        config: A frozen dataclass of what JSON can hold.
+        inputs: Name of another step by the role that its result plays here.
+        data: File or folder by role; contents count, the path does not.
         seed: None where nothing is drawn.
-        resources: what it takes while it runs.
-        modules: further modules whose code counts, which the function imports by a computed name.
+        resources: What the step takes while it runs.
     """
 
     name: str
@@ -83,7 +103,6 @@ class Step(Generic[Config]):
     data: Mapping[str, Path] = field(default_factory=dict)
     seed: int | None = None
     resources: Resources = Resources()
-    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,10 +110,10 @@ class PlannedStep:
     """A step with its address.
 
     Attributes:
-        step: what to do.
+        step: What to do.
         address: 64 hexadecimal digits.
-        inputs: address by role.
-        record: what was hashed: function, config, seed, inputs, data, code.
+        inputs: Address by role.
+        record: What was hashed: function, version, config, seed, inputs, data.
     """
 
     step: Step[Any]
@@ -132,7 +151,7 @@ def make_plan(steps: Iterable[Step[Any]]) -> Plan:
     """Check all steps and find their addresses, before anything runs.
 
     Raises:
-        ConfigError: two steps share a name, an input is unknown, inputs form a cycle, a config
+        ConfigError: Two steps share a name, an input is unknown, inputs form a cycle, a config
             cannot be written as JSON, a function cannot be imported by name, or data is missing.
     """
     named: dict[str, Step[Any]] = {}
@@ -141,17 +160,10 @@ def make_plan(steps: Iterable[Step[Any]]) -> Plan:
             raise ConfigError(f"two steps are called {step.name}.")
         named[step.name] = step
     planned: dict[str, PlannedStep] = {}
-    versions = CodeVersions()
-    libraries = library_versions()
     for name in _in_order(named):
         inputs = {role: planned[other].address for role, other in named[name].inputs.items()}
-        planned[name] = _planned(named[name], inputs, versions, libraries)
+        planned[name] = _planned(named[name], inputs)
     return Plan(tuple(planned.values()))
-
-
-def code_modules(step: Step[Any]) -> tuple[str, ...]:
-    """Modules whose code decides the step's result."""
-    return (step.function.__module__, type(step.config).__module__, *step.modules)
 
 
 def _in_order(named: Mapping[str, Step[Any]]) -> tuple[str, ...]:
@@ -166,35 +178,29 @@ def _in_order(named: Mapping[str, Step[Any]]) -> tuple[str, ...]:
         raise ConfigError(f"steps wait for each other: {' -> '.join(error.args[1])}.") from error
 
 
-def _planned(
-    step: Step[Any], inputs: Record, versions: CodeVersions, libraries: dict[str, str]
-) -> PlannedStep:
+def _planned(step: Step[Any], inputs: Record) -> PlannedStep:
     try:
-        function = _reference(step.function)
-        config = _plain_config(step.config)
-        data = {role: data_digest(path) for role, path in sorted(step.data.items())}
-        code = {"sources": versions.of(*code_modules(step)), "libraries": libraries}
+        record = {
+            "function": _importable(step.function),
+            "version": version_of(step.function),
+            "config": _plain_config(step.config),
+            "seed": step.seed,
+            "inputs": dict(sorted(inputs.items())),
+            "data": {role: data_digest(path) for role, path in sorted(step.data.items())},
+        }
     except ConfigError as error:
         raise ConfigError(f"step {step.name}: {error}") from error
-    record = {
-        "function": function,
-        "config": config,
-        "seed": step.seed,
-        "inputs": dict(sorted(inputs.items())),
-        "data": data,
-        "code": code,
-    }
-    return PlannedStep(step, address_of(record), inputs, record)
-
-
-def address_of(record: Mapping[str, Any]) -> str:
-    """Hash of the canonical JSON: keys sorted, no blanks."""
+    # canonical JSON: keys sorted, no blanks
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return PlannedStep(step, hashlib.sha256(text.encode()).hexdigest(), inputs, record)
 
 
 def _reference(function: Callable[..., None]) -> str:
-    """`module:name`, if the function can be found by it in another process."""
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def _importable(function: Callable[..., None]) -> str:
+    """Returns `module:name`, if the function can be found by it in another process."""
     module, name = function.__module__, function.__qualname__
     found: Any = sys.modules.get(module)
     for part in name.split("."):
@@ -204,7 +210,7 @@ def _reference(function: Callable[..., None]) -> str:
             f"its function {module}:{name} cannot be imported by that name: define it in a module, "
             "not inside a function or a script."
         )
-    return f"{module}:{name}"
+    return _reference(function)
 
 
 def _plain_config(config: object) -> Record:
@@ -217,7 +223,7 @@ def _plain_config(config: object) -> Record:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """As JSON will read it back; says where a value is that it cannot hold."""
+    """Returns the value as JSON will read it back; an error says where it holds something else."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float) and abs(value) < float("inf"):

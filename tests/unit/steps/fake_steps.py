@@ -13,10 +13,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from treft.study.engine import Outcome, run_plan
-from treft.study.pool import LocalPool
-from treft.study.step import Plan, Resources, Step, Work, make_plan
-from treft.study.store import Store
+from treft.steps.run import Outcome, run_plan
+from treft.steps.step import Plan, Resources, Step, Work, make_plan
+from treft.steps.store import Store
+from treft.steps.workers import LocalPool
+
+SEARCHED = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+"""PYTHONPATH of processes that import this file."""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import pytest
 from fake_steps import Fake, layers, run, step
 
 from treft.errors import ConfigError
-from treft.study.engine import Event, missing_steps, run_plan
-from treft.study.pool import LocalPool
-from treft.study.step import Plan, Resources, Step, make_plan
-from treft.study.store import Store
+from treft.steps.run import Event, missing_steps, run_plan
+from treft.steps.step import Plan, Resources, Step, make_plan
+from treft.steps.store import Store
+from treft.steps.workers import LocalPool
 
 PATIENCE = 60.0
 
@@ -133,8 +133,8 @@ IMPORTS_TORCH = """
 import torch
 from pathlib import Path
 from fake_steps import Fake, run, tell_threads
-from treft.study.step import Step, make_plan
-from treft.study.store import Store
+from treft.steps.step import Step, make_plan
+from treft.steps.store import Store
 
 if __name__ == "__main__":
     plan = make_plan([Step("one", tell_threads, Fake("one"))])
@@ -149,7 +149,7 @@ def test_a_worker_has_its_share_of_threads_where_the_script_imports_torch_first(
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(IMPORTS_TORCH)
-    environment = {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {"OMP_NUM_THREADS": "2", "PYTHONPATH": fake_steps.SEARCHED}
     told = subprocess.check_output(
         [sys.executable, str(script)], env={**os.environ, **environment}, cwd=tmp_path, text=True
     )
@@ -176,17 +176,26 @@ def test_what_can_never_run_here_is_refused(store: Store, fake_log: Path) -> Non
         LocalPool(0)
 
 
+EDITED = """
+from treft.steps.step import version
+
+@version(1)
+def write(work):
+    (work.folder / "text").write_text("old")
+"""
+
+
 def test_code_that_changed_since_the_plan_is_not_run(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     source = tmp_path / "edited_step.py"
-    source.write_text("def write(work):\n    (work.folder / 'text').write_text('old')\n")
+    source.write_text(EDITED)
     write: Any = importlib.import_module("edited_step").write
     plan = make_plan([Step("a", write, Fake("a"))])
-    source.write_text(source.read_text().replace("old", "new"))
+    source.write_text(EDITED.replace("version(1)", "version(2)"))
     outcome = run(plan, store)
-    assert "not the code that the study was planned with" in outcome.failed["a"]
+    assert "not the code that the steps were planned with" in outcome.failed["a"]
     assert not store.stands(plan["a"].address)
 
 
@@ -196,7 +205,7 @@ def test_data_that_changed_since_the_plan_is_not_used(store: Store, tmp_path: Pa
     plan = make_plan([Step("a", fake_steps.join, Fake("a"), data={"rows": data})])
     data.write_text("other")
     outcome = run(plan, store)
-    assert "rows changed since the study was planned" in outcome.failed["a"]
+    assert "rows changed since the steps were planned" in outcome.failed["a"]
     assert not store.stands(plan["a"].address)
 
 
@@ -207,7 +216,7 @@ class Script:
         here = Path(__file__).parent
         self.process = subprocess.Popen(
             [sys.executable, str(here / "fake_steps.py"), str(store.folder)],
-            env={**os.environ, "PYTHONPATH": str(here)},
+            env={**os.environ, "PYTHONPATH": fake_steps.SEARCHED},
             stderr=subprocess.PIPE,
             start_new_session=True,
         )

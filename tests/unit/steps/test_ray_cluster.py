@@ -5,22 +5,23 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import fake_steps
 import pytest
 from fake_steps import Fake, layers, step
 
 from treft.errors import ConfigError
-from treft.study import ray_cluster
-from treft.study.engine import run_plan
-from treft.study.step import Resources, Step, make_plan
-from treft.study.store import Store
+from treft.steps.run import run_plan
+from treft.steps.step import Resources, Step, make_plan
+from treft.steps.store import Store
+from treft.steps.workers import RayCluster
 
 
 @pytest.fixture
 def fake_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", fake_steps.SEARCHED)
     return tmp_path / "log"
 
 
@@ -35,7 +36,7 @@ def test_steps_run_on_ray_and_a_lost_workers_step_starts_again(
     steps = [planned.step for planned in layers(2, 2, 0.0).steps]
     plan = make_plan([*steps, dying, step("above", "dying"), broken, step("lost", "broken"), wide])
     store = Store(tmp_path / "store")
-    outcome = run_plan(plan, store, ray_cluster.RayCluster("local", 2), lambda event: None)
+    outcome = run_plan(plan, store, RayCluster("local", 2), lambda event: None)
     assert list(outcome.failed) == ["broken"]
     assert "broken failed on purpose" in outcome.failed["broken"]
     assert outcome.waiting == ["lost"]
@@ -49,12 +50,12 @@ def test_steps_run_on_ray_and_a_lost_workers_step_starts_again(
 
 
 def test_where_no_cluster_answers_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "_import_ray", lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
     with pytest.raises(ConfigError, match=r"no Ray cluster answers at 127.0.0.1:1"):
-        ray_cluster.RayCluster("127.0.0.1:1")
+        RayCluster("127.0.0.1:1")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'treft\[ray\]'"):
-        ray_cluster.RayCluster("local")
+        RayCluster("local")
