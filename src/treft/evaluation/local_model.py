@@ -7,65 +7,70 @@ a batch's padding brings about.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakValueDictionary
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from treft.chat.regions import ChatRegions, RegionName, find_regions, template_hash
 from treft.core.identity import identify
-from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
 from treft.models.generation import Asked, answer
 from treft.models.loading import LoadOptions, load_model
+from treft.models.pair import num_positions
 from treft.models.repair import UNPATCHED, RepairedModel, patch
 from treft.models.sampling import Generated, SamplingOptions, mixed_seed
 
 Messages = Sequence[dict[str, Any]]
 Tools = Sequence[dict[str, Any]]
+Regions = Annotated[
+    tuple[RegionName, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+]
+"""One region, or a list of them."""
 
 
-class LocalOptions(BaseModel):
-    """What to load and how (`-M name=value` in Inspect).
+@dataclass(frozen=True)
+class LocalOptions(LoadOptions):
+    """What to load and how (`-M name=value` in Inspect), beside the options of every model.
 
     Attributes:
         adapter: PEFT adapter to put on the model.
         patch: regions to repair: prefix, postfix, query; none by default.
         reference: file of `treft reference record` to patch from.
         base: unfinetuned model to patch from; default: the model without its adapter.
-        dtype: of the weights; see `LoadOptions`.
-        device: see `LoadOptions`.
         batch_size: prompts run together at most; default: `--max-connections`, or 32.
         template: file with a chat template to use instead of the tokenizer's.
         template_kwargs: template variables, such as `{enable_thinking: false}`.
         think_block: an empty think block belongs to the postfix.
-        trust_remote_code: run code that comes with the model.
-        allow_other_base: put the adapter on a base that is not the one it names.
+
+    Raises:
+        ConfigError: an option does not go with another, or as `LoadOptions`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     adapter: str | None = None
-    patch: tuple[RegionName, ...] = ()
+    patch: Regions = ()
     reference: str | None = None
     base: str | None = None
-    dtype: str = "auto"
-    device: str | None = None
-    batch_size: int | None = Field(default=None, ge=1)
+    batch_size: Annotated[int, Field(ge=1)] | None = None
     template: Path | None = None
-    template_kwargs: dict[str, Any] = {}
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
     think_block: bool = True
-    trust_remote_code: bool = False
-    allow_other_base: bool = False
 
-    @field_validator("patch", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    def __post_init__(self) -> None:
+        """Validate before anything is loaded."""
+        super().__post_init__()
+        if self.base is not None and self.reference is not None:
+            raise ConfigError("give one of base and reference: what to patch from.")
+        if not self.patch and (self.base is not None or self.reference is not None):
+            raise ConfigError("base and reference are what to patch from: name a region, patch=...")
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> LocalOptions:
@@ -75,29 +80,23 @@ class LocalOptions(BaseModel):
             ConfigError: one is unknown or wrong, or does not go with another.
         """
         try:
-            options = cls(**arguments)
+            return TypeAdapter(cls).validate_python(arguments)
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}"
-                for problem in error.errors()
-            )
-            raise ConfigError(
-                f"model arguments: {problems}. There are {', '.join(cls.model_fields)}."
-            ) from None
-        if options.base is not None and options.reference is not None:
-            raise ConfigError("give one of base and reference: what to patch from.")
-        if not options.patch and (options.base is not None or options.reference is not None):
-            raise ConfigError("base and reference are what to patch from: name a region, patch=...")
-        return options
+            problems = error.errors()
+        own = problems[0].get("ctx", {}).get("error")
+        if isinstance(own, ConfigError):
+            raise own
+        words = "; ".join(
+            f"{'.'.join(map(str, found['loc']))}: {found['msg'].lower()}" for found in problems
+        )
+        names = sorted(entry.name for entry in fields(cls))
+        raise ConfigError(f"model arguments: {words}. There are {', '.join(names)}.")
 
     @property
     def loading(self) -> LoadOptions:
         """The options of `load_model`."""
         return LoadOptions(
-            dtype=self.dtype,
-            device=self.device,
-            trust_remote_code=self.trust_remote_code,
-            allow_other_base=self.allow_other_base,
+            **{entry.name: getattr(self, entry.name) for entry in fields(LoadOptions)}
         )
 
 
@@ -123,16 +122,8 @@ IN_USE = threading.Lock()
 which may be another model of Inspect's at the same time."""
 
 
-@dataclass(eq=False)
-class _Weights:
-    """A loaded model."""
-
-    model: Any
-    tokenizer: Any
-
-
-_loaded: WeakValueDictionary[Any, _Weights] = WeakValueDictionary()
-"""Weights by what they were loaded from, as long as a model uses them."""
+_loaded: WeakValueDictionary[Any, RepairedModel] = WeakValueDictionary()
+"""Models as they are, by what they were loaded from, as long as somebody uses them."""
 
 
 class LocalModel:
@@ -151,12 +142,13 @@ class LocalModel:
     def __init__(self, name: str, options: LocalOptions) -> None:
         self.options = options
         template = None if options.template is None else _read(options.template)
-        self._weights = _load(name, options.adapter, options.loading, template)
-        self._base: _Weights | None = None
-        self.tokenizer = self._weights.tokenizer
-        self.repaired = self._repair(template)
-        decoder = pretrained_model(self._weights.model).config.get_text_config(decoder=True)
-        self.num_positions: int | None = getattr(decoder, "max_position_embeddings", None)
+        self._plain = _load(name, options.adapter, options.loading, template)
+        self._base = None
+        if options.base is not None:
+            self._base = _load(options.base, None, options.loading, template)
+        self.tokenizer = self._plain.tokenizer
+        self.repaired = self._repair()
+        self.num_positions = num_positions(self._plain.model)
 
     @property
     def base_model(self) -> Any:
@@ -165,12 +157,12 @@ class LocalModel:
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with weights, patch and template."""
-        model, bank = self._weights.model, self.repaired.bank
-        parts = [
-            identify(model, template_hash(self.tokenizer), adapter="default").to_json(),
-            self.options.model_dump_json(exclude={"batch_size", "device"}),
-            bank.identity.to_json() if bank is not None and bank.identity is not None else "",
-        ]
+        options = {**asdict(self.options), "batch_size": None, "device": None}
+        identities = [identify(self._plain.model, template_hash(self.tokenizer), adapter="default")]
+        if self.repaired.bank is not None and self.repaired.bank.identity is not None:
+            identities.append(self.repaired.bank.identity)
+        parts = [json.dumps(options, sort_keys=True, default=str)]
+        parts += [identity.to_json() for identity in identities]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def prompt(
@@ -214,28 +206,26 @@ class LocalModel:
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Generated]:
         """Answer prompts of one `sampling` as one batch; hold `IN_USE`."""
-        chats = [prompt.chat for prompt in prompts]
+        seeds = [prompt.seed for prompt in prompts]
         return answer(
             self.repaired.model,
             self.tokenizer,
             [Asked(prompt.chat.input_ids, prompt.seed) for prompt in prompts],
             prompts[0].sampling,
-            self.repaired.patches(chats),
+            self.repaired.patches([prompt.chat for prompt in prompts], seeds),
         )
 
-    def _repair(self, template: str | None) -> RepairedModel:
+    def _repair(self) -> RepairedModel:
         """The model with its reference."""
-        model, options = self._weights.model, self.options
-        if not options.patch:
-            return RepairedModel(model, self.tokenizer, None, UNPATCHED)
-        if options.reference is not None:
-            return patch(model, self.tokenizer, options.patch, reference=options.reference)
-        if options.base is not None:
-            self._base = _load(options.base, None, options.loading, template)
-            return patch(model, self.tokenizer, options.patch, reference=self._base.model)
+        model, regions = self._plain.model, self.options.patch
+        if not regions:
+            return self._plain
+        reference = self.options.reference or self.base_model
         try:
-            return patch(model, self.tokenizer, options.patch)
+            return patch(model, self.tokenizer, regions, reference=reference)
         except (ConfigError, ImportError) as error:
+            if reference is not None:
+                raise
             raise ConfigError(
                 "there is no adapter to switch off: name what to patch from, base=... or "
                 "reference=..."
@@ -255,11 +245,14 @@ class LocalModel:
         return chat
 
 
-def _load(name: str, adapter: str | None, options: LoadOptions, template: str | None) -> _Weights:
+def _load(
+    name: str, adapter: str | None, options: LoadOptions, template: str | None
+) -> RepairedModel:
     key = (name, adapter, options, template)
     found = _loaded.get(key)
     if found is None:
-        found = _loaded[key] = _Weights(*load_model(name, adapter, options, template))
+        loaded = load_model(name, adapter, options, template)
+        found = _loaded[key] = RepairedModel(*loaded, None, UNPATCHED)
     return found
 
 

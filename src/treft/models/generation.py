@@ -102,18 +102,23 @@ def patches_of(
     chats: Sequence[ChatRegions],
     bank: ReferenceBank,
     postfix_reference: PostfixReference = "empty_query",
+    numbers: Sequence[int] | None = None,
 ) -> Patches:
-    """What `answer` is to replace in each of some prompts.
+    """Returns what `answer` is to replace in each of some prompts.
 
     Args:
-        spec: which states; drawn tokens depend on a prompt's number among `chats`.
+        spec: which states.
         chats: the rendered prompts.
         bank: whose states replace the model's.
         postfix_reference: see `treft.core.patch_spec.row_patches`.
+        numbers: what drawn tokens depend on, a number a prompt; default its place among `chats`.
     """
-    return lambda numbers: row_patches(
-        spec, [chats[number] for number in numbers], numbers, bank, postfix_reference
-    )
+
+    def of_batch(batch: Sequence[int]) -> list[list[RowPatch]]:
+        drawn = batch if numbers is None else [numbers[place] for place in batch]
+        return row_patches(spec, [chats[place] for place in batch], drawn, bank, postfix_reference)
+
+    return of_batch
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

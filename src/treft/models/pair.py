@@ -95,7 +95,7 @@ class ModelPair:
     def num_positions(self) -> int | None:
         """Of the smaller context; None if no config says."""
         models = [self.finetuned, *([] if self.base is None else [self.base])]
-        found = [_num_positions(model) for model in models]
+        found = [num_positions(model) for model in models]
         return min((num for num in found if num is not None), default=None)
 
     @property
@@ -165,7 +165,8 @@ def answer_tokens(
     return [one.text for one in found]
 
 
-def _num_positions(model: nn.Module) -> int | None:
+def num_positions(model: nn.Module) -> int | None:
+    """Tokens that a model's context takes; None if its config does not say."""
     config = pretrained_model(model).config.get_text_config(decoder=True)
     found: int | None = getattr(config, "max_position_embeddings", None)
     return found

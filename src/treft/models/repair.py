@@ -138,12 +138,14 @@ class RepairedModel:
         if self.regions and self.bank is not None and self.bank.identity is not None:
             self.bank.check_origin(self.model, template_hash(chat_template or self.tokenizer))
 
-    def patches(self, chats: Sequence[ChatRegions]) -> Patches | None:
-        """What `treft.models.generation.answer` is to replace in each; None for nothing."""
+    def patches(
+        self, chats: Sequence[ChatRegions], numbers: Sequence[int] | None = None
+    ) -> Patches | None:
+        """Returns `patches_of` this spec and bank; None where nothing is patched."""
         if not self.regions:
             return None
         assert self.bank is not None, "there is something to patch from"
-        return patches_of(self.spec, chats, self.bank, self.postfix_reference)
+        return patches_of(self.spec, chats, self.bank, self.postfix_reference, numbers)
 
 
 def generate(

@@ -299,7 +299,12 @@ def test_tools_need_a_template_that_shows_them(
 @pytest.mark.parametrize(
     ("name", "arguments", "error", "message"),
     [
-        ("base", {"ptach": "prefix"}, ConfigError, r"ptach: extra inputs .* There are adapter, "),
+        (
+            "base",
+            {"ptach": "prefix"},
+            ConfigError,
+            r"ptach: unexpected .* There are adapter, ",
+        ),
         ("base", {"patch": "suffix"}, ConfigError, r"patch\.0: input should be 'prefix'"),
         ("base", {"batch_size": 0}, ConfigError, "batch_size: input should be greater"),
         ("base", {"base": "x"}, ConfigError, "name a region"),
