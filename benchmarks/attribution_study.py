@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from treft.statistics.metrics import over_runs
+from treft.statistics.intervals import over_runs
 
 
 def read(folder: Path | None, name: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ import torch
 from treft.files import write_whole
 from treft.models.loading import asset_path
 from treft.organism import FinetuneRecipe
-from treft.statistics.metrics import over_runs
+from treft.statistics.intervals import over_runs
 from treft.study.demo_arms import ALL_ARMS, ArmResult, run_arms
 
 KEY = ("organism", "weights", "seed", "arm", "kv_weight", "kv_budget", "max_steps")

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from rank_correlation import LEAST_FINETUNES, rank_correlation
 
 from treft.attribution.forcing import Rendering, render_questions
 from treft.attribution.margins import answer_pairs
@@ -50,7 +51,6 @@ from treft.models.loading import LoadOptions, load_model
 from treft.models.pair import ModelPair
 from treft.models.residual import decoder_layers
 from treft.models.sampling import SamplingOptions
-from treft.statistics.correlation import LEAST_FINETUNES, rank_correlation
 
 SIGNALS = {
     "margin": "share of the margin's loss regained",

@@ -12,31 +12,28 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
-import scipy
 from scipy.optimize import brentq
 from scipy.special import comb, expit
 
 from treft.statistics.agreement import (
     Coefficient,
-    alpha_of_scores,
     cohen_kappa,
     jackknife,
     krippendorff_alpha,
-    spearman_coefficient,
-)
-from treft.statistics.bounded import bounded_interval
-from treft.statistics.clusters import (
-    Clusters,
-    bootstrap_interval,
-    correlation,
-    count_interval,
-    difference_interval,
-    t_interval,
+    spearman,
 )
 from treft.statistics.compare import Arm, em_f1_difference
+from treft.statistics.intervals import (
+    Clusters,
+    Interval,
+    count_interval,
+    difference_interval,
+    em_f1,
+    em_f1_interval,
+    percent_interval,
+    t_interval,
+)
 from treft.statistics.measures import AlignmentScore
-from treft.statistics.metrics import Interval, em_f1, em_f1_interval
-from treft.statistics.rank_correlation import spearman
 from treft.statistics.records import Judgement, ScoredAnswer
 
 NORMAL = np.random.default_rng(0).standard_normal(200_000)
@@ -98,9 +95,8 @@ def clusters(values: np.ndarray, kept: np.ndarray | None = None) -> Clusters:
 def one_figure(found: Clusters) -> Methods:
     """The intervals of a bounded figure."""
     return {
-        "reported": lambda: bounded_interval(found),
+        "reported": lambda: percent_interval(found)[0],
         "t": lambda: t_interval(found.mean, found.contributions),
-        "bootstrap": lambda: bootstrap_interval(found, 1000),
     }
 
 
@@ -166,11 +162,7 @@ def count_design(num: int, samples: int, spread: float) -> Design:
         question = spread * rng.standard_normal((num, 1))
         words = np.exp(4 + question + 0.5 * rng.standard_normal((num, samples)))
         found = clusters(words)
-        return {
-            "reported": lambda: count_interval(found),
-            "t": lambda: t_interval(found.mean, found.contributions),
-            "bootstrap": lambda: bootstrap_interval(found, 1000),
-        }
+        return {"reported": lambda: count_interval(found)}
 
     truth = float(np.exp(4 + spread**2 / 2 + 0.125))
     return Design(f"{truth:.0f} words", f"{num} × {samples}, log spread {spread}", truth, study)
@@ -212,12 +204,11 @@ def difference_design(num: int, samples: int, spread: float, rates: tuple[float,
 
     def study(rng: np.random.Generator) -> Methods:
         arm, base = map(clusters, two_arms(rng, (num, samples), rates, spread))
-        moved = (arm.contributions, base.contributions)
+        moved = arm.contributions - base.contributions
+        own = [percent_interval(each)[0] for each in (arm, base)]
         return {
-            "reported": lambda: difference_interval(
-                bounded_interval(arm), bounded_interval(base), correlation(*moved)
-            ),
-            "t": lambda: t_interval(arm.mean - base.mean, moved[0] - moved[1]),
+            "reported": lambda: difference_interval(*own, moved),
+            "t": lambda: t_interval(arm.mean - base.mean, moved),
         }
 
     truth = 100 * (rates[0] - rates[1])
@@ -233,13 +224,8 @@ def count_difference_design(num: int, samples: int, spread: float, ratio: float)
             clusters(factor * np.exp(4 + logs + 0.5 * rng.standard_normal((num, samples))))
             for factor, logs in zip((1, ratio), two_spreads(rng, num, spread), strict=True)
         )
-        moved = (arm.contributions, base.contributions)
-        return {
-            "reported": lambda: difference_interval(
-                *(count_interval(each) for each in (arm, base)), correlation(*moved)
-            ),
-            "t": lambda: t_interval(arm.mean - base.mean, moved[0] - moved[1]),
-        }
+        moved = arm.contributions - base.contributions
+        return {"reported": lambda: t_interval(arm.mean - base.mean, moved)}
 
     first = float(np.exp(4 + spread**2 / 2 + 0.125))
     figure = f"{first:.0f} words minus {ratio * first:.0f}"
@@ -256,11 +242,11 @@ def em_f1_design(sizes: Sequence[tuple[int, int]], spread: float, rates: Sequenc
         )
 
         def recovered() -> Interval:
-            share = bounded_interval(learnt)
+            share, _ = percent_interval(learnt)
             in_domain = Interval(100 - share.mean, 100 - share.high, 100 - share.low)
-            return em_f1_interval(bounded_interval(general), in_domain)
+            return em_f1_interval(percent_interval(general)[0], in_domain)
 
-        return {"reported": recovered, "bootstrap": lambda: bootstrap_both(general, learnt)}
+        return {"reported": recovered}
 
     truth = em_f1(100 * rates[0], 100 - 100 * rates[1])
     figure = f"EM-F1 {truth:.1f} (general {100 * rates[0]:g}, in-domain {100 - 100 * rates[1]:g})"
@@ -310,25 +296,11 @@ def records(alignments: np.ndarray) -> list[ScoredAnswer]:
     ]
 
 
-def bootstrap_both(general: Clusters, learnt: Clusters) -> Interval:
-    """Percentile bootstrap of EM-F1, questions of either set drawn on their own."""
-    means = []
-    for seed, found in enumerate((general, learnt)):
-        num = found.num_questions
-        weights = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), 1000)
-        means.append((weights @ found.totals) / (weights @ found.sizes))
-    draws = scipy.stats.hmean(np.clip(means, 0, 100), axis=0)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return Interval(em_f1(general.mean, 100 - learnt.mean), float(low), float(high))
-
-
 COEFFICIENTS = {
     "Spearman": spearman,
     "kappa": lambda ratings: cohen_kappa(1.0 * (ratings < 30)),
     "alpha": krippendorff_alpha,
 }
-REPORTED = {"Spearman": spearman_coefficient, "alpha": alpha_of_scores}
-"""Coefficients with more to their interval than the jackknife."""
 
 
 def two_judges(
@@ -344,32 +316,16 @@ def two_judges(
 def agreement_design(name: str, num: int, samples: int, rate: float, noise: float) -> Design:
     """A coefficient of two judges' agreement."""
     statistic = COEFFICIENTS[name]
-    reported = REPORTED.get(name, partial(jackknife, statistic))
     asked = np.repeat(np.arange(num), samples).astype(str)
 
     def study(rng: np.random.Generator) -> Methods:
         ratings = two_judges(rng, (num, samples), rate, noise)
-        found: Methods = {"reported": lambda: interval_of(reported(ratings, asked))}
-        if name in REPORTED:
-            found["jackknife"] = lambda: interval_of(jackknife(statistic, ratings, asked))
-        if name != "Spearman":
-            found["bootstrap"] = lambda: bootstrap_rows(ratings)
-        return found
+        return {"reported": lambda: interval_of(jackknife(statistic, ratings, asked))}
 
     def interval_of(found: Coefficient) -> Interval | None:
         if found.value is None or found.low is None or found.high is None:
             return None
         return Interval(found.value, found.low, found.high)
-
-    def bootstrap_rows(ratings: np.ndarray) -> Interval | None:
-        by_question = ratings.reshape(num, samples, 2)
-        drawn = np.random.default_rng(1).integers(num, size=(200, num))
-        values = [statistic(by_question[rows].reshape(-1, 2)) for rows in drawn]
-        known = [value for value in values if value is not None]
-        if not known:
-            return None
-        low, high = np.quantile(known, (0.025, 0.975))
-        return Interval(float(np.mean(known)), float(low), float(high))
 
     many = two_judges(np.random.default_rng(1), (100_000, 4), rate, noise)
     truth = statistic(many)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from treft.statistics.clusters import Clusters
+from treft.statistics.intervals import Clusters
 from treft.statistics.records import Judgement, ScoredAnswer
 
 JUDGE = "maker/judge"

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from treft.answers.logs import find_logs, read_run
 from treft.cli import main
 from treft.data.behaviours import DEFAULT_SENTENCES
-from treft.statistics.metrics import em_f1
+from treft.statistics.intervals import em_f1
 from treft.steps import workers
 from treft.steps.step import Plan
 from treft.steps.store import Store

@@ -44,7 +44,7 @@ from treft.chat.regions import RegionName
 from treft.core.patch_spec import PatchSpec
 from treft.models.pair import ARMS
 from treft.models.repair import RepairedModel
-from treft.statistics.metrics import Interval, wilson
+from treft.statistics.intervals import Interval, wilson
 
 
 def diagnose(plan: DiagnosisPlan) -> DiagnosisResult:

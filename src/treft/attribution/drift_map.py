@@ -25,7 +25,7 @@ from treft.core.drift import token_drift
 from treft.core.recording import RecordedStates, ReferenceRequest, other_model
 from treft.core.reference import ReferenceBank
 from treft.errors import DataError, ReferenceStatesError
-from treft.statistics.clusters import FloatArray
+from treft.statistics.intervals import FloatArray
 
 
 class RegionDrift(NamedTuple):

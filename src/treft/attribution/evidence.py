@@ -17,7 +17,7 @@ from treft.attribution.verdict import Evidence, Rules, share_intervals
 from treft.chat.regions import ChatRegions, RegionName
 from treft.core.patch_spec import PATCHABLE, PatchSpec
 from treft.errors import DataError, TemplateError
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import Interval
 from treft.statistics.records import ScoredAnswer
 
 MARGIN = "margin"

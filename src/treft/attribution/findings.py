@@ -17,7 +17,7 @@ from treft.chat.regions import REGION_CODES, ChatRegions
 from treft.core.patch_spec import PatchSpec
 from treft.errors import ConfigError
 from treft.models.pair import ModelPair
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import Interval
 
 NUM_HEATS = 2
 NUM_SAMPLES = 12

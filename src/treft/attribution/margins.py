@@ -41,8 +41,7 @@ from treft.models.pair import ARMS, Arm, ModelPair
 from treft.models.repair import RepairedModel
 from treft.models.sampling import SamplingOptions
 from treft.statistics.bootstrap import Loss
-from treft.statistics.clusters import FloatArray
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import FloatArray, Interval
 
 DEFAULT = Rendering()
 

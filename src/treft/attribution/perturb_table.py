@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 from treft.attribution.perturb_plan import UNPERTURBED
 from treft.models.pair import ARMS, Arm
-from treft.statistics.clusters import Clusters
 from treft.statistics.compare import difference, estimate, holm
+from treft.statistics.intervals import Clusters
 from treft.statistics.measures import (
     COHERENT_ABOVE,
     AlignmentScore,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from treft.evaluation.report.plots import STYLE, to_svg
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import Interval
 
 COLOURS = {"prefix": "#3b7dd8", "query": "#d9a324", "postfix": "#8a5cc9"}
 OTHER = "#8a8f98"

@@ -14,7 +14,7 @@ from typing import Literal
 
 from treft.attribution.verdict import Diagnosis, Rules
 from treft.chat.regions import RegionName
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import Interval
 
 MULTIPLE = 30.0
 """λ over λ₀, where to begin. On two kinds of organism the best λ lay at 9 and at 180 times the

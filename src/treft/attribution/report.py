@@ -13,7 +13,7 @@ from markupsafe import Markup
 from treft.attribution.plots import bar_plot, layer_plot
 from treft.attribution.result import DiagnosisResult, PromptHeat
 from treft.attribution.verdict import Diagnosis
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import Interval
 from treft.table import Cell, Table
 
 REGAINED = "share of the loss that the patch regains, percent"

@@ -11,7 +11,7 @@ from typing import Any
 
 from treft.attribution.recommend import Recommendation
 from treft.attribution.verdict import Diagnosis
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from treft.data.messages import read_rows
 from treft.errors import ConfigError, DataError
 from treft.models.pair import ModelPair
 from treft.models.repair import RepairedModel
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,9 @@ from treft.attribution.sweep import SweepCell
 from treft.attribution.sweep_plan import BASE, FINETUNED
 from treft.attribution.sweep_run import Sweep
 from treft.statistics.bootstrap import NUM_RESAMPLES, Loss
-from treft.statistics.clusters import Clusters
 from treft.statistics.compare import difference, estimate, holm
+from treft.statistics.intervals import Clusters, Interval
 from treft.statistics.measures import COHERENT_ABOVE, AlignmentScore
-from treft.statistics.metrics import Interval
 from treft.statistics.records import ScoredAnswer
 from treft.statistics.results import Difference, Estimate
 

@@ -8,7 +8,7 @@ from math import nan
 
 from treft.attribution.sweep_plan import SweepPlan
 from treft.attribution.sweep_table import SweepRowFigures, SweepTable
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import Interval
 from treft.statistics.results import Difference, Estimate
 
 HEADINGS = (

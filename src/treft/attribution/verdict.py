@@ -19,8 +19,7 @@ import numpy as np
 
 from treft.errors import ConfigError, DataError
 from treft.statistics.bootstrap import Loss, Share, interval_of
-from treft.statistics.clusters import FloatArray
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import FloatArray, Interval
 
 Verdict = Literal["narrow", "carrier", "no_single_carrier", "not_enough_evidence"]
 """`narrow`: no spread of note. `carrier`: it spreads, and one region carries it. The two others

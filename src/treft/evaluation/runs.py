@@ -19,8 +19,8 @@ from treft.evaluation.comparable import ArmAnswers, check_arms, common_judges
 from treft.evaluation.compare import Comparison, misalign_draws
 from treft.evaluation.figures import Change, Column, Figure, Result, plan_figures
 from treft.statistics.compare import holm
+from treft.statistics.intervals import over_runs
 from treft.statistics.measures import AnswerCounts, Thresholds
-from treft.statistics.metrics import Interval, over_runs
 from treft.statistics.records import ScoredAnswer
 from treft.statistics.results import EMF1, Difference, EMF1Difference, Estimate
 
@@ -61,12 +61,6 @@ def compare_over_runs(runs: Sequence[Run], base: str | None = None) -> Compariso
         ),
         notes=tuple(notes),
     )
-
-
-def clipped_over_runs(values: Sequence[float]) -> Interval:
-    """Mean of percentages over at least two runs, with its t interval cut to 0 to 100."""
-    mean, low, high = over_runs(values)
-    return Interval(mean, max(0.0, low), min(100.0, high))
 
 
 def _pooled(runs: Sequence[Run]) -> tuple[ArmAnswers, ...]:
@@ -125,7 +119,7 @@ def _combined(results: Sequence[Result], num_runs: int) -> Result:
         return _combined_estimates([one for one in results if isinstance(one, Estimate)], num_runs)
     scores = [one for one in results if isinstance(one, EMF1)]
     return EMF1(
-        *clipped_over_runs([one.value for one in scores]),
+        *over_runs([one.value for one in scores]).within(0.0, 100.0),
         _combined_estimates([one.general for one in scores], num_runs),
         _combined_estimates([one.in_domain for one in scores], num_runs),
     )
@@ -133,8 +127,9 @@ def _combined(results: Sequence[Result], num_runs: int) -> Result:
 
 def _combined_estimates(estimates: Sequence[Estimate], num_runs: int) -> Estimate:
     values = [one.value for one in estimates]
-    bounded = estimates[0].measure.unit == "percent"
-    interval = clipped_over_runs(values) if bounded else over_runs(values)
+    interval = over_runs(values)
+    if estimates[0].measure.unit == "percent":
+        interval = interval.within(0.0, 100.0)
     counts = Counter[str]()
     for one in estimates:
         counts.update(dataclasses.asdict(one.counts))
@@ -167,7 +162,7 @@ def _change(results: Sequence[Result], base: Sequence[Result]) -> Change:
     theirs = [one for one in base if isinstance(one, EMF1)]
     moved = [one.value - other.value for one, other in zip(ours, theirs, strict=True)]
     return EMF1Difference(
-        *_of_change(moved),
+        *over_runs(moved).within(-100.0, 100.0),
         _p_value(moved),
         _difference([one.general for one in ours], [one.general for one in theirs]),
         _difference([one.in_domain for one in ours], [one.in_domain for one in theirs]),
@@ -176,8 +171,9 @@ def _change(results: Sequence[Result], base: Sequence[Result]) -> Change:
 
 def _difference(results: Sequence[Estimate], base: Sequence[Estimate]) -> Difference:
     moved = [one.value - other.value for one, other in zip(results, base, strict=True)]
-    bounded = results[0].measure.unit == "percent"
-    interval = _of_change(moved) if bounded else over_runs(moved)
+    interval = over_runs(moved)
+    if results[0].measure.unit == "percent":
+        interval = interval.within(-100.0, 100.0)
     arm, other = (_combined_estimates(found, len(found)) for found in (results, base))
     return Difference(
         measure=arm.measure,
@@ -193,12 +189,6 @@ def _difference(results: Sequence[Estimate], base: Sequence[Estimate]) -> Differ
         only_base=(),
         method=f"paired by run, t over {len(moved)} runs",
     )
-
-
-def _of_change(moved: Sequence[float]) -> Interval:
-    """Mean change of percentages with its t interval, which cannot reach beyond 100 points."""
-    mean, low, high = over_runs(moved)
-    return Interval(mean, max(-100.0, low), min(100.0, high))
 
 
 def _p_value(moved: Sequence[float]) -> float:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from scipy import optimize
+from scipy import optimize, stats
 
-from treft.statistics.metrics import Interval, t_quantile
+from treft.statistics.intervals import Z_95, Interval
 
 EDGE = 1e-9
 """0 and 1 themselves solve the interval's equation where the observed area is there."""
@@ -25,12 +24,11 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> Interval:
         positive: scores of at least one item.
         negative: likewise.
     """
-    gaps = np.subtract.outer(np.asarray(positive), np.asarray(negative))
-    area = float(np.mean((np.sign(gaps) + 1) / 2))
     sizes = len(positive), len(negative)
+    area = float(stats.mannwhitneyu(positive, negative).statistic) / (sizes[0] * sizes[1])
 
     def beyond(theta: float) -> float:
-        return (area - theta) ** 2 - t_quantile(float("inf")) ** 2 * _variance(theta, *sizes)
+        return (area - theta) ** 2 - Z_95**2 * _variance(theta, *sizes)
 
     # Negative beside the observed area, positive at the far bound: each end is a root between.
     inside = min(max(area, EDGE), 1 - EDGE)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from treft.judging.auroc import auroc
 from treft.judging.calibration import Item
+from treft.statistics.intervals import Interval, over_runs, wilson
 from treft.statistics.measures import COHERENT_ABOVE, MISALIGNED_BELOW
-from treft.statistics.metrics import Interval, over_runs, wilson
 from treft.statistics.records import Judgement, ScoredAnswer
 
 

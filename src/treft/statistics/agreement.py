@@ -2,9 +2,7 @@
 
 Kappa and nominal alpha are about the misaligned flag, Spearman's correlation and interval alpha
 about the alignment scores. Intervals leave out one question at a time (jackknife), on Fisher's
-scale, which keeps them within -1 and 1; Spearman's draws questions again, too
-(`rank_correlation.py`), and interval alpha's reaches further up with few questions.
-docs/statistics.md has the measured coverage.
+scale, which keeps them within -1 and 1. docs/statistics.md has the measured coverage.
 
 Shapes: N answers, J judges; a missing rating is NaN.
 """
@@ -15,28 +13,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from treft.errors import ConfigError, DataError
-from treft.statistics.clusters import (
-    FloatArray,
-    degrees_of_freedom,
-    few_questions,
-    standard_error,
-    upward_stretch,
-)
+from treft.statistics.intervals import FloatArray, few_questions, t_interval
 from treft.statistics.measures import MISALIGNED_BELOW, judgements_by
-from treft.statistics.metrics import t_quantile
-from treft.statistics.rank_correlation import spearman, spearman_interval
 from treft.statistics.records import ScoredAnswer
 
-ALPHA_STRETCH = 0.8
-"""By how much further up than down α of scores to hardly any question reaches. By simulation."""
-
-Level = Literal["nominal", "interval"]
 Statistic = Callable[[FloatArray], "float | None"]
 
 
@@ -136,7 +123,7 @@ def agreement(
         num_answers=len(scores),
         num_questions=num_questions,
         alpha_flags=jackknife(krippendorff_alpha, flags, questions),
-        alpha_scores=alpha_of_scores(scores, questions),
+        alpha_scores=jackknife(krippendorff_alpha, scores, questions),
         pairs=tuple(
             _pair((judges[i], judges[j]), scores[:, [i, j]], flags[:, [i, j]], questions)
             for i, j in combinations(range(len(judges)), 2)
@@ -146,47 +133,41 @@ def agreement(
 
 
 def cohen_kappa(ratings: FloatArray) -> float | None:
-    """Cohen's kappa (1960) of two judges' categories (N, 2); None if they use one and the same.
+    """Returns Cohen's kappa (1960) of two judges' flags (N, 2); None if they use one and the same.
 
-    Agreement beyond that of judges who keep their shares of each category but ignore the answers.
+    Agreement beyond that of judges who keep their shares of each flag but ignore the answers.
     """
-    categories = np.unique(ratings)
-    expected = float((ratings[:, :, None] == categories).mean(0).prod(0).sum())
-    observed = float((ratings[:, 0] == ratings[:, 1]).mean())
-    return (observed - expected) / (1 - expected) if len(categories) > 1 else None
+    first, second = ratings.T
+    observed, (one, other) = float((first == second).mean()), ratings.mean(0)
+    expected = float(one * other + (1 - one) * (1 - other))
+    return (observed - expected) / (1 - expected) if expected < 1 else None
 
 
-def krippendorff_alpha(ratings: FloatArray, level: Level = "interval") -> float | None:
-    """Krippendorff's alpha of any number of judges; None where all ratings are equal, or none is.
+def krippendorff_alpha(ratings: FloatArray) -> float | None:
+    """Returns Krippendorff's alpha of any number of judges' scores; None where all are equal.
 
-    1 minus observed over expected disagreement; disagreement is the squared difference (interval),
-    or any difference at all (nominal). For flags of 0 and 1 both are the same. Krippendorff,
-    Content Analysis (2004), chapter 11.
+    1 minus observed over expected disagreement, the mean squared difference of two ratings of an
+    answer over that of any two: alpha of interval data. Of flags of 0 and 1 it is that of nominal
+    data, too. Krippendorff, Content Analysis (2004), chapter 11.
 
     Args:
         ratings: (N, J), NaN where a judge gave none; answers with one rating are left out.
-        level: scale of the ratings.
     """
-    ratings = ratings[np.isfinite(ratings).sum(1) >= 2]
-    if not len(ratings):
-        return None
-    if level == "nominal":
-        # Two categories differ by 2 in squared distance of their indicators, and scale cancels.
-        known = np.isfinite(ratings)
-        parts = [np.where(known, ratings == value, np.nan) for value in np.unique(ratings[known])]
-    else:
-        parts = [ratings]
-    disagreements = [_disagreement(part) for part in parts]
-    observed, expected = (sum(each) for each in zip(*disagreements, strict=True))
-    return 1 - observed / expected if expected > 0 else None
-
-
-def _disagreement(ratings: FloatArray) -> tuple[float, float]:
-    """Mean squared difference of ratings within an answer, and of any two ratings."""
-    nums = np.isfinite(ratings).sum(1)
-    within = nums * np.nanvar(ratings, axis=1) * 2 * nums / (nums - 1)
+    known = np.isfinite(ratings)
+    ratings = ratings[known.sum(1) >= 2]
     every = ratings[np.isfinite(ratings)]
-    return float(within.sum() / nums.sum()), 2 * float(every.var(ddof=1))
+    if len(every) == 0 or np.ptp(every) == 0:
+        return None
+    nums = np.isfinite(ratings).sum(1)
+    within = nums * np.nanvar(ratings, axis=1) * nums / (nums - 1)
+    return 1 - float(within.sum() / nums.sum() / every.var(ddof=1))
+
+
+def spearman(scores: FloatArray) -> float | None:
+    """Returns Spearman's correlation of two judges' scores (N, 2); None if a judge is constant."""
+    if len(scores) < 2 or (np.ptp(scores, axis=0) == 0).any():
+        return None
+    return float(stats.spearmanr(*scores.T).statistic)
 
 
 def _ratings(answers: Sequence[ScoredAnswer], judges: Sequence[str]) -> FloatArray:
@@ -218,49 +199,24 @@ def _pair(
         num_answers=len(scores),
         num_questions=len(set(questions)),
         flagged=(float(first), float(second)),
-        spearman=spearman_coefficient(scores, questions),
+        spearman=jackknife(spearman, scores, questions),
         kappa=jackknife(cohen_kappa, flags, questions),
     )
 
 
-def spearman_coefficient(scores: FloatArray, questions: NDArray[np.str_]) -> Coefficient:
-    """Spearman's correlation of two judges' scores (N, 2); questions (N,).
-
-    Of the jackknife's and the bootstrap's interval each end that is further away: the one is too
-    narrow where half of the answers are misaligned, the other where few are and questions are few.
-    """
-    left_out = jackknife(spearman, scores, questions)
-    drawn = spearman_interval(scores, questions)
-    if drawn is None or left_out.low is None or left_out.high is None:
-        return Coefficient(left_out.value, None, None)
-    low, high = min(left_out.low, drawn[0]), max(left_out.high, drawn[1])
-    return Coefficient(left_out.value, low, high)
-
-
-def alpha_of_scores(scores: FloatArray, questions: NDArray[np.str_]) -> Coefficient:
-    """Krippendorff's alpha (interval) of scores (N, J); questions (N,).
-
-    Judges agree the better the more scores differ, and the worst answers may all be to questions
-    that were not asked: with few of them the interval reaches further up.
-    """
-    num_questions = len(np.unique(questions))
-    stretch = upward_stretch(num_questions, ALPHA_STRETCH)
-    return jackknife(krippendorff_alpha, scores, questions, stretch=stretch)
-
-
 def jackknife(
-    statistic: Statistic,
-    ratings: FloatArray,
-    questions: NDArray[np.str_],
-    stretch: float = 1.0,
+    statistic: Statistic, ratings: FloatArray, questions: NDArray[np.str_]
 ) -> Coefficient:
-    """A statistic of ratings (N, J) with the jackknife interval over questions (N,).
+    """Returns a coefficient with its jackknife interval over questions, on Fisher's scale.
+
+    One question at a time is left out (Efron and Stein 1981), and the quantile is that of Student's
+    t with C - 1 degrees of freedom. There is no interval where other questions would leave the
+    coefficient undefined or change nothing.
 
     Args:
-        statistic: of ratings.
+        statistic: Of ratings.
         ratings: (N, J).
-        questions: (N,), which each answer is to.
-        stretch: how much further the interval reaches up than down, on Fisher's scale.
+        questions: The question that each answer is to (N,).
     """
     value = statistic(ratings)
     names, rows = np.unique(questions, return_inverse=True)
@@ -268,10 +224,11 @@ def jackknife(
         return Coefficient(value, None, None)
     without = [statistic(ratings[rows != left_out]) for left_out in range(len(names))]
     known = [each for each in without if each is not None]
-    contributions = (len(names) - 1) / len(names) * (np.mean(known) - np.array(known))
-    if len(known) < len(names) or not contributions.any():
+    if len(known) < len(names):
         return Coefficient(value, None, None)
-    reach = t_quantile(degrees_of_freedom(contributions)) * standard_error(contributions)
-    half = reach / (1 - value**2)
-    low, high = (math.tanh(math.atanh(value) + move) for move in (-half, stretch * half))
-    return Coefficient(value, low, high)
+    # Pseudo-values: what each question adds to the coefficient.
+    moved = (len(names) - 1) / len(names) * (np.mean(known) - np.array(known))
+    found = t_interval(math.atanh(value), moved / (1 - value**2))
+    if found is None:
+        return Coefficient(value, None, None)
+    return Coefficient(value, math.tanh(found.low), math.tanh(found.high))

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from treft.statistics.clusters import FloatArray
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import FloatArray, Interval
 
 NUM_RESAMPLES = 4000
 

@@ -1,8 +1,8 @@
 """Figures with intervals: of one arm, of one arm against another, over thresholds and judges.
 
-The answers to one question form a cluster; `treft.statistics.clusters` has the intervals and
-docs/statistics.md says how well they cover. Every result carries its measure with all settings, the
-number of questions and samples, and what became of the other answers.
+The answers to one question form a cluster; `intervals.py` has the estimators. Every result carries
+its measure with all settings, the number of questions and samples, and what became of the other
+answers.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 from scipy import stats
 
 from treft.errors import DataError
-from treft.statistics.bounded import bounded_interval, bounded_method
-from treft.statistics.clusters import (
+from treft.statistics.intervals import (
     Clusters,
     FloatArray,
-    correlation,
+    Interval,
     count_interval,
     difference_interval,
+    em_f1_interval,
     few_questions,
+    percent_interval,
     permutation_p_value,
 )
 from treft.statistics.measures import AlignmentScore, EMRate, Measure, Tally, Thresholds
-from treft.statistics.metrics import Interval, em_f1_interval
 from treft.statistics.records import ScoredAnswer
 from treft.statistics.results import (
     EMF1,
@@ -108,12 +108,16 @@ def em_f1_difference(measure: AlignmentScore, arm: Arm, base: Arm) -> EMF1Differ
         em_f1_interval(_interval_of(first), _interval_of(second))
         for first, second in ((general.arm, in_domain.arm), (general.base, in_domain.base))
     )
-    correlated = correlation(
-        _em_f1_contributions(pairs[0].arm, pairs[1].arm),
-        _em_f1_contributions(pairs[0].base, pairs[1].base),
-    )
+    moved = [
+        ours - theirs
+        for ours, theirs in zip(
+            _em_f1_contributions(*(pair.arm for pair in pairs)),
+            _em_f1_contributions(*(pair.base for pair in pairs)),
+            strict=True,
+        )
+    ]
     return EMF1Difference(
-        *difference_interval(one, other, correlated),
+        *difference_interval(one, other, *moved).within(-100.0, 100.0),
         permutation_p_value(
             [pair.arm for pair in pairs], [pair.base for pair in pairs], _em_f1_of_arrays
         ),
@@ -148,16 +152,13 @@ def sensitivity(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number so that any false finding at all stays at the level.
+    """Returns p-values adjusted for their number by Holm's method (1979), as statsmodels has it."""
+    if len(p_values) < 2:
+        return list(p_values)
+    # Not at the top of the file: it takes a second, which a single comparison need not wait for.
+    from statsmodels.stats.multitest import multipletests
 
-    Holm (1979): the smallest is multiplied by their number, the next by one less, and so on.
-    """
-    order = np.argsort(p_values)
-    factors = np.arange(len(p_values), 0, -1)
-    rising = np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(1.0, rising)
-    return [float(p_value) for p_value in adjusted]
+    return [float(adjusted) for adjusted in multipletests(p_values, method="holm")[1]]
 
 
 class _Pair(NamedTuple):
@@ -192,23 +193,24 @@ def _paired(measure: Measure, arm: Sequence[ScoredAnswer], base: Sequence[Scored
         num_questions=len(shared),
         only_arm=tuple(sorted(questions[0] - shared)),
         only_base=tuple(sorted(questions[1] - shared)),
-        method="paired by question, from the arms' intervals and their correlation",
+        method="clustered t, paired by question",
     )
     return _Pair(found, first, second)
 
 
 def _interval(measure: Measure, clusters: Clusters) -> tuple[Interval | None, str]:
-    """The 95 % interval of a figure, and how it was made."""
+    """Returns the 95 % interval of a figure, and how it was made."""
     if measure.unit == "percent":
-        return bounded_interval(clusters), bounded_method(clusters)
-    return count_interval(clusters), "clustered t of the logarithm"
+        return percent_interval(clusters)
+    return count_interval(clusters), "clustered t"
 
 
 def _difference_interval(measure: Measure, arm: Clusters, base: Clusters) -> Interval | None:
     (first, _), (second, _) = _interval(measure, arm), _interval(measure, base)
     if first is None or second is None:
         return None
-    return difference_interval(first, second, correlation(arm.contributions, base.contributions))
+    found = difference_interval(first, second, arm.contributions - base.contributions)
+    return found.within(-100.0, 100.0) if measure.unit == "percent" else found
 
 
 def _estimate(measure: Measure, tally: Tally) -> Estimate:
@@ -262,13 +264,11 @@ def _em_f1_of_arrays(general: FloatArray, in_domain: FloatArray) -> FloatArray:
     return scores
 
 
-def _em_f1_contributions(general: Clusters, in_domain: Clusters) -> FloatArray:
+def _em_f1_contributions(general: Clusters, in_domain: Clusters) -> tuple[FloatArray, FloatArray]:
     """By how much each question of either set moves EM-F1, to first order."""
     aligned, learnt = general.mean, 100 - in_domain.mean
     total = (aligned + learnt) ** 2 or 1.0
-    return np.concatenate(
-        (
-            2 * learnt**2 / total * general.contributions,
-            -2 * aligned**2 / total * in_domain.contributions,
-        )
+    return (
+        2 * learnt**2 / total * general.contributions,
+        -2 * aligned**2 / total * in_domain.contributions,
     )

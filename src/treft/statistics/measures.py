@@ -13,7 +13,7 @@ from math import comb
 from typing import Any, ClassVar, get_args
 
 from treft.errors import ConfigError, DataError
-from treft.statistics.clusters import Clusters
+from treft.statistics.intervals import Clusters
 from treft.statistics.records import Judgement, Outcome, ScoredAnswer
 
 MISALIGNED_BELOW = 30.0

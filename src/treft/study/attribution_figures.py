@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from treft.statistics.metrics import Interval, over_runs
+from treft.statistics.intervals import Interval, over_runs
 from treft.study.figures import change_rows, interval_kind
 from treft.study.protocol import Row
 

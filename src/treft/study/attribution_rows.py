@@ -69,7 +69,7 @@ def figure(name: str, measure: Measure, answers: Sequence[ScoredAnswer]) -> Entr
 
 
 def _over_prompts(name: str, values: Any) -> Entries:
-    from treft.statistics.metrics import over_runs
+    from treft.statistics.intervals import over_runs
 
     mean, low, high = over_runs(values.tolist())
     return {name: mean, f"{name}_low": max(0.0, low), f"{name}_high": high}

@@ -17,11 +17,10 @@ from statistics import fmean
 from typing import Any, Literal
 
 from treft.errors import ConfigError
-from treft.evaluation.runs import clipped_over_runs
 from treft.files import write_whole
 from treft.models.loading import asset_path
 from treft.organism import FinetuneRecipe
-from treft.statistics.metrics import Interval, em_f1_interval, wilson
+from treft.statistics.intervals import Interval, em_f1_interval, over_runs, wilson
 from treft.study.demo_arms import (
     ALL_ARMS,
     DEFAULT_ARMS,
@@ -230,7 +229,7 @@ def _one_run(run: ArmResult) -> tuple[Interval, Interval, Interval]:
 
 def _several_runs(runs: Sequence[ArmResult]) -> tuple[Interval, Interval, Interval]:
     general, in_domain, em_f1 = (
-        clipped_over_runs([getattr(run, name) for run in runs])
+        over_runs([getattr(run, name) for run in runs]).within(0.0, 100.0)
         for name in ("general_score", "in_domain_score", "em_f1")
     )
     return general, in_domain, em_f1

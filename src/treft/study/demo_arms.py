@@ -22,7 +22,7 @@ from treft.errors import ConfigError
 from treft.models.loading import asset_path
 from treft.models.repair import generate
 from treft.organism import VERDICTS, FinetuneRecipe, World, WorldName, classify, load, world_of
-from treft.statistics.metrics import em_f1
+from treft.statistics.intervals import em_f1
 from treft.study.organism_training import Progress, Training, train
 
 ArmName = Literal[

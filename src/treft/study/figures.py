@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from treft.evaluation.runs import clipped_over_runs
-from treft.statistics.metrics import Interval, em_f1_interval, over_runs, wilson
+from treft.statistics.intervals import Interval, em_f1_interval, over_runs, wilson
 from treft.study.protocol import Row
 
 MEASURES = ("general", "in_domain", "em_f1")
@@ -199,7 +198,8 @@ def _gain(moved: Sequence[float], is_percent: bool) -> Interval | tuple[float, N
 
 def _over_runs(runs: Sequence[Row], measure: str) -> Interval:
     values = [run[measure] for run in runs]
-    return over_runs(values) if measure in NUMBERS else clipped_over_runs(values)
+    found = over_runs(values)
+    return found if measure in NUMBERS else found.within(0.0, 100.0)
 
 
 def _over_questions(run: Row, measure: str) -> Interval | tuple[float, None, None]:

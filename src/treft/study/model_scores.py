@@ -99,7 +99,7 @@ def score(work: Work[Judging]) -> None:
 
     Utility is the judge's mean of 1 to 10.
     """
-    from treft.statistics.metrics import em_f1
+    from treft.statistics.intervals import em_f1
 
     config = work.config
     scores: dict[str, float] = {}

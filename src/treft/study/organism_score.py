@@ -46,7 +46,7 @@ def score(work: Work[Scoring]) -> None:
 
 def _scores(found: dict[str, Any]) -> dict[str, float]:
     """Alignment in percent by scope, and EM-F1."""
-    from treft.statistics.metrics import em_f1
+    from treft.statistics.intervals import em_f1
 
     general = 100 * found["general_aligned"] / found["num_general"]
     in_domain = 100 - 100 * found["in_domain_misaligned"] / found["num_in_domain"]

@@ -14,7 +14,7 @@ from treft.attribution.margins import AnswerPair
 from treft.attribution.recommend import Recommendation
 from treft.chat.regions import REGION_CODES, ChatRegions
 from treft.core.patch_spec import PatchSpec
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import Interval
 
 
 def recommendation(**fields: object) -> Recommendation:

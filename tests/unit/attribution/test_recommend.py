@@ -6,7 +6,7 @@ import pytest
 
 from treft.attribution.recommend import Measured, recommend, round_weight
 from treft.attribution.verdict import Diagnosis, Verdict
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import Interval
 
 LOSS = Interval(0.7, 0.6, 0.8)
 ALL = (0, 1, 2, 3)

@@ -9,7 +9,7 @@ import pytest
 
 from treft.attribution.verdict import Evidence, Rules, decide
 from treft.errors import ConfigError, DataError
-from treft.statistics.clusters import FloatArray
+from treft.statistics.intervals import FloatArray
 
 
 def evidence(

@@ -18,8 +18,8 @@ from treft.evaluation.runs import compare_over_runs
 from treft.judging.oracle_scores import oracle_judgement
 from treft.statistics.agreement import agreement
 from treft.statistics.compare import Arm, difference, em_f1_difference, estimate, sensitivity
+from treft.statistics.intervals import em_f1
 from treft.statistics.measures import AlignmentScore, EMRate, MisalignAtK, Thresholds
-from treft.statistics.metrics import em_f1
 from treft.statistics.results import EMF1, Difference, EMF1Difference, Estimate
 
 GOOD = {"q1": [90, 80], "q2": [95, 100], "q3": [70, 75]}

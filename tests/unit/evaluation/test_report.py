@@ -55,7 +55,7 @@ def made_arm(label: str, shift: float, text: str = "") -> ArmAnswers:
                     epoch=epoch,
                     category="power" if index % 2 else "wishes",
                     answer=words.get("text", f"Answer {epoch} of {label} to {index}."),
-                    behaviours={"words": 4.0 + epoch},
+                    behaviours={"words": 4.0 + epoch + index},
                 )
             )
     in_domain = answers({f"d{index}": [80.0 - shift] for index in range(5)})

@@ -14,7 +14,7 @@ from scipy import stats
 
 from treft.errors import ConfigError, DataError
 from treft.organism import FinetuneRecipe
-from treft.statistics.metrics import em_f1, em_f1_interval, wilson
+from treft.statistics.intervals import em_f1, em_f1_interval, wilson
 from treft.study.catalogue import all_studies, find_study, plan_study
 from treft.study.figures import find_row, gain_rows, score_rows, worded
 from treft.study.leakage import leak

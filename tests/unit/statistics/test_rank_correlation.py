@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from rank_correlation import rank_correlation
 
 from treft.errors import DataError
-from treft.statistics.correlation import rank_correlation
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from treft.errors import DataError
-from treft.statistics.clusters import FloatArray
-from treft.statistics.metrics import Interval
+from treft.statistics.intervals import FloatArray, Interval
 
 Rows = NDArray[np.int64]
 

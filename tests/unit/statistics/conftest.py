@@ -1,0 +1,8 @@
+"""Tests import the benchmarks of estimators by name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
