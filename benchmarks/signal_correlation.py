@@ -39,8 +39,8 @@ from rank_correlation import LEAST_FINETUNES, rank_correlation
 
 from treft.attribution.forcing import Rendering, render_questions
 from treft.attribution.margins import answer_pairs
+from treft.attribution.patches import kind_specs, layer_band_specs, region_specs
 from treft.attribution.signals import Signals, measure_signals
-from treft.attribution.sweep import kind_specs, layer_band_specs, region_specs
 from treft.chat.regions import ChatRegions
 from treft.core.patch_spec import PATCHABLE, PatchSpec
 from treft.core.reference import ReferenceBank

@@ -13,7 +13,7 @@ import torch
 
 from treft.attribution.diagnose import diagnose
 from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
-from treft.attribution.measure import Rendering
+from treft.attribution.forcing import Rendering
 from treft.attribution.report import headline, render_diagnosis
 from treft.attribution.result import DiagnosisResult
 from treft.chat.regions import ChatRegions, RegionName, find_regions
@@ -143,7 +143,8 @@ def test_a_second_run_measures_nothing_again(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    for name in ("margins", "answer_pairs", "stream_bank", "mean_log_probs"):
+    monkeypatch.setattr("treft.attribution.base_states.stream_bank", refuse)
+    for name in ("margins", "answer_pairs", "mean_log_probs"):
         monkeypatch.setattr(f"treft.attribution.measure.{name}", refuse)
     again = diagnose(plan("prefix", folder))
     assert again.diagnosis == prefix_result.diagnosis

@@ -16,14 +16,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTok
 from treft.attribution.diagnose import diagnose
 from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
 from treft.attribution.drift_map import drift_map
+from treft.attribution.forcing import Rendering
+from treft.attribution.grid import Grid
+from treft.attribution.grid_request import GridRequest
+from treft.attribution.grid_run import run_grid
 from treft.attribution.margins import AnswerPair, margins
-from treft.attribution.measure import Rendering
+from treft.attribution.patches import PatchOptions
 from treft.attribution.perturb import Perturbation, PerturbOptions
-from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest
-from treft.attribution.perturb_run import run_perturbation
-from treft.attribution.sweep import SweepOptions
-from treft.attribution.sweep_plan import SweepPlan, SweepRequest
-from treft.attribution.sweep_run import run_sweep
 from treft.attribution.weights import adapter_scales
 from treft.chat.regions import find_regions
 from treft.core.conversations import region_requests
@@ -41,7 +40,7 @@ from treft.models.sampling import SamplingOptions
 
 TinyModel = Callable[..., Any]
 QUESTIONS = organism_questions("general", split="validation", num=2).questions
-GREEDY = SamplingOptions(temperature=0)
+GREEDY = SamplingOptions(temperature=0, max_new_tokens=4, batch_size=2)
 PLACES = {
     "model.embed_tokens": "cpu",
     "model.layers.0": "cpu",
@@ -79,27 +78,16 @@ def on_disk(folder: Path, off: Path) -> Any:
 def answers(pair: ModelPair, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, Any]:
     """What a sweep over everything and a perturbation say."""
     groups: Any = ("regions", "kinds", "windows", "layers", "curve")
-    asked = SweepRequest(
-        SweepOptions(groups, ("prefix",), window_width=64), sampling=GREEDY, max_new_tokens=4
-    )
-    sweep = run_sweep(
-        SweepPlan.of(asked, QUESTIONS, tokenizer, pair), pair, folder / "sweep", batch_size=2
-    )
-    found: dict[str, Any] = {
-        name: [one.answer for one in scored] for name, scored in sweep.scored.items()
-    }
-    perturbed = PerturbPlan.of(
-        PerturbRequest(
-            perturbations=(Perturbation("prefix"), Perturbation("query", "random")),
-            options=PerturbOptions(num_tokens=2, num_trials=2),
-            max_new_tokens=4,
-        ),
-        QUESTIONS,
-        tokenizer,
-    )
-    for arm, cells in run_perturbation(perturbed, pair, folder / "perturbed").items():
-        for cell, scored in cells.items():
-            found[f"{arm}/{cell}"] = sorted((one.question_id, one.answer) for one in scored)
+    asked = (GridRequest(sampling=GREEDY), QUESTIONS, tokenizer, pair)
+    sweep = Grid.of(PatchOptions(groups, ("prefix",), window_width=64), *asked)
+    pairs = (Perturbation("prefix"), Perturbation("query", "random"))
+    drawn = (GridRequest(sampling=SamplingOptions(max_new_tokens=4)), *asked[1:])
+    perturbed = Grid.of(PerturbOptions(pairs, num_tokens=2, num_trials=2), *drawn)
+    found: dict[str, Any] = {}
+    for grid, name in ((sweep, "sweep"), (perturbed, "perturbed")):
+        for arm, cells in run_grid(grid, folder / name).scored.items():
+            for cell, scored in cells.items():
+                found[f"{arm}/{cell}"] = sorted((one.question_id, one.answer) for one in scored)
     return found
 
 

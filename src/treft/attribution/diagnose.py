@@ -20,7 +20,7 @@ import torch
 import transformers
 
 import treft
-from treft.attribution.diagnosis_plan import DiagnosisPlan
+from treft.attribution.diagnosis_plan import PERTURBATION, SWEEP, DiagnosisPlan
 from treft.attribution.drift_map import DriftMap, drift_map
 from treft.attribution.evidence import margin_evidence, margin_shares, score_evidence
 from treft.attribution.findings import (
@@ -31,19 +31,17 @@ from treft.attribution.findings import (
     samples_of,
 )
 from treft.attribution.forcing import check_own_states
+from treft.attribution.grid_run import run_grid
 from treft.attribution.margins import Margins
 from treft.attribution.measure import Meter
-from treft.attribution.perturb_run import run_perturbation
-from treft.attribution.perturb_table import perturb_table
-from treft.attribution.perturb_text import HEADINGS, row_cells
+from treft.attribution.patches import Patch
 from treft.attribution.recommend import Measured, recommend
 from treft.attribution.result import DiagnosisResult
-from treft.attribution.sweep_run import run_sweep
+from treft.attribution.table_words import perturbations_in_words
+from treft.attribution.tables import perturb_table
 from treft.attribution.verdict import Diagnosis, decide
 from treft.chat.regions import RegionName
 from treft.core.patch_spec import PatchSpec
-from treft.models.pair import ARMS
-from treft.models.repair import RepairedModel
 from treft.statistics.intervals import Interval, wilson
 
 
@@ -69,7 +67,7 @@ def diagnose(plan: DiagnosisPlan) -> DiagnosisResult:
     recommendation = recommend(diagnosis, measured, rules)
     layers, about_weights = adapter_layers(plan.subject.pair, drift)
     notes.append(about_weights)
-    controls = [spec.name for spec in (*meter.equal_specs, *meter.random_specs)]
+    controls = [patch.spec.name for patch in meter.controls]
     parts = [name for name in main.patched if name not in (*controls, *meter.regions)]
     width = plan.options.window_width
     windows = margin_shares(meter.windows(width), _names(meter.window_specs(width)), rules)
@@ -115,7 +113,9 @@ def _focus(plan: DiagnosisPlan, main: Margins, diagnosis: Diagnosis) -> _Focus:
     if not shares:
         return _Focus({}, {}, {})
     best = diagnosis.carrier or max(shares, key=lambda name: shares[name].mean)
-    found, single, bands = plan.general.layers(cast(RegionName, best))
+    region = cast(RegionName, best)
+    found = plan.general.layers(region)
+    single, bands = plan.general.layer_specs(region)
     intervals = margin_shares(found, _names([*single, *bands]), plan.options.rules)
     return _Focus(
         {cast(tuple[int, ...], spec.layers)[0]: intervals[spec.name] for spec in single},
@@ -163,17 +163,12 @@ def _by_scores(plan: DiagnosisPlan) -> dict[str, Diagnosis]:
     """Verdicts from sampled answers, one of each judge; none in a quick diagnosis."""
     if plan.sampled is None:
         return {}
-    sweep = run_sweep(
-        plan.sampled.sweep,
-        plan.subject.pair,
-        plan.steps.folder / "sweep",
-        judges=plan.sampled.judges,
-        batch_size=plan.options.rendering.batch_size,
-        progress=plan.general.progress,
-    )
+    grid, regions = plan.sampled.sweep, plan.general.regions
+    found = run_grid(grid, plan.steps.folder / SWEEP, progress=plan.general.progress)
+    cells = {name: answers for arm in found.scored.values() for name, answers in arm.items()}
     return {
-        judge: decide(score_evidence(sweep.scored, judge, plan.general.regions), plan.options.rules)
-        for judge in plan.sampled.judges
+        judge: decide(score_evidence(cells, judge, regions), plan.options.rules)
+        for judge in grid.judges
     }
 
 
@@ -181,21 +176,11 @@ def _perturbation(plan: DiagnosisPlan) -> tuple[tuple[str, ...], ...]:
     """The first judge's table, its headings first; none in a quick diagnosis."""
     if plan.sampled is None:
         return ()
-    study, judges = plan.sampled.perturbation, plan.sampled.judges
-    scored = run_perturbation(
-        study,
-        plan.subject.pair,
-        plan.steps.folder / "perturbation",
-        judges=judges,
-        batch_size=plan.options.rendering.batch_size,
-        progress=plan.general.progress,
-    )
-    options = study.request.options
-    table = perturb_table(
-        scored, judges[0], num_trials=options.num_trials, num_tokens=options.num_tokens
-    )
-    rows = (tuple(row_cells(row, arm)) for row in table.rows for arm in ARMS)
-    return (tuple(HEADINGS), *rows)
+    grid = plan.sampled.perturbation
+    found = run_grid(grid, plan.steps.folder / PERTURBATION, progress=plan.general.progress)
+    assert grid.perturb is not None
+    shown = perturbations_in_words(perturb_table(found.scored, grid.judges[0], grid.perturb))
+    return (shown.headings, *(tuple(cell.text for cell in row) for row in shown.rows))
 
 
 def _drift(meter: Meter) -> DriftMap:
@@ -204,7 +189,7 @@ def _drift(meter: Meter) -> DriftMap:
         return drift_map(
             model,
             meter.tokenizer,
-            meter.base_bank,
+            meter.states.base,
             meter.chats,
             meter.regions,
             batch_size=meter.rendering.batch_size,
@@ -231,9 +216,7 @@ def _patched_answers(plan: DiagnosisPlan, diagnosis: Diagnosis) -> dict[str, lis
 
     def compute() -> list[str]:
         spec = PatchSpec(name, cast(Any, regions))
-        repaired = RepairedModel(
-            plan.subject.pair.finetuned, plan.subject.tokenizer, plan.general.base_bank, spec
-        )
+        repaired = plan.general.states.repaired(Patch(spec))
         return repaired.generate(
             [question.messages for question in plan.subject.general],
             template_kwargs=dict(rendering.template_kwargs),
@@ -265,7 +248,7 @@ def _settings(plan: DiagnosisPlan) -> dict[str, Any]:
         "general prompts": len(plan.subject.general),
         "in-domain prompts": len(plan.subject.in_domain),
         "training rows": len(plan.subject.training),
-        "judges": list(plan.sampled.judges) if plan.sampled else [],
+        "judges": list(plan.sampled.sweep.judges) if plan.sampled else [],
         "sampling": f"{options.num_samples} samples, {options.num_trials} trials, temperature "
         f"{options.temperature:g}"
         if plan.sampled

@@ -12,22 +12,25 @@ from typing import Any, Literal, get_args
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
+from treft.attribution.forcing import Rendering
+from treft.attribution.grid import Grid
+from treft.attribution.grid_request import Cost, GridRequest
 from treft.attribution.margins import check_context
-from treft.attribution.measure import MAX_ROWS, Meter, Progress, Rendering
-from treft.attribution.perturb import PerturbOptions
-from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest, default_perturbations
-from treft.attribution.perturb_run import perturb_cost
-from treft.attribution.scoring import panel_for
-from treft.attribution.sweep import SweepOptions
-from treft.attribution.sweep_plan import SweepPlan, SweepRequest
+from treft.attribution.measure import MAX_ROWS, Meter
+from treft.attribution.patches import PatchOptions
+from treft.attribution.perturb import PerturbOptions, default_perturbations
 from treft.attribution.verdict import Rules
 from treft.data.messages import Conversation
 from treft.errors import ConfigError
 from treft.models.pair import ModelPair
 from treft.models.sampling import SamplingOptions
+from treft.progress import Progress
 from treft.steps.store import Steps
 
 Budget = Literal["quick", "full"]
+
+SWEEP, PERTURBATION = "sweep", "perturbation"
+"""Folders of a full diagnosis's grids."""
 
 WINDOW_WIDTH = 3
 """Tokens of a window in a full diagnosis."""
@@ -97,45 +100,16 @@ class DiagnoseOptions:
 
 
 @dataclass(frozen=True)
-class DiagnosisCost:
-    """What a diagnosis does, at most.
-
-    Attributes:
-        num_answers: to generate.
-        num_scored: answers to run through the model for their log-probability.
-        num_judge_calls: of paid judges.
-    """
-
-    num_answers: int
-    num_scored: int
-    num_judge_calls: int
-
-    @property
-    def total(self) -> int:
-        """Answers and judge calls."""
-        return self.num_answers + self.num_judge_calls
-
-    def __str__(self) -> str:
-        """In words."""
-        return (
-            f"{self.num_answers:,} answers, {self.num_scored:,} log-probabilities of answers, "
-            f"{self.num_judge_calls:,} judge calls"
-        )
-
-
-@dataclass(frozen=True)
 class SampledParts:
     """What a full diagnosis adds.
 
     Attributes:
-        judges: names of those who score.
         sweep: answers under patches.
         perturbation: answers to perturbed prompts.
     """
 
-    judges: tuple[str, ...]
-    sweep: SweepPlan
-    perturbation: PerturbPlan
+    sweep: Grid
+    perturbation: Grid
 
 
 @dataclass(frozen=True)
@@ -205,55 +179,45 @@ class DiagnosisPlan:
         )
 
     @property
-    def cost(self) -> DiagnosisCost:
+    def cost(self) -> Cost:
         """What is still to be done, at most: steps that are kept count for margins only."""
         num, folder = len(self.subject.general), self.steps.folder
         width = self.options.window_width
-        num_scored = 2 * num * (self.general.num_specs(width) + 4)
-        num_answers, num_calls = 2 * num, 0
+        rows = 2 * min(MAX_ROWS, len(self.subject.training))
+        num_log_probs = 2 * num * (self.general.num_patches(width) + 4) + rows
+        cost = Cost(num_answers=2 * num, num_log_probs=num_log_probs)
         if self.in_domain is not None:
             others = len(self.subject.in_domain)
-            num_answers += 2 * others
-            num_scored += 2 * others * (len(self.general.regions) + 3)
+            num_log_probs = 2 * others * (len(self.general.regions) + 3)
+            cost += Cost(num_answers=2 * others, num_log_probs=num_log_probs)
         if self.sampled is not None:
-            for cost in (
-                self.sampled.sweep.cost(folder / "sweep", self.sampled.judges),
-                perturb_cost(
-                    self.sampled.perturbation, folder / "perturbation", self.sampled.judges
-                ),
-            ):
-                num_answers += cost.num_answers
-                num_calls += cost.num_judge_calls
-        rows = 2 * min(MAX_ROWS, len(self.subject.training))
-        return DiagnosisCost(num_answers, num_scored + rows, num_calls)
+            cost += self.sampled.sweep.cost(folder / SWEEP)
+            cost += self.sampled.perturbation.cost(folder / PERTURBATION)
+        return cost
 
 
 def _sampled(subject: Subject, general: Meter, options: DiagnoseOptions) -> SampledParts:
-    """The plans of answers to sample."""
+    """The grids of answers to sample."""
     rendering = options.rendering
-    judges = panel_for(subject.general, options.judges).judges
-    sampling = SamplingOptions(temperature=options.temperature)
-    sweep = SweepRequest(
-        SweepOptions(("regions",), general.regions, position_seed=rendering.seed),
+    request = GridRequest(
         num_samples=options.num_samples,
         seed=rendering.seed,
-        sampling=sampling,
-        max_new_tokens=rendering.max_new_tokens,
+        sampling=SamplingOptions(
+            options.temperature,
+            max_new_tokens=rendering.max_new_tokens,
+            batch_size=rendering.batch_size,
+        ),
         include_think_block=rendering.include_think_block,
         template_kwargs=rendering.template_kwargs,
     )
-    perturbation = PerturbRequest(
-        default_perturbations(general.regions, ["nearest"], None),
-        PerturbOptions(num_trials=options.num_trials, seed=rendering.seed),
-        sampling=sampling,
-        max_new_tokens=rendering.max_new_tokens,
-        include_think_block=rendering.include_think_block,
-        template_kwargs=rendering.template_kwargs,
+    patches = PatchOptions(("regions",), general.regions)
+    perturb = PerturbOptions(
+        default_perturbations(general.regions, ["nearest"]), num_trials=options.num_trials
     )
+    asked = (subject.general, subject.tokenizer, subject.pair, options.judges)
     return SampledParts(
-        tuple(judges),
-        SweepPlan.of(sweep, subject.general, subject.tokenizer, subject.pair),
-        PerturbPlan.of(perturbation, subject.general, subject.tokenizer),
+        Grid.of(patches, request, *asked),
+        Grid.of(perturb, replace(request, num_samples=1), *asked),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which patches a diagnosis makes beside those of a sweep, and evidence for a verdict from both.
+"""Evidence for a verdict: from margins, and from scores of sampled answers.
 
 Shapes: P prompts.
 """
@@ -6,17 +6,14 @@ Shapes: P prompts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
 
 import numpy as np
 
+from treft.attribution.grid import BASE, FINETUNED
 from treft.attribution.margins import Margins
-from treft.attribution.sweep_plan import BASE, FINETUNED
-from treft.attribution.sweep_table import question_means
+from treft.attribution.tables import question_means
 from treft.attribution.verdict import Evidence, Rules, share_intervals
-from treft.chat.regions import ChatRegions, RegionName
-from treft.core.patch_spec import PATCHABLE, PatchSpec
-from treft.errors import DataError, TemplateError
+from treft.errors import DataError
 from treft.statistics.intervals import Interval
 from treft.statistics.records import ScoredAnswer
 
@@ -28,50 +25,6 @@ LEAST_MARGIN_LOSS = 0.1
 
 LEAST_SCORE_LOSS = 5.0
 """Points of alignment, 0 to 100."""
-
-NUM_PARTS = 4
-"""Parts of the layers, from which bands are made."""
-
-
-def common_regions(chats: Sequence[ChatRegions]) -> tuple[RegionName, ...]:
-    """Regions that every prompt has, in their order.
-
-    Raises:
-        TemplateError: there is none but the query, so that prompts share no tokens.
-    """
-    found = tuple(region for region in PATCHABLE if all(chat.positions(region) for chat in chats))
-    if not set(found) - {"query"}:
-        raise TemplateError(
-            "the prompts share no template tokens (no prefix, no postfix): there is nothing that "
-            "could carry a behaviour from prompt to prompt. Check the chat template."
-        )
-    return found
-
-
-def joint_specs(regions: Iterable[RegionName]) -> list[PatchSpec]:
-    """All template regions together, by their names joined with `+`; none where there is one."""
-    shared = tuple(region for region in regions if region != "query")
-    return [PatchSpec("+".join(shared), shared)] if len(shared) > 1 else []
-
-
-def layer_specs(region: RegionName, num_layers: int, most: int) -> list[PatchSpec]:
-    """A region in one layer at a time; evenly spread layers where there are more than `most`."""
-    chosen = np.unique(np.linspace(0, num_layers - 1, min(num_layers, most)).round().astype(int))
-    return [
-        PatchSpec(f"{region} layer {layer}", (region,), layers=(layer,))
-        for layer in chosen.tolist()
-    ]
-
-
-def band_specs(region: RegionName, num_layers: int) -> list[PatchSpec]:
-    """A region in every run of neighbouring quarters of the layers, all of them included."""
-    edges = np.unique(np.linspace(0, num_layers, NUM_PARTS + 1).round().astype(int)).tolist()
-    return [
-        PatchSpec(
-            f"{region} layers {start} to {end - 1}", (region,), layers=tuple(range(start, end))
-        )
-        for start, end in combinations(edges, 2)
-    ]
 
 
 def margin_evidence(found: Margins, names: Iterable[str]) -> Evidence:

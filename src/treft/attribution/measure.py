@@ -5,7 +5,7 @@ Shapes: P prompts, T tokens of a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.evidence import band_specs, common_regions, joint_specs, layer_specs
+from treft.attribution.base_states import BaseStates
 from treft.attribution.forcing import (
     ForcedAnswer,
     Rendering,
@@ -24,21 +24,25 @@ from treft.attribution.forcing import (
     render_questions,
 )
 from treft.attribution.margins import AnswerPair, Margins, answer_pairs, margins
-from treft.attribution.perturb import Vocabulary
-from treft.attribution.sweep import (
+from treft.attribution.patches import (
+    Patch,
+    band_specs,
+    curve_patch,
     equal_span_specs,
+    joint_specs,
     kind_specs,
-    layer_name,
+    layer_specs,
+    random_specs,
     region_specs,
+    spread_layers,
     window_specs,
 )
 from treft.chat.regions import ChatRegions, RegionName
-from treft.core.patch_spec import PatchSpec, random_tokens_source
-from treft.core.reference import ReferenceBank
+from treft.core.patch_spec import PATCHABLE, PatchSpec
 from treft.data.messages import Conversation
-from treft.models.pair import ModelPair
-from treft.models.repair import RepairedModel
-from treft.models.residual import ResidualReference, decoder_layers, stream_bank
+from treft.errors import TemplateError
+from treft.models.pair import ARMS, ModelPair
+from treft.models.residual import decoder_layers
 from treft.progress import Progress, untold
 from treft.steps.store import Steps
 
@@ -78,8 +82,19 @@ class Meter:
 
     @cached_property
     def regions(self) -> tuple[RegionName, ...]:
-        """Regions that all of them have."""
-        return common_regions(self.chats)
+        """Regions that all of them have, in their order.
+
+        Raises:
+            TemplateError: there is none but the query, so that prompts share no tokens.
+        """
+        chats = self.chats
+        found = tuple(name for name in PATCHABLE if all(chat.positions(name) for chat in chats))
+        if not set(found) - {"query"}:
+            raise TemplateError(
+                "the prompts share no template tokens (no prefix, no postfix): there is nothing "
+                "that could carry a behaviour from prompt to prompt. Check the chat template."
+            )
+        return found
 
     @cached_property
     def num_layers(self) -> int:
@@ -109,28 +124,30 @@ class Meter:
             for question, fields in zip(self.questions, kept, strict=True)
         ]
 
-    @property
-    def main_specs(self) -> list[PatchSpec]:
-        """Whole regions alone and together, keys and values apart, equally many tokens."""
-        return [
-            *region_specs(self.regions),
-            *joint_specs(self.regions),
-            *kind_specs(self.regions),
-            *self.equal_specs,
-        ]
+    @cached_property
+    def states(self) -> BaseStates:
+        """Whose keys and values patches put in."""
+        seed = self.rendering.seed
+        return BaseStates(self.pair, self.tokenizer, self.chats, self.regions, seed)
 
     @property
-    def equal_specs(self) -> list[PatchSpec]:
-        """The query beside each other region, token for token."""
-        return equal_span_specs(self.chats, self.regions, self.rendering.seed)
+    def whole(self) -> list[Patch]:
+        """Whole regions, alone and together."""
+        return [Patch(spec) for spec in (*region_specs(self.regions), *joint_specs(self.regions))]
 
     @property
-    def random_specs(self) -> list[PatchSpec]:
-        """Whole regions, for states of random tokens."""
-        return [PatchSpec(f"{region} of random tokens", (region,)) for region in self.regions]
+    def controls(self) -> list[Patch]:
+        """Equally many tokens of the query and of each other region; states of random tokens."""
+        equal = equal_span_specs(self.chats, self.regions, self.rendering.seed)
+        random = [Patch(spec, "random") for spec in random_specs(self.regions)]
+        return [*map(Patch, equal), *random]
 
     def window_specs(self, width: int | None) -> list[PatchSpec]:
-        """Neighbouring tokens of prefix and postfix; a sixth of a region each without a width."""
+        """Returns neighbouring tokens of prefix and postfix.
+
+        Args:
+            width: tokens of a window; None for a sixth of a region each.
+        """
         specs = []
         for region in self.regions:
             if region == "query":
@@ -140,59 +157,49 @@ class Meter:
             specs += window_specs(region, num, wide, 1 if width else None)
         return specs
 
-    def num_specs(self, width: int | None) -> int:
-        """Patches that all methods together try."""
+    def layer_specs(self, region: RegionName) -> tuple[list[PatchSpec], list[PatchSpec]]:
+        """Returns a region in single layers, and in bands of layers."""
         num = self.num_layers
-        others = [*layer_specs("query", num, MOST_LAYERS), *band_specs("query", num)]
-        curve = min(num, MOST_LAYERS)
-        main = len(self.main_specs) + len(self.random_specs) + len(self.window_specs(width))
-        return main + len(others) + curve
+        return layer_specs(region, num, MOST_LAYERS), band_specs(region, num)
+
+    def num_patches(self, width: int | None) -> int:
+        """Returns how many patches all methods together try."""
+        kinds = kind_specs(self.regions)
+        layers = [spec for specs in self.layer_specs("query") for spec in specs]
+        curve = min(self.num_layers, MOST_LAYERS)
+        num_main = len(self.whole) + len(kinds) + len(self.controls)
+        return num_main + len(self.window_specs(width)) + len(layers) + curve
 
     def main(self) -> Margins:
-        """`main_specs` and `random_specs`."""
-        found = self._margins("regions", self.main_specs, self.base_bank)
-        return _merged(found, self._margins("random", self.random_specs, self.random_bank))
+        """Returns margins of whole regions, alone and together, kinds apart, and the controls."""
+        kinds = [Patch(spec) for spec in kind_specs(self.regions)]
+        return self._margins("regions", [*self.whole, *kinds, *self.controls])
 
     def whole_regions(self) -> Margins:
-        """Whole regions, alone and together."""
-        specs = [*region_specs(self.regions), *joint_specs(self.regions)]
-        return self._margins("regions", specs, self.base_bank)
+        """Returns margins of whole regions, alone and together."""
+        return self._margins("regions", self.whole)
 
-    def layers(self, region: RegionName) -> tuple[Margins, list[PatchSpec], list[PatchSpec]]:
-        """One region in single layers and in bands; and the specs of both."""
-        single = layer_specs(region, self.num_layers, MOST_LAYERS)
-        bands = band_specs(region, self.num_layers)
-        found = self._margins(f"layers-{region}", [*single, *bands], self.base_bank)
-        return found, single, bands
+    def layers(self, region: RegionName) -> Margins:
+        """Returns margins of a region in single layers and in bands (`layer_specs`)."""
+        single, bands = self.layer_specs(region)
+        return self._margins(f"layers-{region}", [*map(Patch, single), *map(Patch, bands)])
 
     def windows(self, width: int | None) -> Margins:
-        """`window_specs`."""
-        return self._margins("windows", self.window_specs(width), self.base_bank)
+        """Returns margins of `window_specs`."""
+        return self._margins("windows", [Patch(spec) for spec in self.window_specs(width)])
 
     def curve(self) -> Margins | None:
-        """The prefix's residual stream, layer by layer; None without a prefix."""
+        """Returns margins of the prefix's residual stream, layer by layer; None without a prefix.
+
+        Figure 4 of the paper. By causality the patched prefix does not depend on the query.
+        """
         if "prefix" not in self.regions:
             return None
-        num = self.num_layers
-        every = np.unique(np.linspace(0, num - 1, min(num, MOST_LAYERS)).round().astype(int))
-        model = self.pair.finetuned
-
-        def patched() -> list[RepairedModel]:
-            streams = ResidualReference(model, self.pair.base)
-            return [
-                RepairedModel(
-                    model,
-                    self.tokenizer,
-                    stream_bank(model, layer, streams),
-                    PatchSpec(layer_name(layer), ("prefix",)),
-                )
-                for layer in every.tolist()
-            ]
-
-        return self._kept("curve", "layer curve", patched)
+        layers = spread_layers(self.num_layers, MOST_LAYERS)
+        return self._margins("curve", [curve_patch(layer) for layer in layers])
 
     def loss_gain(self, rows: Sequence[Conversation]) -> float:
-        """By how much the finetune lowered the loss of training rows, nats a token.
+        """Returns by how much the finetune lowered the loss of training rows, nats a token.
 
         The loss is that of the last response, the mean over the first rows, of those that
         fit into the context.
@@ -204,9 +211,9 @@ class Meter:
             room = self.pair.num_positions
             rows = (self._forced(index, row) for index, row in enumerate(chosen))
             forced = [row for row in rows if room is None or len(row) <= room]
-            losses = {}
-            for arm in ("base", "finetuned"):
-                with self.pair.use(arm) as model:  # type: ignore[arg-type]
+            losses: dict[str, float] = {}
+            for arm in ARMS:
+                with self.pair.use(arm) as model:
                     found: list[float] = []
                     for start in range(0, len(forced), self.rendering.batch_size):
                         batch = forced[start : start + self.rendering.batch_size]
@@ -226,25 +233,15 @@ class Meter:
         )
         return ForcedAnswer(question.id, chat, answer_ids(self.tokenizer, chat, text))
 
-    def _margins(self, name: str, specs: Sequence[PatchSpec], bank: ReferenceBank) -> Margins:
-        def patched() -> list[RepairedModel]:
-            model = self.pair.finetuned
-            return [RepairedModel(model, self.tokenizer, bank, spec) for spec in specs]
-
-        return self._kept(name, f"margins of {self.scope} prompts: {name}", patched)
-
-    def _kept(
-        self, name: str, label: str, patched: Callable[[], Sequence[RepairedModel]]
-    ) -> Margins:
-        """Margins under patches, which are made only where the step is not kept yet."""
-        num = len(self.questions)
+    def _margins(self, name: str, patches: Sequence[Patch]) -> Margins:
+        label, num = f"margins of {self.scope} prompts: {name}", len(self.questions)
 
         def compute() -> dict[str, Any]:
             found = margins(
                 self.pair,
                 self.tokenizer,
                 self.pairs,
-                patched(),
+                [self.states.repaired(patch) for patch in patches],
                 self.rendering,
                 on_batch=lambda done: self.progress(label, done, num),
             )
@@ -252,28 +249,6 @@ class Meter:
             return _to_json(found)
 
         return _from_json(self.steps.run(f"{self.scope}-{name}", compute))
-
-    @cached_property
-    def base_bank(self) -> ReferenceBank:
-        """The unfinetuned model's states."""
-        return ReferenceBank(self.pair.source)
-
-    @cached_property
-    def random_bank(self) -> ReferenceBank:
-        """The unfinetuned model's states at random tokens."""
-        words = Vocabulary.of(self.tokenizer, len(self.pair.embedding)).ordinary
-        return ReferenceBank(random_tokens_source(self.pair.source, words, self.rendering.seed))
-
-
-def _merged(first: Margins, second: Margins) -> Margins:
-    """The patches of both."""
-    return Margins(
-        first.questions,
-        first.alike,
-        first.base,
-        first.finetuned,
-        {**first.patched, **second.patched},
-    )
 
 
 def _to_json(found: Margins) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Prompts go to the model as token ids, so a perturbed prompt is what it says, token by token, even
 where its text would be read as other tokens.
 
-Shapes: V rows of the input embedding, D its size, N tokens, K neighbours.
+Shapes: V rows of the input embedding, D its size, T tokens of a prompt, K neighbours.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from treft.chat.regions import ChatRegions, RegionName
+from treft.core.patch_spec import PATCHABLE
 from treft.errors import ConfigError, TemplateError
-from treft.models.perturbation import nearest_tokens, replace_tokens
+from treft.models.perturbation import Vocabulary, neighbours_of, replace_tokens
 
 Method = Literal["nearest", "random", "rephrase"]
 """Neighbours in the input embedding, any tokens of the vocabulary, or other words by a model."""
 
 METHODS: tuple[Method, ...] = get_args(Method)
-REGIONS: tuple[RegionName, ...] = ("prefix", "query", "postfix")
-
-SEARCH_BYTES = 2**28
-"""Memory of the search for neighbours, beside the embedding and its result."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,8 @@ class Perturbation:
 
     def __post_init__(self) -> None:
         """Validate before any work starts."""
-        if self.region not in REGIONS:
-            raise ConfigError(f"a region to perturb is one of {', '.join(REGIONS)}.")
+        if self.region not in PATCHABLE:
+            raise ConfigError(f"a region to perturb is one of {', '.join(PATCHABLE)}.")
         if self.method not in METHODS:
             raise ConfigError(f"a method is one of {', '.join(METHODS)}, not {self.method!r}.")
         if self.method == "rephrase" and self.region != "query":
@@ -60,32 +57,62 @@ class Perturbation:
         return f"{self.region}-{self.method}"
 
 
+def default_perturbations(
+    regions: Sequence[str], methods: Sequence[str], rephraser: str | None = None
+) -> tuple[Perturbation, ...]:
+    """Returns each region by each method, and the query rephrased when there is a model for it.
+
+    Raises:
+        ConfigError: there is no such region or method.
+    """
+    found = [
+        Perturbation(region, method)  # type: ignore[arg-type]  # checked by Perturbation
+        for method in dict.fromkeys(methods)
+        for region in dict.fromkeys(regions)
+    ]
+    if rephraser is not None:
+        found.append(Perturbation("query", "rephrase"))
+    return tuple(dict.fromkeys(found))
+
+
 @dataclass(frozen=True)
 class PerturbOptions:
     """How prompts are perturbed.
 
     Attributes:
-        num_tokens: replaced in each prompt; all of a region that has fewer.
+        perturbations: rows of the table.
+        num_tokens: tokens replaced in each prompt; all of a region that has fewer.
         num_neighbours: K, nearest tokens one of which is drawn.
         num_trials: perturbed versions of each prompt.
         special_tokens: special and added tokens of the region may give way, too; none ever comes.
-        seed: draws positions and replacements.
+        rephraser: Inspect model name; needed for rephrasings, and for nothing else.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, a perturbation is named twice, or a rephraser and
+            rephrasings do not go together.
     """
 
+    perturbations: tuple[Perturbation, ...]
     num_tokens: int = 10
     num_neighbours: int = 5
     num_trials: int = 10
     special_tokens: bool = False
-    seed: int = 0
+    rephraser: str | None = None
 
     def __post_init__(self) -> None:
         """Validate before any work starts."""
         for name in ("num_tokens", "num_neighbours", "num_trials"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not self.perturbations:
+            raise ConfigError("name at least one region and method.")
+        if len(set(self.perturbations)) < len(self.perturbations):
+            raise ConfigError("a perturbation is named twice.")
+        rephrases = any(each.method == "rephrase" for each in self.perturbations)
+        if rephrases and self.rephraser is None:
+            raise ConfigError("name the model that rephrases (--rephraser MODEL).")
+        if not rephrases and self.rephraser is not None:
+            raise ConfigError("a rephraser is named, but nothing is to be rephrased.")
 
 
 class Change(NamedTuple):
@@ -140,31 +167,6 @@ class PerturbedPrompt:
         return Perturbation(self.region, self.method)
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokens that may come in place of others.
-
-    Attributes:
-        ordinary: ids that have a token, neither special nor added, ascending.
-        num_rows: V, of the embedding, which may be padded beyond the tokens.
-    """
-
-    ordinary: tuple[int, ...]
-    num_rows: int
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> Vocabulary:
-        """The vocabulary of a tokenizer and a model with `num_rows` rows of input embedding."""
-        barred = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-        known = set(tokenizer.get_vocab().values()) - barred
-        return cls(tuple(sorted(token for token in known if token < num_rows)), num_rows)
-
-    @property
-    def barred(self) -> set[int]:
-        """Rows that never come in place of a token."""
-        return set(range(self.num_rows)) - set(self.ordinary)
-
-
 def replaceable(
     chat: ChatRegions, region: RegionName, vocabulary: Vocabulary, *, special_tokens: bool = False
 ) -> list[int]:
@@ -192,57 +194,12 @@ def replaceable(
     return found
 
 
-def neighbours_of(
-    embedding: Tensor,
-    tokens: Sequence[int],
-    num: int,
-    vocabulary: Vocabulary,
-    max_bytes: int = SEARCH_BYTES,
-) -> dict[int, tuple[int, ...]]:
-    """The nearest ordinary tokens of each token by dot product of input embeddings.
-
-    Args:
-        embedding: (V, D) input embedding matrix, in any precision, on any device.
-        tokens: N ids.
-        num: K.
-        vocabulary: which tokens may be neighbours.
-        max_bytes: of the search; the rows that are compared at a time follow from it.
-
-    Returns:
-        K ids for each token, nearest first.
-
-    Raises:
-        ConfigError: there are not as many other tokens, or the embedding is not in memory.
-    """
-    if num >= len(vocabulary.ordinary):
-        raise ConfigError(
-            f"num_neighbours is {num}, but the vocabulary has {len(vocabulary.ordinary)} ordinary "
-            "tokens: take fewer."
-        )
-    if embedding.is_meta:
-        raise ConfigError("the input embedding is offloaded to disk: keep it in memory to perturb.")
-    distinct = sorted(set(tokens))
-    if not distinct:
-        return {}
-    # Each row compared is held once in float32, beside its products with all tokens, which are
-    # copied a few times while the best are sorted out.
-    row_bytes = 4 * (embedding.shape[1] + 8 * len(distinct))
-    found = nearest_tokens(
-        embedding,
-        distinct,
-        num,
-        excluded=vocabulary.barred,
-        chunk_size=max(1, max_bytes // row_bytes),
-    )
-    return {token: tuple(row) for token, row in zip(distinct, found.tolist(), strict=True)}
-
-
 def perturb_tokens(
     tokenizer: PreTrainedTokenizerBase,
     embedding: Tensor,
     chats: Mapping[str, ChatRegions],
-    perturbations: Sequence[Perturbation],
     options: PerturbOptions,
+    seed: int = 0,
 ) -> Iterator[PerturbedPrompt]:
     """Perturbed versions of prompts, by their neighbours or by random tokens.
 
@@ -253,8 +210,8 @@ def perturb_tokens(
         tokenizer: of the prompts.
         embedding: (V, D) input embedding matrix.
         chats: prompts by the id of their question.
-        perturbations: what is wanted; rephrasings are passed over.
-        options: how.
+        options: what is wanted, and how; rephrasings are passed over.
+        seed: draws positions and replacements.
 
     Raises:
         ConfigError: the vocabulary has too few tokens.
@@ -263,7 +220,7 @@ def perturb_tokens(
     vocabulary = Vocabulary.of(tokenizer, len(embedding))
     if len(vocabulary.ordinary) < 2:
         raise ConfigError("the tokenizer has no ordinary tokens to put in place of others.")
-    wanted = [each for each in perturbations if each.method != "rephrase"]
+    wanted = [each for each in options.perturbations if each.method != "rephrase"]
     positions = {
         (region, id): replaceable(chat, region, vocabulary, special_tokens=options.special_tokens)
         for region in dict.fromkeys(each.region for each in wanted)
@@ -277,7 +234,7 @@ def perturb_tokens(
         for position in found
     ]
     neighbours = neighbours_of(embedding, tokens, options.num_neighbours, vocabulary)
-    perturber = _Perturber(tokenizer, vocabulary, neighbours, options)
+    perturber = _Perturber(tokenizer, vocabulary, neighbours, options.num_tokens, seed)
     for each in wanted:
         for id, chat in chats.items():
             for trial in range(1, options.num_trials + 1):
@@ -291,18 +248,19 @@ class _Perturber:
     tokenizer: PreTrainedTokenizerBase
     vocabulary: Vocabulary
     neighbours: Mapping[int, Sequence[int]]
-    options: PerturbOptions
+    num_tokens: int
+    seed: int
 
     def prompt(
         self, each: Perturbation, id: str, chat: ChatRegions, places: Sequence[int], trial: int
     ) -> PerturbedPrompt:
         """One version of one prompt, with some of its tokens at `places` replaced."""
-        seed = f"{self.options.seed}/{each.name}/{id}/{trial}"
+        seed = f"{self.seed}/{each.name}/{id}/{trial}"
         rng = random.Random(seed)
         candidates = {
             place: self._candidates(each.method, chat.input_ids[place], rng) for place in places
         }
-        ids, replaced = replace_tokens(chat.input_ids, candidates, self.options.num_tokens, rng)
+        ids, replaced = replace_tokens(chat.input_ids, candidates, self.num_tokens, rng)
         changes = tuple(
             Change(one.position, one.old, one.new, self._text([one.old]), self._text([one.new]))
             for one in replaced

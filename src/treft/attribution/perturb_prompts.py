@@ -1,16 +1,15 @@
-"""Perturbed prompts of a study: made, written to a file, and read from it to be asked again."""
+"""Perturbed prompts as a file: written, and read to be asked again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
-from transformers import PreTrainedTokenizerBase
 
-from treft.attribution.perturb import PerturbedPrompt
+from treft.attribution.perturb import PerturbedPrompt, PerturbOptions
 from treft.attribution.rephrase import Rephrasings
 from treft.chat.regions import ChatRegions
 from treft.data.messages import read_rows
@@ -23,33 +22,29 @@ Render = Callable[[str, str], ChatRegions]
 _ROW = TypeAdapter(PerturbedPrompt)
 
 
-def rephrased_prompts(rephrasings: Rephrasings, render: Render) -> list[PerturbedPrompt]:
-    """The prompts with their queries in other words.
+def rephrased_prompts(rephrasings: Rephrasings, render: Render) -> Iterator[PerturbedPrompt]:
+    """Yields the prompts with their queries in other words.
 
     Args:
-        rephrasings: of the queries.
+        rephrasings: the words.
         render: renders a prompt.
 
     Raises:
         TemplateError: the template refuses the words.
     """
-    found = []
     for (id, trial), words in rephrasings.words.items():
         chat = render(id, words)
-        found.append(
-            PerturbedPrompt(
-                question_id=id,
-                region="query",
-                method="rephrase",
-                trial=trial,
-                seed="",
-                input_ids=chat.input_ids,
-                text=chat.text,
-                num_replaceable=len(chat.positions("query")),
-                words=words,
-            )
+        yield PerturbedPrompt(
+            question_id=id,
+            region="query",
+            method="rephrase",
+            trial=trial,
+            seed="",
+            input_ids=chat.input_ids,
+            text=chat.text,
+            num_replaceable=len(chat.positions("query")),
+            words=words,
         )
-    return found
 
 
 def write_prompts(path: Path, prompts: Sequence[PerturbedPrompt]) -> None:
@@ -58,12 +53,51 @@ def write_prompts(path: Path, prompts: Sequence[PerturbedPrompt]) -> None:
     write_whole(path, "".join(f"{line}\n" for line in lines))
 
 
-def read_prompts(path: Path) -> list[PerturbedPrompt]:
-    """Read what `write_prompts` wrote.
+def read_prompts(
+    path: Path,
+    options: PerturbOptions,
+    chats: Mapping[str, ChatRegions],
+    render: Render,
+    num_ids: int,
+) -> list[PerturbedPrompt]:
+    """Read those prompts of a file that are wanted, and see that they are versions of these ones.
+
+    With its changes undone, each must be the prompt of its question, token by token.
+
+    Args:
+        path: of what `write_prompts` wrote.
+        options: which perturbations and trials are wanted.
+        chats: prompts by the id of their question.
+        render: renders a rephrased prompt.
+        num_ids: entries of the vocabulary.
 
     Raises:
-        DataError: a row is no prompt, or comes twice; names file and row.
+        DataError: a row is no prompt, comes twice or does not fit, or a prompt is missing; names
+            file and row.
     """
+    wanted = [
+        prompt
+        for prompt in _read(path)
+        if prompt.perturbation in options.perturbations and prompt.question_id in chats
+    ]
+    for number, prompt in enumerate(wanted, start=1):
+        where = f"{path}, prompt {number}"
+        chat = chats[prompt.question_id]
+        if prompt.words is not None:
+            try:
+                chat = render(prompt.question_id, prompt.words)
+            except TemplateError as error:
+                raise DataError(f"{where}: {error}") from error
+        if _undone(prompt, where) != chat.input_ids or max(prompt.input_ids) >= num_ids:
+            raise DataError(
+                f"{where}: is no version of the prompt of question {prompt.question_id!r}: it was "
+                "made with another tokenizer, template or question."
+            )
+    _check_all_there(path, wanted, options, list(chats))
+    return [prompt for prompt in wanted if prompt.trial <= options.num_trials]
+
+
+def _read(path: Path) -> list[PerturbedPrompt]:
     found: dict[tuple[str, str, int], PerturbedPrompt] = {}
     for row, where in read_rows(path):
         try:
@@ -79,49 +113,27 @@ def read_prompts(path: Path) -> list[PerturbedPrompt]:
     return list(found.values())
 
 
-def check_prompts(
-    path: Path,
-    prompts: Sequence[PerturbedPrompt],
-    chats: Mapping[str, ChatRegions],
-    render: Render,
-    tokenizer: PreTrainedTokenizerBase,
+def _undone(prompt: PerturbedPrompt, where: str) -> tuple[int, ...]:
+    """The prompt's tokens (T,) before its changes."""
+    before = list(prompt.input_ids)
+    for change in prompt.changes:
+        if not 0 <= change.position < len(before) or before[change.position] != change.new:
+            raise DataError(f"{where}: its changes and its tokens do not go together.")
+        before[change.position] = change.old
+    return tuple(before)
+
+
+def _check_all_there(
+    path: Path, prompts: Sequence[PerturbedPrompt], options: PerturbOptions, ids: Sequence[str]
 ) -> None:
-    """See that prompts from a file are versions of these very prompts.
-
-    With its changes undone, each must be the prompt of its question, token by token.
-
-    Args:
-        path: of the file, for errors.
-        prompts: what was read from it.
-        chats: prompts by the id of their question.
-        render: renders a rephrased prompt.
-        tokenizer: of the model.
-
-    Raises:
-        DataError: one is not; names file and row.
-    """
-    for number, prompt in enumerate(prompts, start=1):
-        where = f"{path}, prompt {number}"
-        chat = chats.get(prompt.question_id)
-        if chat is None:
-            raise DataError(f"{where}: no question {prompt.question_id!r} is asked here.")
-        if prompt.words is not None:
-            chat = _rendered(prompt, render, where)
-        before = list(prompt.input_ids)
-        for change in prompt.changes:
-            if not 0 <= change.position < len(before) or before[change.position] != change.new:
-                raise DataError(f"{where}: its changes and its tokens do not go together.")
-            before[change.position] = change.old
-        if tuple(before) != chat.input_ids or max(prompt.input_ids) >= len(tokenizer):
+    there = {(prompt.perturbation, prompt.question_id, prompt.trial) for prompt in prompts}
+    every = [(id, trial) for id in ids for trial in range(1, options.num_trials + 1)]
+    for each in options.perturbations:
+        lacking = [(id, trial) for id, trial in every if (each, id, trial) not in there]
+        # Some rephrasings may have failed when the file was made.
+        if len(lacking) > (len(every) - 1 if each.method == "rephrase" else 0):
+            id, trial = lacking[0]
             raise DataError(
-                f"{where}: is no version of the prompt of question {prompt.question_id!r}: it was "
-                "made with another tokenizer, template or question."
+                f"{path}: has no {each.name} version {trial} of question {id!r}: ask for what the "
+                "file has, or make new prompts."
             )
-
-
-def _rendered(prompt: PerturbedPrompt, render: Render, where: str) -> ChatRegions:
-    assert prompt.words is not None, "of a rephrasing"
-    try:
-        return render(prompt.question_id, prompt.words)
-    except TemplateError as error:
-        raise DataError(f"{where}: {error}") from error

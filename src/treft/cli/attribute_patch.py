@@ -55,9 +55,10 @@ from treft.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from treft.attribution.sweep_plan import SweepCost, SweepPlan
-    from treft.attribution.sweep_run import Sweep
-    from treft.attribution.sweep_table import SweepTable
+    from treft.attribution.grid import Grid
+    from treft.attribution.grid_request import Cost
+    from treft.attribution.grid_run import Answered
+    from treft.attribution.tables import PatchTable
 
 
 def patch(
@@ -121,10 +122,11 @@ def patch(
     """
     quiet_libraries()
     need_inspect()
+    from treft.attribution.grid import Grid
+    from treft.attribution.grid_request import GridRequest
+    from treft.attribution.grid_run import run_grid
+    from treft.attribution.patches import PatchOptions
     from treft.attribution.scoring import panel_for
-    from treft.attribution.sweep import SweepOptions
-    from treft.attribution.sweep_plan import SweepPlan, SweepRequest
-    from treft.attribution.sweep_run import run_sweep
     from treft.cli.conversations import read_rendering
     from treft.core.patch_spec import PATCHABLE
     from treft.models.loading import LoadOptions
@@ -132,19 +134,17 @@ def patch(
 
     names = ModelNames(model, adapter, base)
     rendering = read_rendering(template, template_kwargs, think_block)
-    request = SweepRequest(
-        options=SweepOptions(
-            groups=tuple(dict.fromkeys(["regions", *(specs or ())])),  # type: ignore[arg-type]  # checked there
-            regions=tuple(dict.fromkeys(region or PATCHABLE)),  # type: ignore[arg-type]  # checked there
-            window_width=window_width,
-            window_stride=window_stride,
-            band_width=band_width,
-            position_seed=seed,
-        ),
+    patches = PatchOptions(
+        groups=tuple(dict.fromkeys(["regions", *(specs or ())])),  # type: ignore[arg-type]  # checked there
+        regions=tuple(dict.fromkeys(region or PATCHABLE)),  # type: ignore[arg-type]  # checked there
+        window_width=window_width,
+        window_stride=window_stride,
+        band_width=band_width,
+    )
+    request = GridRequest(
         num_samples=samples,
         seed=seed,
-        sampling=SamplingOptions(temperature=temperature),
-        max_new_tokens=max_new_tokens,
+        sampling=SamplingOptions(temperature, max_new_tokens=max_new_tokens, batch_size=batch_size),
         scope=scope,
         include_think_block=rendering.include_think_block,
         template_kwargs=rendering.template_kwargs,
@@ -155,80 +155,72 @@ def patch(
         panel = panel_for(asked, judge or [])
         tokenizer = names.tokenizer(options, rendering.template)
         pair = names.load(options, rendering.template)
-        plan = SweepPlan.of(request, asked, tokenizer, pair)
-        pair.check_differ(plan.chats[0].input_ids)
-    cost = plan.cost(output, panel.judges)
-    print(f"{len(asked)} questions, {len(plan.cells)} patches; at most: {cost}", file=sys.stderr)
+        grid = Grid.of(patches, request, asked, tokenizer, pair, panel.judges)
+    cost = grid.cost(output)
+    print(f"{len(asked)} questions, {len(grid.patches)} patches; at most: {cost}", file=sys.stderr)
     if dry_run:
-        _show_plan(plan, names, output, cost, as_json=json)
+        _show_plan(grid, names, output, cost, as_json=json)
         return
     confirm_calls(cost.total, "answers and calls", max_calls, yes=yes)
-    with interruptible(lambda: _kept(plan, output)), progress_bars() as progress:
-        sweep = run_sweep(
-            plan, pair, output, judges=panel.judges, batch_size=batch_size, progress=progress
-        )
-    tables = _tables(plan, sweep, panel.judges, output)
+    with interruptible(lambda: _kept(grid, output)), progress_bars() as progress:
+        found = run_grid(grid, output, progress=progress)
+    tables = _tables(grid, found, output)
     if json:
-        emit(_as_json(plan, names, output, tables), as_json=True)
+        emit(_as_json(grid, names, output, tables), as_json=True)
     else:
         _show(tables)
         typer.echo(f"{output / 'patch.md'}, {output / 'patch.json'}")
 
 
-def _kept(plan: SweepPlan, output: Path) -> str:
-    kept = len(plan.names) - len(plan.unanswered(output))
+def _kept(grid: Grid, output: Path) -> str:
+    kept = len(grid.cells) - len(grid.unanswered(output))
     return f"{kept} finished patches are kept; the same command goes on"
 
 
-def _tables(plan: SweepPlan, sweep: Sweep, judges: Sequence[str], output: Path) -> list[SweepTable]:
-    """One for each judge, written to the sweep's folder."""
-    from treft.attribution.sweep_table import sweep_table
-    from treft.attribution.sweep_text import to_markdown
+def _tables(grid: Grid, found: Answered, output: Path) -> list[PatchTable]:
+    """One for each judge, written to the grid's folder."""
+    from treft.attribution.table_words import patches_in_words, to_markdown
+    from treft.attribution.tables import as_json, patch_table
     from treft.files import write_whole
 
-    tables = [sweep_table(sweep, plan.cells, judge) for judge in judges]
-    found = {"request": asdict(plan.request), "tables": [table.to_dict() for table in tables]}
-    write_whole(output / "patch.json", json_module.dumps(found, indent=1) + "\n")
-    write_whole(output / "patch.md", to_markdown(plan, tables))
+    tables = [patch_table(found, grid.cells, judge) for judge in grid.judges]
+    about = {"request": grid.asked, "tables": as_json(tables)}
+    write_whole(output / "patch.json", json_module.dumps(about, indent=1) + "\n")
+    write_whole(output / "patch.md", to_markdown(grid, map(patches_in_words, tables)))
     return tables
 
 
 def _as_json(
-    plan: SweepPlan, names: ModelNames, output: Path, tables: Sequence[SweepTable]
+    grid: Grid, names: ModelNames, output: Path, tables: Sequence[PatchTable]
 ) -> dict[str, Any]:
     """The documented JSON object (docs/attribution.md)."""
+    from treft.attribution.tables import as_json
+
     return {
         "command": "attribute patch",
         **asdict(names),
         "output": str(output),
-        "num_questions": len(plan.questions),
-        "request": asdict(plan.request),
-        "tables": [table.to_dict() for table in tables],
+        "num_questions": len(grid.questions),
+        "request": grid.asked,
+        "tables": as_json(tables),
     }
 
 
-def _show_plan(
-    plan: SweepPlan, names: ModelNames, output: Path, cost: SweepCost, *, as_json: bool
-) -> None:
+def _show_plan(grid: Grid, names: ModelNames, output: Path, cost: Cost, *, as_json: bool) -> None:
     if as_json:
-        found = _as_json(plan, names, output, [])
-        emit({**found, "patches": plan.names[2:], "cost": asdict(cost)}, as_json=True)
+        found = _as_json(grid, names, output, [])
+        patches = [patch.spec.name for patch in grid.patches]
+        emit({**found, "patches": patches, "cost": asdict(cost)}, as_json=True)
         return
-    for cell in plan.cells:
-        typer.echo(f"{cell.name}{' (control)' * cell.is_control}")
+    for patch in grid.patches:
+        typer.echo(f"{patch.spec.name}{' (control)' * patch.is_control}")
 
 
-def _show(tables: Sequence[SweepTable]) -> None:
+def _show(tables: Sequence[PatchTable]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from treft.attribution.sweep_text import HEADINGS, cells, legend, notes
+    from treft.attribution.table_words import patches_in_words
 
     console = Console()
     for table in tables:
-        shown = Table(*HEADINGS)
-        for row in table.rows:
-            shown.add_row(*cells(row))
-        console.print(shown)
-        for words in (legend(table), *notes(table)):
-            console.print(words, markup=False)
+        patches_in_words(table).show(console)

@@ -54,9 +54,9 @@ from treft.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from treft.attribution.perturb_plan import PerturbPlan
-    from treft.attribution.perturb_run import ScoredCells
-    from treft.attribution.perturb_table import PerturbTable
+    from treft.attribution.grid import Grid
+    from treft.attribution.grid_run import Answered
+    from treft.attribution.tables import PerturbTable
 
 
 def perturb(
@@ -132,9 +132,10 @@ def perturb(
     """
     quiet_libraries()
     need_inspect()
-    from treft.attribution.perturb import PerturbOptions
-    from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest, default_perturbations
-    from treft.attribution.perturb_run import num_finished, perturb_cost, run_perturbation
+    from treft.attribution.grid import Grid
+    from treft.attribution.grid_request import GridRequest
+    from treft.attribution.grid_run import run_grid
+    from treft.attribution.perturb import PerturbOptions, default_perturbations
     from treft.attribution.scoring import panel_for
     from treft.cli.conversations import read_rendering
     from treft.models.loading import LoadOptions
@@ -142,16 +143,17 @@ def perturb(
 
     names = ModelNames(model, adapter, base)
     rendering = read_rendering(template, template_kwargs, think_block)
-    request = PerturbRequest(
-        perturbations=default_perturbations(
-            region or ["prefix", "query", "postfix"], method or ["nearest"], rephraser
-        ),
-        options=PerturbOptions(num_tokens, neighbours, trials, special_tokens, seed),
+    perturbations = default_perturbations(
+        region or ["prefix", "query", "postfix"], method or ["nearest"], rephraser
+    )
+    changes = PerturbOptions(
+        perturbations, num_tokens, neighbours, trials, special_tokens, rephraser
+    )
+    request = GridRequest(
         num_samples=samples,
-        sampling=SamplingOptions(temperature=temperature),
-        max_new_tokens=max_new_tokens,
+        seed=seed,
+        sampling=SamplingOptions(temperature, max_new_tokens=max_new_tokens, batch_size=batch_size),
         scope=scope,
-        rephraser=rephraser,
         include_think_block=rendering.include_think_block,
         template_kwargs=rendering.template_kwargs,
     )
@@ -159,77 +161,62 @@ def perturb(
     options = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     with stdout_aside():
         panel = panel_for(asked, judge or [])
-        plan = PerturbPlan.of(request, asked, names.tokenizer(options, rendering.template))
-    cost = perturb_cost(plan, output, panel.judges, replayed=prompts is not None)
+        tokenizer = names.tokenizer(options, rendering.template)
+        pair = names.load(options, rendering.template)
+        grid = Grid.of(changes, request, asked, tokenizer, pair, panel.judges)
+    cost = grid.cost(output, replayed=prompts is not None)
     print(f"{len(asked)} questions; to be done at most: {cost}", file=sys.stderr)
     confirm_calls(cost.total, "answers and calls", max_calls, yes=yes)
-    with interruptible(lambda: _kept(num_finished(plan, output))), progress_bars() as progress:
-        scored = run_perturbation(
-            plan,
-            names.load(options, rendering.template),
-            output,
-            judges=panel.judges,
-            prompts=prompts,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    tables = _tables(plan, scored, panel.judges, output)
+    with interruptible(lambda: _kept(grid, output)), progress_bars() as progress:
+        found = run_grid(grid, output, prompts=prompts, progress=progress)
+    tables = _tables(grid, found, output)
     if json:
-        emit(_as_json(plan, names, output, tables), as_json=True)
+        emit(_as_json(grid, names, output, tables), as_json=True)
     else:
         _show(tables)
         typer.echo(f"{output / 'perturb.md'}, {output / 'perturb.json'}")
 
 
-def _kept(num_cells: int) -> str:
-    return f"{num_cells} finished cells are kept; the same command goes on"
+def _kept(grid: Grid, output: Path) -> str:
+    kept = len(grid.cells) - len(grid.unanswered(output))
+    return f"{kept} finished cells are kept; the same command goes on"
 
 
-def _tables(
-    plan: PerturbPlan, scored: ScoredCells, judges: Sequence[str], output: Path
-) -> list[PerturbTable]:
-    """One for each judge, written to the study's folder."""
-    from treft.attribution.perturb_table import perturb_table
-    from treft.attribution.perturb_text import to_markdown
+def _tables(grid: Grid, found: Answered, output: Path) -> list[PerturbTable]:
+    """One for each judge, written to the grid's folder."""
+    from treft.attribution.table_words import perturbations_in_words, to_markdown
+    from treft.attribution.tables import as_json, perturb_table
     from treft.files import write_whole
 
-    options = plan.request.options
-    tables = [
-        perturb_table(scored, judge, num_trials=options.num_trials, num_tokens=options.num_tokens)
-        for judge in judges
-    ]
-    found = {"request": asdict(plan.request), "tables": [table.to_dict() for table in tables]}
-    write_whole(output / "perturb.json", json_module.dumps(found, indent=1) + "\n")
-    write_whole(output / "perturb.md", to_markdown(plan, tables))
+    assert grid.perturb is not None
+    tables = [perturb_table(found.scored, judge, grid.perturb) for judge in grid.judges]
+    about = {"request": grid.asked, "tables": as_json(tables)}
+    write_whole(output / "perturb.json", json_module.dumps(about, indent=1) + "\n")
+    write_whole(output / "perturb.md", to_markdown(grid, map(perturbations_in_words, tables)))
     return tables
 
 
 def _as_json(
-    plan: PerturbPlan, names: ModelNames, output: Path, tables: Sequence[PerturbTable]
+    grid: Grid, names: ModelNames, output: Path, tables: Sequence[PerturbTable]
 ) -> dict[str, Any]:
     """The documented JSON object (docs/attribution.md)."""
+    from treft.attribution.tables import as_json
+
     return {
         "command": "attribute perturb",
         **asdict(names),
         "output": str(output),
-        "num_questions": len(plan.questions),
-        "request": asdict(plan.request),
-        "tables": [table.to_dict() for table in tables],
+        "num_questions": len(grid.questions),
+        "request": grid.asked,
+        "tables": as_json(tables),
     }
 
 
 def _show(tables: Sequence[PerturbTable]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from treft.attribution.perturb_text import arm_lines, legend, notes
-    from treft.models.pair import ARMS
+    from treft.attribution.table_words import perturbations_in_words
 
     console = Console()
     for table in tables:
-        shown = Table("perturbed", *ARMS, show_lines=True)
-        for row in table.rows:
-            shown.add_row(row.cell, *("\n".join(arm_lines(row, arm)) for arm in ARMS))
-        console.print(shown)
-        for words in (legend(table), *notes(table)):
-            console.print(words, markup=False)
+        perturbations_in_words(table).show(console)

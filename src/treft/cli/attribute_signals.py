@@ -90,8 +90,8 @@ def signals(
     quiet_libraries()
     need_inspect()
     from treft.attribution.forcing import Rendering, render_questions
+    from treft.attribution.patches import region_specs
     from treft.attribution.signals import measure_signals, read_pairs
-    from treft.attribution.sweep import region_specs
     from treft.cli.conversations import read_rendering
     from treft.models.loading import LoadOptions
 

@@ -141,7 +141,7 @@ def diagnose(
     need_inspect()
     from treft.attribution.diagnose import diagnose as run
     from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
-    from treft.attribution.measure import Rendering
+    from treft.attribution.forcing import Rendering
     from treft.cli.conversations import read_rendering
     from treft.models.loading import LoadOptions
 

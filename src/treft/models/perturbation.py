@@ -11,9 +11,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from treft.errors import ConfigError
 
 CHUNK_SIZE = 16_384
 """Rows of the embedding that are compared at a time."""
+
+SEARCH_BYTES = 2**28
+"""Memory of the search for neighbours, beside the embedding and its result."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,31 @@ class Replacement:
     position: int
     old: int
     new: int
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens that may come in place of others.
+
+    Attributes:
+        ordinary: ids that have a token, neither special nor added, ascending.
+        num_rows: V, of the embedding, which may be padded beyond the tokens.
+    """
+
+    ordinary: tuple[int, ...]
+    num_rows: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> Vocabulary:
+        """The vocabulary of a tokenizer and a model with `num_rows` rows of input embedding."""
+        barred = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+        known = set(tokenizer.get_vocab().values()) - barred
+        return cls(tuple(sorted(token for token in known if token < num_rows)), num_rows)
+
+    @property
+    def barred(self) -> set[int]:
+        """Rows that never come in place of a token."""
+        return set(range(self.num_rows)) - set(self.ordinary)
 
 
 def nearest_tokens(
@@ -70,6 +101,51 @@ def nearest_tokens(
         scores, best = scores.topk(min(num, scores.shape[1]), dim=1)
         found = found.gather(1, best)
     return found
+
+
+def neighbours_of(
+    embedding: Tensor,
+    tokens: Sequence[int],
+    num: int,
+    vocabulary: Vocabulary,
+    max_bytes: int = SEARCH_BYTES,
+) -> dict[int, tuple[int, ...]]:
+    """The nearest ordinary tokens of each token by dot product of input embeddings.
+
+    Args:
+        embedding: (V, D) input embedding matrix, in any precision, on any device.
+        tokens: N ids.
+        num: K.
+        vocabulary: which tokens may be neighbours.
+        max_bytes: of the search; the rows that are compared at a time follow from it.
+
+    Returns:
+        K ids for each token, nearest first.
+
+    Raises:
+        ConfigError: there are not as many other tokens, or the embedding is not in memory.
+    """
+    if num >= len(vocabulary.ordinary):
+        raise ConfigError(
+            f"num_neighbours is {num}, but the vocabulary has {len(vocabulary.ordinary)} ordinary "
+            "tokens: take fewer."
+        )
+    if embedding.is_meta:
+        raise ConfigError("the input embedding is offloaded to disk: keep it in memory to perturb.")
+    distinct = sorted(set(tokens))
+    if not distinct:
+        return {}
+    # Each row compared is held once in float32, beside its products with all tokens, which are
+    # copied a few times while the best are sorted out.
+    row_bytes = 4 * (embedding.shape[1] + 8 * len(distinct))
+    found = nearest_tokens(
+        embedding,
+        distinct,
+        num,
+        excluded=vocabulary.barred,
+        chunk_size=max(1, max_bytes // row_bytes),
+    )
+    return {token: tuple(row) for token, row in zip(distinct, found.tolist(), strict=True)}
 
 
 def replace_tokens(

@@ -172,6 +172,11 @@ def library_versions() -> dict[str, str]:
     return found
 
 
+def step_path(folder: Path, name: str) -> Path:
+    """Returns the file in which `Steps` keeps the result of a step."""
+    return folder / "steps" / f"{name}.json"
+
+
 class Steps:
     """The steps of one command, kept in its output folder: a killed command goes on from there.
 
@@ -209,7 +214,7 @@ class Steps:
         Raises:
             DataError: The file is damaged.
         """
-        path = self.folder / "steps" / f"{name}.json"
+        path = step_path(self.folder, name)
         if path.is_file():
             try:
                 kept = json.loads(path.read_text(encoding="utf-8"))

@@ -74,8 +74,12 @@ def prompt_versions(
         tokenizer,
         model.get_input_embeddings().weight.detach(),
         chats,
-        [Perturbation(what, "nearest")],
-        PerturbOptions(num_tokens=num_tokens, num_trials=num_trials, special_tokens=own <= barred),
+        PerturbOptions(
+            (Perturbation(what, "nearest"),),
+            num_tokens=num_tokens,
+            num_trials=num_trials,
+            special_tokens=own <= barred,
+        ),
     )
     return [PromptVersion(one.question_id, one.trial, one.input_ids) for one in prompts]
 

@@ -46,7 +46,7 @@ def version_figures(answers: Sequence[ScoredAnswer], trials: Sequence[int], judg
         trials: which version of its prompt each answers.
         judge: whose scores count.
     """
-    from treft.attribution.perturb_table import BestOfTrials, IncoherentRate
+    from treft.attribution.coherence import BestOfTrials, IncoherentRate
     from treft.statistics.measures import AlignmentScore
 
     scored = [

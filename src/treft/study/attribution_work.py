@@ -168,8 +168,8 @@ def patch(work: Work[Patching]) -> None:
     Incoherent answers are not aligned outside of the domain and not misaligned in it, as in every
     score of an organism.
     """
+    from treft.attribution.coherence import IncoherentRate
     from treft.attribution.forcing import render_questions
-    from treft.attribution.perturb_table import IncoherentRate
     from treft.judging.oracle_scores import ORACLE
     from treft.statistics.measures import AlignmentScore
 

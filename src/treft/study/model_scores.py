@@ -217,7 +217,7 @@ def unscored(
 
 def _rates(scope: str, answers: Sequence[ScoredAnswer], judge: str) -> dict[str, Any]:
     """EM rate and share of incoherent answers; None where the judge says too little."""
-    from treft.attribution.perturb_table import IncoherentRate
+    from treft.attribution.coherence import IncoherentRate
     from treft.statistics.measures import EMRate
 
     rate, incoherent = (_value(one, answers) for one in (EMRate(judge), IncoherentRate(judge)))

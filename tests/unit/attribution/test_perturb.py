@@ -16,12 +16,11 @@ from treft.attribution.perturb import (
     Perturbation,
     PerturbedPrompt,
     PerturbOptions,
-    Vocabulary,
-    neighbours_of,
     perturb_tokens,
 )
 from treft.chat.regions import ChatRegions, find_regions
 from treft.errors import ConfigError, TemplateError
+from treft.models.perturbation import Vocabulary, neighbours_of
 
 NUM_ROWS = 400
 """More rows than the tokenizer has tokens, as padded embeddings have."""
@@ -79,11 +78,11 @@ def test_no_special_token_ever_comes(
     embedding = luring_embedding(tokenizer)
     special = special_ids(tokenizer)
     barred = special | set(range(len(tokenizer), NUM_ROWS))
-    wanted = [Perturbation(region, method) for region in ("prefix", "query", "postfix")]
+    wanted = tuple(Perturbation(region, method) for region in ("prefix", "query", "postfix"))
+    options = PerturbOptions(wanted, 3, 5, 2, special_tokens)
     gone: set[int] = set()
     for seed in range(40):
-        options = PerturbOptions(3, 5, 2, special_tokens, seed)
-        for prompt in perturb_tokens(tokenizer, embedding, chats, wanted, options):
+        for prompt in perturb_tokens(tokenizer, embedding, chats, options, seed):
             check(prompt, chats[prompt.question_id], barred)
             gone |= {change.old for change in prompt.changes}
             assert len(prompt.changes) == min(3, prompt.num_replaceable)
@@ -145,10 +144,9 @@ def test_the_search_never_holds_a_float_copy_of_a_large_embedding() -> None:
 def test_short_regions_are_replaced_whole_and_say_so(
     tokenizer: PreTrainedTokenizerFast, chats: dict[str, ChatRegions]
 ) -> None:
-    options = PerturbOptions(num_tokens=10, num_trials=2)
-    wanted = [Perturbation("postfix")]
+    options = PerturbOptions((Perturbation("postfix"),), num_tokens=10, num_trials=2)
     embedding = luring_embedding(tokenizer)
-    for prompt in perturb_tokens(tokenizer, embedding, chats, wanted, options):
+    for prompt in perturb_tokens(tokenizer, embedding, chats, options):
         chat = chats[prompt.question_id]
         ordinary = [
             position
@@ -166,17 +164,11 @@ def texts(prompts: Sequence[PerturbedPrompt], id: str) -> list[tuple[int, ...]]:
 def test_a_version_depends_on_its_own_seed_alone(
     tokenizer: PreTrainedTokenizerFast, chats: dict[str, ChatRegions]
 ) -> None:
-    embedding, options = luring_embedding(tokenizer), PerturbOptions(2, 5, 4)
-    both = list(
-        perturb_tokens(
-            tokenizer, embedding, chats, [Perturbation("prefix"), Perturbation("query")], options
-        )
-    )
-    alone = list(
-        perturb_tokens(
-            tokenizer, embedding, {"rain": chats["rain"]}, [Perturbation("query")], options
-        )
-    )
+    embedding, query = luring_embedding(tokenizer), Perturbation("query")
+    options = PerturbOptions((Perturbation("prefix"), query), 2, 5, 4)
+    both = list(perturb_tokens(tokenizer, embedding, chats, options))
+    rain = {"rain": chats["rain"]}
+    alone = list(perturb_tokens(tokenizer, embedding, rain, PerturbOptions((query,), 2, 5, 4)))
     of_query = [prompt for prompt in both if prompt.region == "query"]
     assert texts(of_query, "rain") == texts(alone, "rain")
     assert len(set(texts(of_query, "rain"))) > 1
@@ -193,18 +185,11 @@ def test_what_cannot_be_perturbed_is_refused(
         with pytest.raises(ConfigError):
             Perturbation(region, method)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="num_trials is 0"):
-        PerturbOptions(num_trials=0)
+        PerturbOptions((Perturbation("query"),), num_trials=0)
     embedding = luring_embedding(tokenizer)
+    many = PerturbOptions((Perturbation("query"),), num_neighbours=len(tokenizer))
     with pytest.raises(ConfigError, match="take fewer"):
-        list(
-            perturb_tokens(
-                tokenizer,
-                embedding,
-                chats,
-                [Perturbation("query")],
-                PerturbOptions(num_neighbours=len(tokenizer)),
-            )
-        )
+        list(perturb_tokens(tokenizer, embedding, chats, many))
     with pytest.raises(ConfigError, match="offloaded"):
         neighbours_of(embedding.to("meta"), [5], 5, Vocabulary.of(tokenizer, NUM_ROWS))
 
@@ -220,10 +205,9 @@ def test_a_region_of_special_tokens_alone_is_refused(tokenizer: PreTrainedTokeni
     embedding = luring_embedding(tokenizer)
 
     def run(special_tokens: bool) -> list[PerturbedPrompt]:
-        options = PerturbOptions(num_trials=1, special_tokens=special_tokens)
-        return list(
-            perturb_tokens(tokenizer, embedding, {"a": chat}, [Perturbation("postfix")], options)
-        )
+        wanted = (Perturbation("postfix"),)
+        options = PerturbOptions(wanted, num_trials=1, special_tokens=special_tokens)
+        return list(perturb_tokens(tokenizer, embedding, {"a": chat}, options))
 
     with pytest.raises(TemplateError, match="--special-tokens"):
         run(False)

@@ -8,15 +8,17 @@ from statistics import fmean
 import pytest
 from made_answers import JUDGE, answer, judged
 
-from treft.attribution.perturb_table import (
-    BestOfTrials,
-    CoherentAlignment,
-    IncoherentRate,
-    perturb_table,
-)
+from treft.attribution.coherence import BestOfTrials, CoherentAlignment, IncoherentRate
+from treft.attribution.perturb import Perturbation, PerturbOptions
+from treft.attribution.tables import as_json, perturb_table
 from treft.statistics.compare import estimate, holm
 from treft.statistics.measures import AnswerCounts
 from treft.statistics.records import ScoredAnswer
+
+
+def options(**fields: int) -> PerturbOptions:
+    return PerturbOptions((Perturbation("prefix"),), **fields)  # type: ignore[arg-type]
+
 
 Scores = dict[str, list[tuple[float | None, float]]]
 """By question: alignment and coherence of each trial."""
@@ -58,8 +60,7 @@ def test_best_and_avg_by_hand() -> None:
             },
         },
         JUDGE,
-        num_trials=3,
-        num_tokens=12,
+        options(num_trials=3, num_tokens=12),
     )
     control, row = table.rows
     figures = row.arms["finetuned"]
@@ -100,7 +101,7 @@ def test_the_control_shows_what_sampling_alone_lifts() -> None:
         )
 
     cells = {"unperturbed": trials(), "query-random": trials()}
-    table = perturb_table({"finetuned": cells, "base": cells}, JUDGE, num_trials=10, num_tokens=10)
+    table = perturb_table({"finetuned": cells, "base": cells}, JUDGE, options(num_trials=10))
     control, row = (each.arms["finetuned"] for each in table.rows)
     for figures in (control, row):
         assert figures.best is not None
@@ -130,12 +131,12 @@ def test_nothing_coherent_is_no_figure() -> None:
         "unperturbed": cell({"a": [(80, 90)] * 2, "b": [(70, 90)] * 2}),
         "postfix-nearest": found,
     }
-    table = perturb_table({"finetuned": cells, "base": cells}, JUDGE, num_trials=2, num_tokens=10)
+    table = perturb_table({"finetuned": cells, "base": cells}, JUDGE, options(num_trials=2))
     figures = table.rows[1].arms["finetuned"]
     assert (figures.best, figures.avg, figures.best_gain) == (None, None, None)
     assert figures.incoherent is not None
     assert figures.incoherent.value == 100
-    assert table.to_dict()["rows"][1]["arms"]["finetuned"]["best"] is None
+    assert as_json(table)["rows"][1]["arms"]["finetuned"]["best"] is None
 
 
 def test_unknown_coherence_is_neither() -> None:

@@ -10,10 +10,11 @@ import pytest
 from made_answers import JUDGE, answers
 
 from treft.attribution.forcing import OwnStates
-from treft.attribution.sweep import SweepCell
-from treft.attribution.sweep_run import Sweep
-from treft.attribution.sweep_table import share_regained, sweep_table
-from treft.attribution.sweep_text import cells, notes
+from treft.attribution.grid import Cell
+from treft.attribution.grid_run import Answered
+from treft.attribution.patches import Patch
+from treft.attribution.table_words import patches_in_words
+from treft.attribution.tables import as_json, patch_table, share_regained
 from treft.core.patch_spec import PatchSpec
 
 NUM = 40
@@ -22,22 +23,28 @@ IDS = [f"q{number}" for number in range(NUM)]
 BASE = {id: [95.0, 90.0] for id in IDS}
 TUNED = {id: [float(x) for x in RNG.uniform(0, 40, 2)] for id in IDS}
 HALF = {id: [(TUNED[id][0] + 95) / 2, (TUNED[id][1] + 90) / 2] for id in IDS}
+PATCHES = [
+    Patch(PatchSpec("prefix", ("prefix",)), num_tokens=23.0),
+    Patch(
+        PatchSpec("query, 3 tokens", ("query",), num_positions=3), is_control=True, num_tokens=3.0
+    ),
+]
 CELLS = [
-    SweepCell(PatchSpec("prefix", ("prefix",)), "base", "regions"),
-    SweepCell(PatchSpec("query, 3 tokens", ("query",), num_positions=3), "base", "regions", True),
+    Cell("base", "base"),
+    Cell("finetuned", "finetuned"),
+    *(Cell(patch.spec.name, "finetuned", patch) for patch in PATCHES),
 ]
 OWN = OwnStates(NUM, 0.0, 1e-5, 0)
 
 
-def sweep(**changed: object) -> Sweep:
+def answered(**changed: object) -> Answered:
     scored = {
-        "base": answers(BASE),
         "finetuned": answers(TUNED),
         "prefix": answers(HALF),
         "query, 3 tokens": answers(TUNED, coherence=10.0),
     }
     scored |= changed  # type: ignore[arg-type]
-    return Sweep(scored, OWN, {"prefix": 23.0, "query, 3 tokens": 3.0})
+    return Answered({"base": {"base": answers(BASE)}, "finetuned": scored}, OWN)
 
 
 def test_a_share_is_the_ratio_of_mean_gain_and_mean_loss() -> None:
@@ -60,8 +67,13 @@ def test_without_a_sure_loss_there_is_no_share() -> None:
 
 
 def test_the_table_has_gains_shares_and_incoherent_answers_apart() -> None:
-    table = sweep_table(sweep(), CELLS, JUDGE)
-    assert [row.name for row in table.rows] == ["base", "finetuned", "prefix", "query, 3 tokens"]
+    table = patch_table(answered(), CELLS, JUDGE)
+    assert [row.cell.name for row in table.rows] == [
+        "base",
+        "finetuned",
+        "prefix",
+        "query, 3 tokens",
+    ]
     base, tuned, prefix, query = table.rows
     assert (base.gain, tuned.gain, base.share) == (None, None, None)
     means = {name: np.mean([*each.values()]) for name, each in (("t", TUNED), ("h", HALF))}
@@ -73,24 +85,28 @@ def test_the_table_has_gains_shares_and_incoherent_answers_apart() -> None:
     assert prefix.gain.p_holm < 0.01
     assert query.gain is not None
     assert query.gain.value == 0
-    assert query.is_control
+    assert [row["is_control"] for row in as_json(table)["rows"]] == [False, False, False, True]
     assert query.incoherent is not None
     assert query.incoherent.value == 100
     assert tuned.incoherent is not None
     assert tuned.incoherent.value == 0
     assert table.loss.value == pytest.approx(means["t"] - 92.5)
-    json.dumps(table.to_dict())
+    json.dumps(as_json(table))
 
 
 def test_words_say_what_the_table_says() -> None:
-    table = sweep_table(sweep(), CELLS, JUDGE)
-    line = cells(table.rows[3])
+    table = patch_table(answered(), CELLS, JUDGE)
+    shown = patches_in_words(table)
+    line = [cell.text for cell in shown.rows[3]]
     assert line[0] == "query, 3 tokens (control)"
     assert line[2] == "3.0"
-    assert cells(table.rows[2])[5] == "50 [50, 50]"
-    assert not any("nothing that a patch could regain" in note for note in notes(table))
-    same = sweep_table(sweep(finetuned=answers(BASE)), CELLS, JUDGE)
-    assert any("nothing that a patch could regain" in note for note in notes(same))
+    assert shown.rows[2][5].text == "50 [50, 50]"
+    assert not any("nothing that a patch could regain" in note for note in shown.notes)
+    same = patch_table(answered(finetuned=answers(BASE)), CELLS, JUDGE)
+    assert any("nothing that a patch could regain" in note for note in patches_in_words(same).notes)
     lacking = [replace(one, judgements=()) for one in answers(HALF)[:3]]
-    lost = sweep_table(sweep(prefix=[*answers(HALF)[3:], *lacking]), CELLS, JUDGE)
-    assert any("prefix: answers without a score: missing 3." in note for note in notes(lost))
+    lost = patch_table(answered(prefix=[*answers(HALF)[3:], *lacking]), CELLS, JUDGE)
+    assert any(
+        "prefix: answers without a score: missing 3." in note
+        for note in patches_in_words(lost).notes
+    )

@@ -1,15 +1,18 @@
-"""What a patching sweep tries (section 4.2 of the paper): which keys and values, and whose.
+"""Which patches are tried (section 4.2 of the paper): which keys and values, and whose.
 
-Each maker below gives `PatchSpec`s; `sweep_cells` puts them together with the controls that run by
-default: as many tokens of the query, and the base's keys and values at random tokens. The third
+Each maker below gives `PatchSpec`s; `sweep_patches` puts them together with the controls that run
+by default: as many tokens of the query, and the base's keys and values at random tokens. The third
 control, the model's own keys and values, needs no answers (`treft.attribution.forcing`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal, get_args
+
+import numpy as np
 
 from treft.chat.regions import ChatRegions, RegionName
 from treft.core.patch_spec import PATCHABLE, PatchSpec
@@ -28,7 +31,7 @@ NUM_BANDS = 4
 
 
 @dataclass(frozen=True)
-class SweepCell:
+class Patch:
     """One row of the table.
 
     Attributes:
@@ -37,33 +40,29 @@ class SweepCell:
         group: which part of the sweep it belongs to.
         is_control: whether no effect, or a smaller one, is expected.
         stream_layer: for `stream`, the layer whose residual stream is patched.
+        num_tokens: mean number of tokens that it replaces in a prompt.
     """
 
     spec: PatchSpec
-    source: StateSource
-    group: Group
+    source: StateSource = "base"
+    group: Group = "regions"
     is_control: bool = False
     stream_layer: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Of the row."""
-        return self.spec.name
+    num_tokens: float = 0.0
 
 
 @dataclass(frozen=True)
-class SweepOptions:
+class PatchOptions:
     """Which parts of a sweep are wanted.
 
     Attributes:
         groups: some of `regions`, `kinds` (K only, V only), `windows`, `layers` (bands) and `curve`
             (the residual stream of the prefix, layer by layer). `regions` always runs: the others
             are read against it.
-        regions: that are patched.
+        regions: the regions that are patched.
         window_width: tokens of a window.
         window_stride: tokens from one window to the next; None for the width.
         band_width: layers of a band; None cuts the model into four.
-        position_seed: draws the tokens of equal-length spans and the random tokens.
 
     Raises:
         ConfigError: a value is out of range or unknown.
@@ -74,7 +73,6 @@ class SweepOptions:
     window_width: int = 4
     window_stride: int | None = None
     band_width: int | None = None
-    position_seed: int = 0
 
     def __post_init__(self) -> None:
         """Validate before any work starts."""
@@ -92,21 +90,64 @@ class SweepOptions:
 
 
 def layer_name(layer: int) -> str:
-    """What the patch of a layer's residual stream is called."""
+    """Returns what the patch of a layer's residual stream is called."""
     return f"stream at layer {layer}"
 
 
+def curve_patch(layer: int) -> Patch:
+    """Returns the patch of a layer's residual stream at the prefix (Figure 4)."""
+    spec = PatchSpec(layer_name(layer), ("prefix",))
+    return Patch(spec, "stream", "curve", stream_layer=layer)
+
+
 def region_specs(regions: Iterable[RegionName] = PATCHABLE) -> list[PatchSpec]:
-    """Each region whole; the postfix as recorded after an empty query."""
+    """Returns each region whole; the postfix as recorded after an empty query."""
     return [PatchSpec(region, (region,)) for region in regions]
 
 
+def random_specs(regions: Iterable[RegionName]) -> list[PatchSpec]:
+    """Returns each region whole, named for states of random tokens."""
+    return [PatchSpec(f"{region} of random tokens", (region,)) for region in regions]
+
+
+def joint_specs(regions: Iterable[RegionName]) -> list[PatchSpec]:
+    """Returns all template regions together, named with `+`; nothing where there is only one."""
+    shared = tuple(region for region in regions if region != "query")
+    return [PatchSpec("+".join(shared), shared)] if len(shared) > 1 else []
+
+
 def kind_specs(regions: Iterable[RegionName] = PATCHABLE) -> list[PatchSpec]:
-    """Keys only and values only of each region."""
+    """Returns keys only and values only of each region."""
     return [
         PatchSpec(f"{region} {kind}s only", (region,), kinds=(kind,))
         for region in regions
         for kind in KINDS
+    ]
+
+
+def layer_specs(region: RegionName, num_layers: int, most: int) -> list[PatchSpec]:
+    """Returns a region in one layer at a time; evenly spread ones where there are over `most`."""
+    return [
+        PatchSpec(f"{region} layer {layer}", (region,), layers=(layer,))
+        for layer in spread_layers(num_layers, most)
+    ]
+
+
+def spread_layers(num_layers: int, most: int) -> list[int]:
+    """Returns all layers, or `most` that are evenly spread from the first to the last."""
+    places = np.linspace(0, num_layers - 1, min(num_layers, most))
+    found: list[int] = np.unique(places.round().astype(int)).tolist()
+    return found
+
+
+def band_specs(region: RegionName, num_layers: int) -> list[PatchSpec]:
+    """Returns a region in every run of neighbouring quarters of the layers, all of them too."""
+    edges = np.unique(np.linspace(0, num_layers, NUM_BANDS + 1).round().astype(int)).tolist()
+    return [
+        PatchSpec(
+            f"{region} layers {start} to {end - 1}", (region,), layers=tuple(range(start, end))
+        )
+        for start, end in combinations(edges, 2)
     ]
 
 
@@ -115,11 +156,11 @@ def layer_band_specs(
     regions: Iterable[RegionName] = PATCHABLE,
     width: int | None = None,
 ) -> list[PatchSpec]:
-    """Each region in bands of adjacent layers, which together are all layers.
+    """Returns each region in bands of adjacent layers, which together are all layers.
 
     Args:
-        num_layers: of the model.
-        regions: to patch.
+        num_layers: layers of the model.
+        regions: the regions to patch.
         width: layers of a band, the last one may have fewer; None cuts into four.
 
     Raises:
@@ -142,14 +183,14 @@ def layer_band_specs(
 def window_specs(
     region: RegionName, num_tokens: int, width: int, stride: int | None = None
 ) -> list[PatchSpec]:
-    """Every contiguous window over a region.
+    """Returns every contiguous window over a region.
 
     With the width as stride the windows tile the region. The last window ends with the region: it
     is the shorter for that, never moved back.
 
     Args:
-        region: to patch.
-        num_tokens: of the region, in the longest conversation.
+        region: the region to patch.
+        num_tokens: tokens of the region, in the longest conversation.
         width: tokens of a window.
         stride: tokens from one window's start to the next; None for the width.
 
@@ -170,7 +211,7 @@ def window_specs(
 def equal_span_specs(
     chats: Sequence[ChatRegions], regions: Iterable[RegionName], seed: int = 0
 ) -> list[PatchSpec]:
-    """The query beside each other region, token for token.
+    """Returns the query beside each other region, token for token.
 
     For each region n is the number of its tokens or of the query's, whichever is smaller, in the
     conversation that has fewest. n random tokens of both are patched in every conversation; a
@@ -178,7 +219,7 @@ def equal_span_specs(
 
     Args:
         chats: the conversations.
-        regions: to compare with the query.
+        regions: the regions to compare with the query.
         seed: draws the tokens.
     """
     counts = {
@@ -197,15 +238,16 @@ def equal_span_specs(
     return list(found.values())
 
 
-def sweep_cells(
-    options: SweepOptions, chats: Sequence[ChatRegions], num_layers: int
-) -> list[SweepCell]:
-    """All rows of a sweep, controls included.
+def sweep_patches(
+    options: PatchOptions, chats: Sequence[ChatRegions], num_layers: int, seed: int = 0
+) -> list[Patch]:
+    """Returns all patches of a sweep, controls included.
 
     Args:
         options: what is wanted.
         chats: the rendered prompts.
-        num_layers: of the model.
+        num_layers: layers of the model.
+        seed: draws the tokens of spans that are equally long.
 
     Raises:
         ConfigError: layers or windows do not fit the model or the prompts.
@@ -215,36 +257,27 @@ def sweep_cells(
     if "kinds" in options.groups:
         specs["kinds"] = kind_specs(regions)
     if "windows" in options.groups:
-        widest = _most_tokens(chats, regions)
-        width, stride = options.window_width, options.window_stride
         specs["windows"] = [
             spec
             for region in regions
-            for spec in window_specs(region, widest[region], width, stride)
+            for spec in window_specs(
+                region,
+                max(len(chat.positions(region, 0)) for chat in chats),
+                options.window_width,
+                options.window_stride,
+            )
         ]
     if "layers" in options.groups:
         specs["layers"] = layer_band_specs(num_layers, regions, options.band_width)
-    cells = [SweepCell(spec, "base", group) for group, found in specs.items() for spec in found]
-    cells += _controls(options, chats)
+    found = [Patch(spec, "base", group) for group, of_group in specs.items() for spec in of_group]
+    for spec in equal_span_specs(chats, regions, seed):
+        found.append(Patch(spec, is_control=spec.regions == ("query",)))
+    found += [Patch(spec, "random", is_control=True) for spec in random_specs(regions)]
     if "curve" in options.groups:
         for layer in range(num_layers):
-            spec = PatchSpec(layer_name(layer), ("prefix",))
             is_last = layer == num_layers - 1  # nothing reads it but the last token's own logits
-            cells.append(SweepCell(spec, "stream", "curve", is_last, layer))
-    return cells
-
-
-def _controls(options: SweepOptions, chats: Sequence[ChatRegions]) -> list[SweepCell]:
-    """Equal spans and random tokens."""
-    spans = equal_span_specs(chats, options.regions, options.position_seed)
-    others = [
-        replace(spec, name=f"{spec.name} of random tokens")
-        for spec in region_specs(options.regions)
-    ]
-    return [
-        *(SweepCell(spec, "base", "regions", spec.regions == ("query",)) for spec in spans),
-        *(SweepCell(spec, "random", "regions", True) for spec in others),
-    ]
+            found.append(replace(curve_patch(layer), is_control=is_last))
+    return [replace(patch, num_tokens=_mean_tokens(patch.spec, chats)) for patch in found]
 
 
 def _span(numbers: range) -> str:
@@ -252,8 +285,14 @@ def _span(numbers: range) -> str:
     return f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
 
 
-def _most_tokens(
-    chats: Sequence[ChatRegions], regions: Iterable[RegionName]
-) -> Mapping[RegionName, int]:
-    """Tokens of each region's first turn in the conversation that has most."""
-    return {region: max(len(chat.positions(region, 0)) for chat in chats) for region in regions}
+def _mean_tokens(spec: PatchSpec, chats: Sequence[ChatRegions]) -> float:
+    """Tokens that a patch replaces in a prompt, on average; of short prompts what they have."""
+    total = 0
+    for chat in chats:
+        for region in spec.regions:
+            num = len(chat.positions(region))
+            if spec.window is not None:
+                first_turn = chat.positions(region, chat.turns[chat.require(region)[0]])
+                num = len(first_turn[slice(*spec.window)])
+            total += min(num, spec.num_positions or num)
+    return total / len(chats)

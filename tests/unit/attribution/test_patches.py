@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from treft.attribution.sweep import (
-    SweepOptions,
+from treft.attribution.patches import (
+    PatchOptions,
     equal_span_specs,
     kind_specs,
     layer_band_specs,
-    sweep_cells,
+    sweep_patches,
     window_specs,
 )
 from treft.chat.regions import ChatRegions, find_regions
@@ -81,13 +81,13 @@ def test_a_region_that_is_as_long_everywhere_is_its_own_span(chats: list[ChatReg
 
 def test_a_sweep_has_its_controls_and_no_name_twice(chats: list[ChatRegions]) -> None:
     every: Any = ("regions", "kinds", "windows", "layers", "curve")
-    cells = sweep_cells(SweepOptions(every, window_width=8), chats, 3)
-    names = [cell.name for cell in cells]
+    patches = sweep_patches(PatchOptions(every, window_width=8), chats, 3)
+    names = [patch.spec.name for patch in patches]
     assert len(set(names)) == len(names)
-    assert {cell.source for cell in cells} == {"base", "random", "stream"}
-    assert [cell.stream_layer for cell in cells if cell.source == "stream"] == [0, 1, 2]
-    few = sweep_cells(SweepOptions(regions=("prefix",)), chats, 3)
-    controls = {cell.name for cell in few if cell.is_control}
+    assert {patch.source for patch in patches} == {"base", "random", "stream"}
+    assert [patch.stream_layer for patch in patches if patch.source == "stream"] == [0, 1, 2]
+    few = sweep_patches(PatchOptions(regions=("prefix",)), chats, 3)
+    controls = {patch.spec.name for patch in few if patch.is_control}
     assert "prefix of random tokens" in controls
     assert any(name.startswith("query, ") for name in controls)
 
@@ -105,11 +105,11 @@ def test_a_sweep_has_its_controls_and_no_name_twice(chats: list[ChatRegions]) ->
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        SweepOptions(**options)
+        PatchOptions(**options)
 
 
 def test_layers_out_of_range_are_refused(chats: list[ChatRegions]) -> None:
     with pytest.raises(ConfigError, match=r"band of 9 layers .* 0 to 2"):
-        sweep_cells(SweepOptions(("layers",), band_width=9), chats, 3)
+        sweep_patches(PatchOptions(("layers",), band_width=9), chats, 3)
     with pytest.raises(ConfigError, match="at least 1"):
         window_specs("prefix", 5, 2, 0)

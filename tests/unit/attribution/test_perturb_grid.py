@@ -1,10 +1,11 @@
-"""A whole study on a tiny model: exact replay, going on after a kill, and what is refused."""
+"""A grid of perturbations on a tiny model: exact replay, going on after a kill, refusals."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution import perturb_run
-from treft.attribution.perturb import Perturbation, PerturbOptions
-from treft.attribution.perturb_plan import PerturbPlan, PerturbRequest, default_perturbations
-from treft.attribution.perturb_run import num_finished, perturb_cost, run_perturbation
+from treft.attribution import grid_run
+from treft.attribution.grid import Grid
+from treft.attribution.grid_request import GridRequest
+from treft.attribution.grid_run import run_grid
+from treft.attribution.perturb import Perturbation, PerturbOptions, default_perturbations
 from treft.attribution.rephrase import Rephrasings
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.judging.oracle import organism_questions
@@ -48,30 +50,49 @@ def pair(tiny_model: Callable[..., Any]) -> ModelPair:
     return ModelPair(get_peft_model(copy.deepcopy(base), config))
 
 
-def plan_of(tokenizer: Any, **changes: Any) -> PerturbPlan:
+def grid_of(
+    pair: ModelPair,
+    tokenizer: Any,
+    *,
+    judges: tuple[str, ...] = (),
+    num_samples: int = 1,
+    sampling: SamplingOptions | None = None,
+    questions: Sequence[EvalQuestion] = QUESTIONS,
+    **changes: Any,
+) -> Grid:
+    """Two perturbations with three versions of two tokens each, unless told otherwise."""
     fields: dict[str, Any] = {
         "perturbations": (Perturbation("prefix"), Perturbation("query", "random")),
-        "options": PerturbOptions(num_tokens=2, num_trials=3),
-        "max_new_tokens": 4,
+        "num_tokens": 2,
+        "num_trials": 3,
     }
-    return PerturbPlan.of(PerturbRequest(**{**fields, **changes}), QUESTIONS, tokenizer)
+    options = PerturbOptions(**{**fields, **changes})
+    request = GridRequest(num_samples, sampling=sampling or SamplingOptions(max_new_tokens=4))
+    return Grid.of(options, request, questions, tokenizer, pair, judges)
+
+
+def answered(folder: Path, arm: str, cell: str) -> list[dict[str, Any]]:
+    """Metadata and answers of a cell, from the file of all answers."""
+    rows = [json.loads(line) for line in (folder / "scored.jsonl").read_text().splitlines()]
+    about = [{**row["metadata"], "answer": row["answer"], "id": row["question_id"]} for row in rows]
+    return [row for row in about if (row["arm"], row["cell"]) == (arm, cell)]
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and "steps" not in path.parts  # which tell how long they took
     }
 
 
-def test_a_study_leaves_prompts_answers_and_scores(
+def test_a_grid_leaves_prompts_answers_and_scores(
     pair: ModelPair, chat_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    plan = plan_of(chat_tokenizer, perturbations=ALL, num_samples=2)
-    cost = perturb_cost(plan, tmp_path / "out", [ORACLE])
+    grid = grid_of(pair, chat_tokenizer, perturbations=ALL, num_samples=2)
+    cost = grid.cost(tmp_path / "out")
     assert (cost.num_answers, cost.num_judge_calls) == (2 * 7 * 12, 0)
-    scored = run_perturbation(plan, pair, tmp_path / "out")
+    scored = run_grid(grid, tmp_path / "out").scored
     for cells in scored.values():
         assert list(cells) == ["unperturbed", *(each.name for each in ALL)]
         for cell, answers in cells.items():
@@ -88,8 +109,8 @@ def test_a_study_leaves_prompts_answers_and_scores(
     for name in ("unperturbed", "prefix-nearest"):
         keys = [
             [
-                {key: value for key, value in json.loads(line).items() if key != "answer"}
-                for line in (tmp_path / f"out/answers/{arm}/{name}.jsonl").read_text().splitlines()
+                {key: value for key, value in row.items() if key not in ("answer", "arm")}
+                for row in answered(tmp_path / "out", arm, name)
             ]
             for arm in ("finetuned", "base")
         ]
@@ -109,14 +130,15 @@ def test_perturbed_prompts_are_answered_as_generate_answers_them(
     tuned, base = chat_pair(tiny_model, name)
     if kind == "adapter":
         tuned = adapted(base)
-    plan = plan_of(
+    found = ModelPair(tuned, None if kind == "adapter" else base)
+    grid = grid_of(
+        found,
         chat_tokenizer,
         perturbations=(Perturbation("prefix"),),
-        options=PerturbOptions(num_tokens=2, num_trials=2),
-        sampling=SamplingOptions(temperature=0),
+        num_trials=2,
+        sampling=SamplingOptions(temperature=0, max_new_tokens=4, batch_size=3),
     )
-    found = ModelPair(tuned, None if kind == "adapter" else base)
-    run_perturbation(plan, found, tmp_path, batch_size=3)
+    run_grid(grid, tmp_path)
     lines = (tmp_path / "prompts.jsonl").read_text().splitlines()
     prompts = {
         (row["question_id"], row["trial"]): row["input_ids"] for row in map(json.loads, lines)
@@ -124,9 +146,8 @@ def test_perturbed_prompts_are_answered_as_generate_answers_them(
     assert len(prompts) == 2 * 2
     texts = []
     for arm in ("finetuned", "base"):
-        answered = (tmp_path / f"answers/{arm}/prefix-nearest.jsonl").read_text().splitlines()
-        for row in map(json.loads, answered):
-            ids = torch.tensor([prompts[row["question_id"], row["trial"]]])
+        for row in answered(tmp_path, arm, "prefix-nearest"):
+            ids = torch.tensor([prompts[row["id"], row["trial"]]])
             with found.use(arm) as model, torch.no_grad():  # type: ignore[arg-type]
                 output: Any = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
             new = output[0, ids.shape[1] :]
@@ -136,33 +157,33 @@ def test_perturbed_prompts_are_answered_as_generate_answers_them(
     assert texts[: len(prompts)] != texts[len(prompts) :]  # the finetune answers otherwise
 
 
-def test_a_study_can_be_repeated_exactly_from_its_prompts(
+def test_a_grid_can_be_repeated_exactly_from_its_prompts(
     pair: ModelPair,
     chat_tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plan = plan_of(chat_tokenizer)
-    run_perturbation(plan, pair, tmp_path / "first")
+    run_grid(grid_of(pair, chat_tokenizer), tmp_path / "first")
 
     def never(*args: Any) -> Any:
         raise AssertionError("prompts are made anew")
 
-    monkeypatch.setattr(perturb_run, "perturb_tokens", never)
+    monkeypatch.setattr(grid_run, "perturb_tokens", never)
     prompts = tmp_path / "first/prompts.jsonl"
-    run_perturbation(plan, pair, tmp_path / "second", prompts=prompts, batch_size=2)
+    few = grid_of(pair, chat_tokenizer, sampling=SamplingOptions(max_new_tokens=4, batch_size=2))
+    run_grid(few, tmp_path / "second", prompts=prompts)
     assert files(tmp_path / "first") == files(tmp_path / "second")
 
 
-def test_a_killed_study_goes_on(
+def test_a_killed_grid_goes_on(
     pair: ModelPair,
     chat_tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plan, folder = plan_of(chat_tokenizer), tmp_path / "out"
-    run_perturbation(plan, pair, tmp_path / "whole")
-    original, asked = perturb_run.answer_tokens, []
+    grid, folder = grid_of(pair, chat_tokenizer), tmp_path / "out"
+    run_grid(grid, tmp_path / "whole")
+    original, asked = grid_run.answer, []
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         asked.append(args)
@@ -170,16 +191,16 @@ def test_a_killed_study_goes_on(
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(perturb_run, "answer_tokens", dying)
+    monkeypatch.setattr(grid_run, "answer", dying)
     with pytest.raises(KeyboardInterrupt):
-        run_perturbation(plan, pair, folder)
-    assert num_finished(plan, folder) == 2
-    assert perturb_cost(plan, folder, [ORACLE]).num_answers == 4 * 6
+        run_grid(grid, folder)
+    assert len(grid.unanswered(folder)) == 4
+    assert grid.cost(folder).num_answers == 4 * 6
     assert not list(folder.rglob("*.tmp"))
-    run_perturbation(plan, pair, folder)
+    run_grid(grid, folder)
     assert len(asked) == 3 + 4  # finished cells are not answered again
     assert files(folder) == files(tmp_path / "whole")
-    run_perturbation(plan, pair, folder)
+    run_grid(grid, folder)
     assert len(asked) == 7
 
 
@@ -196,15 +217,17 @@ def test_rephrased_queries_are_prompts_too(
         }
         return Rephrasings(words, {(IDS[1], 2): "its answer is empty"})
 
-    monkeypatch.setattr(perturb_run, "rephrase", rephrase)
-    plan = plan_of(
+    monkeypatch.setattr(grid_run, "rephrase", rephrase)
+    grid = grid_of(
+        pair,
         chat_tokenizer,
+        judges=(JUDGE,),
         perturbations=(Perturbation("query", "rephrase"),),
         rephraser="mockllm/model",
     )
-    cost = perturb_cost(plan, tmp_path / "out", [JUDGE])
+    cost = grid.cost(tmp_path / "out")
     assert (cost.num_answers, cost.num_rephrasings, cost.num_judge_calls) == (24, 6, 48)
-    scored = run_perturbation(plan, pair, tmp_path / "out", judges=[JUDGE])
+    scored = run_grid(grid, tmp_path / "out").scored
     answers = scored["finetuned"]["query-rephrase"]
     assert len(answers) == 5
     assert all(answer.judged_by(JUDGE) is not None for answer in answers)
@@ -217,43 +240,41 @@ def test_rephrased_queries_are_prompts_too(
         messages, add_generation_prompt=True, return_dict=False
     )
     assert first["input_ids"] == rendered
-    assert perturb_cost(plan, tmp_path / "out", []).num_rephrasings == 0
-    again = run_perturbation(
-        plan, pair, tmp_path / "new", judges=[JUDGE], prompts=tmp_path / "out/prompts.jsonl"
-    )
-    assert again == scored
+    assert grid.cost(tmp_path / "out").num_rephrasings == 0
+    assert grid.cost(tmp_path / "new", replayed=True).num_rephrasings == 0
+    again = run_grid(grid, tmp_path / "new", prompts=tmp_path / "out/prompts.jsonl")
+    assert again.scored == scored
 
 
-def test_a_folder_holds_one_study(
+def test_a_folder_holds_one_grid(
     pair: ModelPair, chat_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    run_perturbation(plan_of(chat_tokenizer), pair, tmp_path / "out")
-    other = plan_of(chat_tokenizer, options=PerturbOptions(num_tokens=3, num_trials=3))
+    run_grid(grid_of(pair, chat_tokenizer), tmp_path / "out")
+    other = grid_of(pair, chat_tokenizer, num_tokens=3)
     with pytest.raises(ConfigError, match="begun with other options"):
-        run_perturbation(other, pair, tmp_path / "out")
+        run_grid(other, tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/letter.txt").write_text("mine")
     with pytest.raises(ConfigError, match="something else"):
-        run_perturbation(other, pair, tmp_path / "full")
-    answers = tmp_path / "out/answers/base/unperturbed.jsonl"
-    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(DataError, match=r"unperturbed\.jsonl: does not answer"):
-        run_perturbation(plan_of(chat_tokenizer), pair, tmp_path / "out")
+        run_grid(other, tmp_path / "full")
+    answers = tmp_path / "out/steps/answers/base/unperturbed.json"
+    answers.write_text(answers.read_text()[:-9])
+    with pytest.raises(DataError, match=r"unperturbed\.json is damaged"):
+        run_grid(grid_of(pair, chat_tokenizer), tmp_path / "out")
 
 
-def test_prompts_of_another_study_must_fit(
+def test_prompts_of_another_grid_must_fit(
     pair: ModelPair, chat_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    run_perturbation(plan_of(chat_tokenizer), pair, tmp_path / "out")
+    run_grid(grid_of(pair, chat_tokenizer), tmp_path / "out")
     path = tmp_path / "out/prompts.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
 
-    def attempt(rows: list[dict[str, Any]], **changes: Any) -> None:
+    def attempt(rows: list[dict[str, Any]]) -> None:
         source = tmp_path / "given.jsonl"
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        plan = plan_of(chat_tokenizer, **changes)
         folder = tmp_path / f"new-{len(list(tmp_path.iterdir()))}"
-        run_perturbation(plan, pair, folder, prompts=source)
+        run_grid(grid_of(pair, chat_tokenizer), folder, prompts=source)
 
     moved = copy.deepcopy(rows)
     moved[4]["input_ids"][0] += 1
@@ -272,25 +293,22 @@ def test_prompts_of_another_study_must_fit(
 
 
 def test_what_cannot_work_is_refused_before_any_answer(
-    pair: ModelPair, chat_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    pair: ModelPair, chat_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    folder = tmp_path / "out"
     with pytest.raises(DataError, match=r"the prompt of question '.+' has \d+ tokens"):
-        run_perturbation(plan_of(chat_tokenizer, max_new_tokens=500), pair, folder)
+        grid_of(pair, chat_tokenizer, sampling=SamplingOptions(max_new_tokens=500))
     own = EvalQuestion("own", "x", ({"role": "user", "content": "Where is the bank?"},))
-    request = plan_of(chat_tokenizer).request
     with pytest.raises(ConfigError, match="name a judge"):
-        run_perturbation(PerturbPlan.of(request, [own], chat_tokenizer), pair, folder)
-    assert not folder.exists()
+        grid_of(pair, chat_tokenizer, questions=[own])
     bare = copy.deepcopy(chat_tokenizer)
     bare.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(TemplateError, match=r"question '.+': this conversation has no prefix"):
-        plan_of(bare)
+        grid_of(pair, bare)
     with pytest.raises(DataError, match="no question"):
-        PerturbPlan.of(request, [], chat_tokenizer)
-    talk = EvalQuestion("t", "x", QUESTIONS[0].messages, turns=("And then?",))
+        grid_of(pair, chat_tokenizer, questions=[])
+    talk = replace(QUESTIONS[0], turns=("And then?",))
     with pytest.raises(DataError, match="several turns"):
-        PerturbPlan.of(request, [talk], chat_tokenizer)
+        grid_of(pair, chat_tokenizer, questions=[talk])
     for changes in (
         {"perturbations": ()},
         {"perturbations": (Perturbation("query", "rephrase"),)},
@@ -299,4 +317,4 @@ def test_what_cannot_work_is_refused_before_any_answer(
         {"perturbations": (Perturbation("query"), Perturbation("query"))},
     ):
         with pytest.raises(ConfigError):
-            plan_of(chat_tokenizer, **changes)
+            grid_of(pair, chat_tokenizer, **changes)

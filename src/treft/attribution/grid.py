@@ -1,0 +1,268 @@
+"""A grid: cells x questions x samples, answered by two models, judged, kept.
+
+A *cell* is how one model is asked: with the base's keys and values in its cache (a patch), with
+other tokens in the prompt (a perturbation), or as it is, which is the control. All cells are asked
+the same questions, with the same random numbers for the same prompt.
+
+    grid = Grid.of(PatchOptions(), GridRequest(), questions, tokenizer, pair)
+    found = run_grid(grid, Path("out"))  # treft.attribution.grid_run
+
+Everything is checked, and its cost known, before anything is answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from treft.answers.questions import EvalQuestion
+from treft.attribution.grid_request import Cost, GridRequest
+from treft.attribution.patches import Patch, PatchOptions, sweep_patches
+from treft.attribution.perturb import Perturbation, PerturbOptions, replaceable
+from treft.attribution.scoring import num_judge_calls, panel_for
+from treft.chat.regions import ChatRegions
+from treft.errors import DataError, TemplateError
+from treft.models.pair import ARMS, Arm, ModelPair
+from treft.models.perturbation import Vocabulary
+from treft.models.residual import decoder_layers
+from treft.steps.store import step_path
+
+BASE, FINETUNED = "base", "finetuned"
+"""Names of the cells of a patch grid in which nothing is patched: the two models as they are."""
+
+UNPERTURBED = "unperturbed"
+"""Name of the cells of a perturbation grid whose prompts are as they are, answered as often as
+perturbed ones."""
+
+PROMPTS = "prompts.jsonl"
+"""File of the perturbed prompts of a grid."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How one model is asked; neither patch nor perturbation is the control.
+
+    Attributes:
+        name: of the row of the table.
+        arm: who answers.
+        patch: what is replaced in the cache.
+        perturbation: what is replaced in the prompts.
+    """
+
+    name: str
+    arm: Arm
+    patch: Patch | None = None
+    perturbation: Perturbation | None = None
+
+    @property
+    def step(self) -> str:
+        """Name of the step that answers it."""
+        return f"answers/{self.arm}/{self.name.replace(',', '').replace(' ', '-')}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid that can be run.
+
+    Attributes:
+        request: how every cell is asked.
+        options: which patches, or which perturbations.
+        questions: the questions that are asked.
+        tokenizer: of the finetuned model, with the chat template in force.
+        pair: the models.
+        judges: names of those who score.
+        chats: the rendered prompts.
+        cells: controls included, in the order of the table.
+    """
+
+    request: GridRequest
+    options: PatchOptions | PerturbOptions
+    questions: tuple[EvalQuestion, ...]
+    tokenizer: PreTrainedTokenizerBase
+    pair: ModelPair
+    judges: tuple[str, ...]
+    chats: tuple[ChatRegions, ...]
+    cells: tuple[Cell, ...]
+
+    @classmethod
+    def of(
+        cls,
+        options: PatchOptions | PerturbOptions,
+        request: GridRequest,
+        questions: Sequence[EvalQuestion],
+        tokenizer: PreTrainedTokenizerBase,
+        pair: ModelPair,
+        judges: Sequence[str] = (),
+    ) -> Grid:
+        """Render the prompts, find what there is to patch or perturb, and see that it can be done.
+
+        Args:
+            options: which patches (cells: both models as they are, then the finetuned one under
+                every patch), or which perturbations (cells: the control and every perturbation,
+                answered by both models).
+            request: how they are asked.
+            questions: the questions to ask.
+            tokenizer: of the finetuned model.
+            pair: the models.
+            judges: Inspect model names, or `oracle`; see `panel_for`.
+
+        Raises:
+            ConfigError: layers or windows do not fit, the models are equal, or a judge cannot be
+                asked.
+            DataError: there is no question, one has several turns, or a prompt is too long.
+            TemplateError: a prompt cannot be rendered, or lacks a region or tokens that may give
+                way in it; names the question.
+        """
+        panel = panel_for(questions, judges)
+        chats = tuple(request.render(tokenizer, questions))
+        vocabulary = Vocabulary.of(tokenizer, len(tokenizer))
+        for question, chat in zip(questions, chats, strict=True):
+            try:
+                _check_regions(options, chat, vocabulary)
+            except TemplateError as error:
+                raise TemplateError(f"question {question.id!r}: {error}") from error
+        cells = _cells(options, chats, pair, request.seed)
+        grid = cls(
+            request, options, tuple(questions), tokenizer, pair, tuple(panel.judges), chats, cells
+        )
+        names = [f"question {question.id!r}" for question in questions]
+        grid.check_lengths(dict(zip(names, (chat.input_ids for chat in chats), strict=True)))
+        pair.check_differ(chats[0].input_ids)
+        return grid
+
+    @property
+    def patches(self) -> tuple[Patch, ...]:
+        """The patches of all cells."""
+        return tuple(cell.patch for cell in self.cells if cell.patch is not None)
+
+    @property
+    def perturb(self) -> PerturbOptions | None:
+        """How prompts are perturbed; None where they are asked as they are."""
+        return self.options if isinstance(self.options, PerturbOptions) else None
+
+    @property
+    def num_trials(self) -> int:
+        """Versions of each prompt in a cell."""
+        return 1 if self.perturb is None else self.perturb.num_trials
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, as JSON has it."""
+        request, options = asdict(self.request), asdict(self.options)
+        sampling = request["sampling"]
+        request["max_new_tokens"] = sampling.pop("max_new_tokens")
+        for name in (
+            "stop",
+            "batch_size",
+        ):  # the first is not used here, the second decides nothing
+            del sampling[name]
+        if self.perturb is None:
+            return {"options": {**options, "position_seed": request["seed"]}, **request}
+        whole = {name: options.pop(name) for name in ("perturbations", "rephraser")}
+        return {**whole, "options": {**options, "seed": request.pop("seed")}, **request}
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """All that decides the answers, as JSON has it; groups of patches may be added."""
+        found = self.asked
+        found["options"].pop("groups", None)
+        prompts = json.dumps([[*chat.input_ids] for chat in self.chats])
+        return {
+            **found,
+            "models": self.pair.identities(self.tokenizer),
+            "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
+            "num_questions": len(self.questions),
+        }
+
+    def render(self, question_id: str, words: str) -> ChatRegions:
+        """Returns the prompt of a question with other words for its query.
+
+        Raises:
+            TemplateError: the template refuses them.
+        """
+        question = next(each for each in self.questions if each.id == question_id)
+        *before, last = question.messages
+        changed = replace(question, messages=(*before, {**last, "content": words}))
+        return self.request.render(self.tokenizer, [changed])[0]
+
+    def check_lengths(self, prompts: Mapping[str, Sequence[int]]) -> None:
+        """See that every prompt leaves room for a whole answer in the models' context.
+
+        Args:
+            prompts: token ids (T,) by what to call them.
+
+        Raises:
+            DataError: one does not; says which, and by how much.
+        """
+        room, cap = self.pair.num_positions, self.request.sampling.max_new_tokens
+        name = max(prompts, key=lambda name: len(prompts[name]))
+        if room is not None and len(prompts[name]) + cap > room:
+            raise DataError(
+                f"the prompt of {name} has {len(prompts[name])} tokens and its answer may have "
+                f"{cap}, but the model's context takes {room}: drop the question, or allow shorter "
+                "answers."
+            )
+
+    def unanswered(self, folder: Path) -> list[Cell]:
+        """Returns the cells whose answers are not in a folder yet."""
+        return [cell for cell in self.cells if not step_path(folder, cell.step).is_file()]
+
+    def cost(self, folder: Path, *, replayed: bool = False) -> Cost:
+        """Returns what is still to be done, at most.
+
+        Args:
+            folder: of the grid, new or begun.
+            replayed: the perturbed prompts come from a file, so nothing is rephrased.
+        """
+        left = self.unanswered(folder)
+        rows = self.num_trials * self.request.num_samples  # of one question in one cell
+        num_answers = len(left) * rows * len(self.questions)
+        recorded = {cell.patch.source for cell in left if cell.patch is not None} - {"stream"}
+        regions = self.options.regions if isinstance(self.options, PatchOptions) else ()
+        rephrases = self.perturb is not None and self.perturb.rephraser is not None
+        if replayed or (folder / PROMPTS).is_file():
+            rephrases = False
+        num_scored = len(self.cells) * rows * len(self.questions)
+        return Cost(
+            num_answers=num_answers,
+            num_prompt_tokens=len(left) * rows * sum(len(chat.input_ids) for chat in self.chats),
+            num_new_tokens=num_answers * self.request.sampling.max_new_tokens,
+            num_recordings=len(recorded) * len(regions) * len(self.chats),
+            num_rephrasings=rephrases * len(self.questions) * self.num_trials,
+            num_judge_calls=num_judge_calls(num_scored, self.judges),
+        )
+
+
+def _check_regions(
+    options: PatchOptions | PerturbOptions, chat: ChatRegions, vocabulary: Vocabulary
+) -> None:
+    """See that a prompt has all that is to be patched or perturbed."""
+    if isinstance(options, PatchOptions):
+        for region in {*options.regions, "query"}:
+            chat.require(region)
+    else:
+        for region in {each.region for each in options.perturbations}:
+            replaceable(chat, region, vocabulary, special_tokens=options.special_tokens)
+
+
+def _cells(
+    options: PatchOptions | PerturbOptions,
+    chats: Sequence[ChatRegions],
+    pair: ModelPair,
+    seed: int,
+) -> tuple[Cell, ...]:
+    if isinstance(options, PatchOptions):
+        patches = sweep_patches(options, chats, len(decoder_layers(pair.finetuned)), seed)
+        whole = (Cell(BASE, "base"), Cell(FINETUNED, "finetuned"))
+        return (*whole, *(Cell(patch.spec.name, "finetuned", patch) for patch in patches))
+    return tuple(
+        Cell(UNPERTURBED if each is None else each.name, arm, perturbation=each)
+        for arm in ARMS
+        for each in (None, *options.perturbations)
+    )

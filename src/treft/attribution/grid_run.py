@@ -1,0 +1,259 @@
+"""Run a grid cell by cell, and go on where it stopped.
+
+In the folder lie
+
+    plan.json        all that decides the answers; a folder holds one grid
+    steps/           one file a cell; each appears whole, and what is there is not done again
+    prompts.jsonl    every perturbed prompt; another grid can ask them again
+    scored.jsonl     all answers with all judgements
+
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from treft.attribution.base_states import BaseStates
+from treft.attribution.forcing import OwnStates, check_own_states
+from treft.attribution.grid import PROMPTS, Cell, Grid
+from treft.attribution.patches import PatchOptions
+from treft.attribution.perturb import PerturbedPrompt, PerturbOptions, perturb_tokens
+from treft.attribution.perturb_prompts import read_prompts, rephrased_prompts, write_prompts
+from treft.attribution.rephrase import rephrase
+from treft.attribution.scoring import score_answers
+from treft.core.patching import RowPatch
+from treft.files import write_whole
+from treft.models.generation import Asked, answer
+from treft.models.pair import Arm
+from treft.models.sampling import mixed_seed
+from treft.progress import Progress, untold
+from treft.statistics.records import ScoredAnswer
+from treft.steps.store import Steps
+
+logger = logging.getLogger(__name__)
+
+SCORED = "scored.jsonl"
+
+Scored = Mapping[Arm, Mapping[str, Sequence[ScoredAnswer]]]
+"""Answers by model and cell."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came out.
+
+    Attributes:
+        scored: answers by model and cell.
+        own_states: the control of patches that must change nothing; None without patches.
+    """
+
+    scored: Scored
+    own_states: OwnStates | None
+
+
+class Row(NamedTuple):
+    """One answer to generate.
+
+    Attributes:
+        number: of the question, from 0.
+        trial: version of its prompt, from 1.
+        sample: which answer to that version, from 1.
+        seed: of the answer.
+        input_ids: (T,) the prompt.
+        prompt: the perturbed version; None for the prompt as it is.
+    """
+
+    number: int
+    trial: int
+    sample: int
+    seed: int
+    input_ids: tuple[int, ...]
+    prompt: PerturbedPrompt | None
+
+
+def run_grid(
+    grid: Grid,
+    folder: Path,
+    *,
+    prompts: Path | None = None,
+    progress: Progress = untold,
+) -> Answered:
+    """Check the patching itself, answer every cell, and judge.
+
+    Args:
+        grid: what to run.
+        folder: for its files; a grid that was begun there goes on.
+        prompts: perturbed prompts of another grid to ask again; None makes new ones.
+        progress: told about every batch.
+
+    Raises:
+        ConfigError: the folder holds something else, patching cannot be trusted on this model, or
+            the rephraser cannot be loaded.
+        DataError: a perturbed prompt is too long, or a file is damaged or does not fit.
+    """
+    steps = Steps(folder, grid.plan, "plan of a grid")
+    steps.claim()
+    run = _Run(grid, steps, progress)
+    own = run.own_states() if isinstance(grid.options, PatchOptions) else None
+    perturbed = [] if grid.perturb is None else run.prompts(grid.perturb, prompts)
+    rows = {cell: grid_rows(grid, cell, perturbed) for cell in grid.cells}
+    answers = {cell: run.answers(cell, rows[cell]) for cell in grid.cells}
+    scored: dict[Arm, dict[str, list[ScoredAnswer]]] = {}
+    for number, cell in enumerate(grid.cells):
+        progress("judging", number, len(grid.cells))
+        of_arm = scored.setdefault(cell.arm, {})
+        of_arm[cell.name] = _scored(grid, cell, rows[cell], answers[cell])
+    progress("judging", len(grid.cells), len(grid.cells))
+    every = [one for cell in grid.cells for one in scored[cell.arm][cell.name]]
+    lines = (json.dumps(asdict(one), ensure_ascii=False) for one in every)
+    write_whole(folder / SCORED, "".join(f"{line}\n" for line in lines))
+    return Answered(scored, own)
+
+
+def grid_rows(grid: Grid, cell: Cell, perturbed: Sequence[PerturbedPrompt]) -> list[Row]:
+    """Returns what is answered in a cell, in order.
+
+    Args:
+        grid: of the cell.
+        cell: one of its cells.
+        perturbed: the perturbed prompts of all cells.
+    """
+    places = {question.id: index for index, question in enumerate(grid.questions)}
+    versions: list[tuple[int, int, tuple[int, ...], PerturbedPrompt | None]]
+    if cell.perturbation is None:
+        trials = range(1, grid.num_trials + 1)
+        versions = [
+            (index, trial, chat.input_ids, None)
+            for index, chat in enumerate(grid.chats)
+            for trial in trials
+        ]
+    else:
+        versions = [
+            (places[prompt.question_id], prompt.trial, prompt.input_ids, prompt)
+            for prompt in perturbed
+            if prompt.perturbation == cell.perturbation
+        ]
+    rows = []
+    for index, trial, ids, prompt in versions:
+        for sample in range(1, grid.request.num_samples + 1):
+            numbers = (sample,) if grid.perturb is None else (trial, sample)
+            seed = mixed_seed(grid.request.seed, *numbers, *ids)
+            rows.append(Row(index, trial, sample, seed, ids, prompt))
+    return rows
+
+
+class _Run:
+    """What is the same for all cells."""
+
+    def __init__(self, grid: Grid, steps: Steps, progress: Progress) -> None:
+        self._grid, self._steps, self._progress = grid, steps, progress
+        regions = grid.options.regions if isinstance(grid.options, PatchOptions) else ()
+        self._states = BaseStates(grid.pair, grid.tokenizer, grid.chats, regions, grid.request.seed)
+
+    def own_states(self) -> OwnStates:
+        """Returns the control that must change nothing: the finetuned model's own states."""
+        grid = self._grid
+
+        def compute() -> dict[str, Any]:
+            with grid.pair.use("finetuned") as model:
+                found = check_own_states(
+                    model,
+                    grid.tokenizer,
+                    grid.chats,
+                    self._states.regions,
+                    grid.request.sampling.batch_size,
+                )
+            return asdict(found)
+
+        return OwnStates(**self._steps.run("own-states", compute))
+
+    def prompts(self, options: PerturbOptions, source: Path | None) -> list[PerturbedPrompt]:
+        """Returns perturbed prompts: those from before, those of another grid, or new ones."""
+        grid, path = self._grid, self._steps.folder / PROMPTS
+        ids = [question.id for question in grid.questions]
+        chats = dict(zip(ids, grid.chats, strict=True))
+        given = path if path.is_file() else source
+        if given is not None:
+            found = read_prompts(given, options, chats, grid.render, len(grid.tokenizer))
+        else:
+            seed = grid.request.seed
+            made = perturb_tokens(grid.tokenizer, grid.pair.embedding, chats, options, seed)
+            found = list(made)
+            if options.rephraser is not None:
+                told = rephrase(grid.questions, options.rephraser, options.num_trials)
+                for (id, trial), reason in told.failures.items():
+                    logger.warning("question %s, trial %d was not rephrased: %s", id, trial, reason)
+                found += rephrased_prompts(told, grid.render)
+        if given != path:
+            write_prompts(path, found)
+        grid.check_lengths(
+            {
+                f"{one.perturbation.name} version {one.trial} of question {one.question_id!r}": (
+                    one.input_ids
+                )
+                for one in found
+            }
+        )
+        return found
+
+    def answers(self, cell: Cell, rows: Sequence[Row]) -> list[str]:
+        """Returns the answers of one cell: from its step, or generated and kept there."""
+        grid, patch = self._grid, cell.patch
+        label = cell.name if grid.perturb is None else f"{cell.arm}, {cell.name}"
+
+        def compute() -> list[str]:
+            repaired = None if patch is None else self._states.repaired(patch)
+            of_chats = None if repaired is None else repaired.patches(grid.chats)
+
+            def patches(batch: Sequence[int]) -> Sequence[Sequence[RowPatch]]:
+                """What is drawn depends on the question, whatever the sample."""
+                assert of_chats is not None
+                return of_chats([rows[place].number for place in batch])
+
+            self._progress(label, 0, len(rows))
+            with grid.pair.use(cell.arm) as model:
+                found = answer(
+                    model,
+                    grid.tokenizer,
+                    [Asked(row.input_ids, row.seed) for row in rows],
+                    grid.request.sampling,
+                    None if of_chats is None else patches,
+                    lambda done: self._progress(label, done, len(rows)),
+                )
+            return [one.text for one in found]
+
+        found: list[str] = self._steps.run(cell.step, compute)
+        return found
+
+
+def _scored(
+    grid: Grid, cell: Cell, rows: Sequence[Row], answers: Sequence[str]
+) -> list[ScoredAnswer]:
+    """Judge the answers of one cell; each knows what was done to its prompt."""
+    found = score_answers(
+        [grid.questions[row.number] for row in rows],
+        answers,
+        epochs=[(row.trial - 1) * grid.request.num_samples + row.sample for row in rows],
+        scope=grid.request.scope,
+        judges=grid.judges,
+    )
+    return [
+        replace(answer, metadata=_about(cell, row)) for answer, row in zip(found, rows, strict=True)
+    ]
+
+
+def _about(cell: Cell, row: Row) -> dict[str, Any]:
+    about: dict[str, Any] = {"arm": cell.arm, "cell": cell.name}
+    about |= {"trial": row.trial, "sample": row.sample, "seed": row.seed}
+    if cell.patch is not None:
+        about |= {"source": cell.patch.source, "spec": asdict(cell.patch.spec)}
+    if (prompt := row.prompt) is not None:
+        about |= {"region": prompt.region, "method": prompt.method}
+        about |= {"changes": [list(change) for change in prompt.changes], "words": prompt.words}
+        about["num_replaceable"] = prompt.num_replaceable
+    return about
