@@ -55,3 +55,11 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
         raise ConfigError(
             f"{what} more packages ({error.name} is missing): pip install 'treft[{extra}]'"
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message that says something, and the next if it ends in `:`."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
+from transformers.modeling_utils import PreTrainedModel
 
+from treft.core.offloading import is_offloaded, weights_at_hand
 from treft.core.recording import RecordedStates, ReferenceRequest, Source, record
-from treft.errors import ConfigError
+from treft.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -176,3 +179,72 @@ def keep_adapter(model: PeftModel) -> None:
     model.set_adapter(adapter)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(flags.get(name, False))
+
+
+def put_adapter_on(model: PreTrainedModel, base: str, adapter: str) -> PeftModel:
+    """Returns the model with a saved adapter on it.
+
+    Args:
+        model: the base; its layers may be offloaded.
+        base: its name, for errors.
+        adapter: folder or hub id.
+
+    Raises:
+        ConfigError: the adapter does not fit, or weights are missing or have no place.
+    """
+    put_on = _put_on_offloaded if is_offloaded(model) else _put_on
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of missing weights; they are an error here
+            found, astray = put_on(model, adapter)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ConfigError(
+            f"the adapter {adapter} does not fit on {base}, it may belong to another base: "
+            f"{first_line(error)}"
+        ) from error
+    if astray:
+        raise ConfigError(
+            f"the adapter {adapter} does not fit on {base}, it belongs to another base: "
+            f"{len(astray)} weights are missing or have no place, such as {astray[0]}."
+        )
+    return found
+
+
+def _put_on(model: PreTrainedModel, adapter: str) -> tuple[PeftModel, list[str]]:
+    """The model with its adapter, and weights that are missing or have no place."""
+    from peft import PeftModel
+
+    found = PeftModel.from_pretrained(model, adapter)
+    # Once more, since only this call says which weights found no place.
+    loaded = found.load_adapter(adapter, "default")
+    return found, [*loaded.missing_keys, *loaded.unexpected_keys]
+
+
+def _put_on_offloaded(model: PreTrainedModel, adapter: str) -> tuple[PeftModel, list[str]]:
+    """The same where layers are elsewhere between forwards; the adapter's weights stay in memory.
+
+    PEFT's own way would place all layers anew and write the base's weights once more, to a path
+    relative to the current folder.
+    """
+    from peft import (
+        PeftConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = PeftConfig.from_pretrained(adapter)
+    config.inference_mode = True
+    found = cast("PeftModel", get_peft_model(model, config, low_cpu_mem_usage=True))
+    for layer in found.modules():
+        if isinstance(layer, BaseTunerLayer):
+            with weights_at_hand(layer.get_base_layer()):  # where its forward will run
+                device = next(layer.get_base_layer().parameters()).device
+            for name in layer.adapter_layer_names:
+                getattr(layer, name).to_empty(device=device)
+    weights = load_peft_weights(adapter, device="cpu")
+    loaded = set_peft_model_state_dict(found, weights)
+    missing = get_peft_model_state_dict(found).keys() - weights.keys()
+    return found, [*loaded.unexpected_keys, *sorted(missing)]

@@ -6,29 +6,24 @@ A name is a folder, a hub id, or `organism` for the one that ships with the pack
 from __future__ import annotations
 
 import filecmp
-import warnings
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    PreTrainedModel,
 )
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from treft.core.offloading import is_offloaded, weights_at_hand
-from treft.errors import ConfigError, TemplateError, needs_extra
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-
+from treft.core.offloading import is_offloaded
+from treft.errors import ConfigError, TemplateError, first_line, needs_extra
+from treft.models.adapters import put_adapter_on
 
 EMBEDDED = "organism"
 """As a model's name: the organism that ships with the package."""
@@ -72,7 +67,7 @@ class LoadOptions:
             torch.empty(0, device=self.torch_device)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(
-                f"the device {self.device} cannot be used here: {_first(error)}"
+                f"the device {self.device} cannot be used here: {first_line(error)}"
             ) from error
 
     @property
@@ -181,7 +176,7 @@ def load_model(
             "which prompts go through first: free memory, or quantise it as it loads."
         )
     if adapter is not None:
-        model = _with_adapter(model, base, adapter)
+        model = put_adapter_on(model, base, adapter)
     if "device_map" not in placement:
         model = model.to(options.torch_device)
     return model.eval(), tokenizer
@@ -286,74 +281,7 @@ def _as_path(named: str) -> Path:
         return Path(named)
 
 
-def _with_adapter(model: PreTrainedModel, base: str, adapter: str) -> Any:
-    put_on = _put_on_offloaded if is_offloaded(model) else _put_on
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of missing weights; they are an error here
-            found, astray = put_on(model, adapter)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ConfigError(
-            f"the adapter {adapter} does not fit on {base}, it may belong to another base: "
-            f"{_first(error)}"
-        ) from error
-    if astray:
-        raise ConfigError(
-            f"the adapter {adapter} does not fit on {base}, it belongs to another base: "
-            f"{len(astray)} weights are missing or have no place, such as {astray[0]}."
-        )
-    return found
-
-
-def _put_on(model: PreTrainedModel, adapter: str) -> tuple[PeftModel, list[str]]:
-    """The model with its adapter, and weights that are missing or have no place."""
-    from peft import PeftModel
-
-    found = PeftModel.from_pretrained(model, adapter)
-    # Once more, since only this call says which weights found no place.
-    loaded = found.load_adapter(adapter, "default")
-    return found, [*loaded.missing_keys, *loaded.unexpected_keys]
-
-
-def _put_on_offloaded(model: PreTrainedModel, adapter: str) -> tuple[PeftModel, list[str]]:
-    """The same where layers are elsewhere between forwards; the adapter's weights stay in memory.
-
-    PEFT's own way would place all layers anew and write the base's weights once more, to a path
-    relative to the current folder.
-    """
-    from peft import (
-        PeftConfig,
-        get_peft_model,
-        get_peft_model_state_dict,
-        load_peft_weights,
-        set_peft_model_state_dict,
-    )
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    config = PeftConfig.from_pretrained(adapter)
-    config.inference_mode = True
-    found = cast("PeftModel", get_peft_model(model, config, low_cpu_mem_usage=True))
-    for layer in found.modules():
-        if isinstance(layer, BaseTunerLayer):
-            with weights_at_hand(layer.get_base_layer()):  # where its forward will run
-                device = next(layer.get_base_layer().parameters()).device
-            for name in layer.adapter_layer_names:
-                getattr(layer, name).to_empty(device=device)
-    weights = load_peft_weights(adapter, device="cpu")
-    loaded = set_peft_model_state_dict(found, weights)
-    missing = get_peft_model_state_dict(found).keys() - weights.keys()
-    return found, [*loaded.unexpected_keys, *sorted(missing)]
-
-
 def _cannot_load(what: str, name: str, error: Exception) -> ConfigError:
     if isinstance(error, ConfigError):
         return error
-    return ConfigError(f"no {what} can be loaded from {name}: {_first(error)}")
-
-
-def _first(error: Exception) -> str:
-    """The first line of a library's message that says something, and the next if it ends in `:`."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return ConfigError(f"no {what} can be loaded from {name}: {first_line(error)}")
