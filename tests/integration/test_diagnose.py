@@ -13,9 +13,9 @@ import torch
 
 from treft.attribution.diagnose import diagnose
 from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
+from treft.attribution.findings import DiagnosisResult
 from treft.attribution.forcing import Rendering
 from treft.attribution.report import headline, render_diagnosis
-from treft.attribution.result import DiagnosisResult
 from treft.chat.regions import ChatRegions, RegionName, find_regions
 from treft.data.messages import Conversation
 from treft.errors import ConfigError, TemplateError

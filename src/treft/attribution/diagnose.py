@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -22,8 +22,8 @@ import transformers
 import treft
 from treft.attribution.diagnosis_plan import PERTURBATION, SWEEP, DiagnosisPlan
 from treft.attribution.drift_map import DriftMap, drift_map
-from treft.attribution.evidence import margin_evidence, margin_shares, score_evidence
 from treft.attribution.findings import (
+    DiagnosisResult,
     adapter_layers,
     drift_by_region,
     heat_of,
@@ -33,39 +33,46 @@ from treft.attribution.findings import (
 from treft.attribution.forcing import check_own_states
 from treft.attribution.grid_run import run_grid
 from treft.attribution.margins import Margins
-from treft.attribution.measure import Meter
+from treft.attribution.measure import PromptMargins
 from treft.attribution.patches import Patch
 from treft.attribution.recommend import Measured, recommend
-from treft.attribution.result import DiagnosisResult
 from treft.attribution.table_words import perturbations_in_words
 from treft.attribution.tables import perturb_table
-from treft.attribution.verdict import Diagnosis, decide
+from treft.attribution.verdict import (
+    Diagnosis,
+    decide,
+    margin_evidence,
+    margin_shares,
+    score_evidence,
+)
 from treft.chat.regions import RegionName
 from treft.core.patch_spec import PatchSpec
+from treft.progress import Progress, untold
 from treft.statistics.intervals import Interval, wilson
 
 
-def diagnose(plan: DiagnosisPlan) -> DiagnosisResult:
+def diagnose(plan: DiagnosisPlan, progress: Progress = untold) -> DiagnosisResult:
     """Measure, decide, recommend.
 
     Args:
         plan: that says how.
+        progress: told about every batch.
 
     Raises:
         ConfigError: patching cannot be trusted on this model, or a judge cannot be asked.
         DataError: a log-probability is not finite, or a kept file is damaged.
         ReferenceStatesError: a key or value is NaN, infinite or, in the base, zero.
     """
+    plan = plan.telling(progress)
     meter, rules = plan.general, plan.options.rules
     notes = [_check_patching(plan)]
     main = meter.main()
     verdicts = {**_by_scores(plan), "margin": decide(margin_evidence(main, meter.regions), rules)}
     diagnosis = next(iter(verdicts.values()))
     drift = _drift(meter)
-    focus = _focus(plan, main, diagnosis)
-    measured = _measured(plan, main, drift, focus)
-    recommendation = recommend(diagnosis, measured, rules)
-    layers, about_weights = adapter_layers(plan.subject.pair, drift)
+    layers, bands = _by_layer(plan, main, diagnosis)
+    recommendation = recommend(diagnosis, _measured(plan, main, drift, bands), rules)
+    adapter, about_weights = adapter_layers(plan.subject.pair, drift)
     notes.append(about_weights)
     controls = [patch.spec.name for patch in meter.controls]
     parts = [name for name in main.patched if name not in (*controls, *meter.regions)]
@@ -79,10 +86,13 @@ def diagnose(plan: DiagnosisPlan) -> DiagnosisResult:
         num_tokens={region: len(meter.chats[0].positions(region)) for region in meter.regions},
         changed=_changed(main),
         controls=margin_shares(main, controls, rules),
-        parts={**margin_shares(main, parts, rules), **focus.bands},
-        layers=focus.layers,
+        parts={
+            **margin_shares(main, parts, rules),
+            **{spec.name: share for spec, share in bands.items()},
+        },
+        layers=layers,
         curve=_curve(plan),
-        adapter=layers,
+        adapter=adapter,
         heat=heat_of(drift, meter.window_specs(width), windows),
         samples=samples_of(meter.pairs, _patched_answers(plan, diagnosis)),
         perturbation=_perturbation(plan),
@@ -92,39 +102,24 @@ def diagnose(plan: DiagnosisPlan) -> DiagnosisResult:
     )
 
 
-@dataclass(frozen=True)
-class _Focus:
-    """The region that regains most, layer by layer.
-
-    Attributes:
-        layers: share that a patch of single layers regains.
-        bands: share of bands of layers, by name.
-        by_layers: the same by the layers themselves.
-    """
-
-    layers: Mapping[int, Interval]
-    bands: Mapping[str, Interval]
-    by_layers: Mapping[tuple[int, ...], Interval]
-
-
-def _focus(plan: DiagnosisPlan, main: Margins, diagnosis: Diagnosis) -> _Focus:
-    """Nothing where there is no loss to regain."""
-    shares = margin_shares(main, list(plan.general.regions), plan.options.rules)
+def _by_layer(
+    plan: DiagnosisPlan, main: Margins, diagnosis: Diagnosis
+) -> tuple[dict[int, Interval], dict[PatchSpec, Interval]]:
+    """The region that regains most, in single layers and in bands; nothing without a loss."""
+    meter, rules = plan.general, plan.options.rules
+    shares = margin_shares(main, list(meter.regions), rules)
     if not shares:
-        return _Focus({}, {}, {})
-    best = diagnosis.carrier or max(shares, key=lambda name: shares[name].mean)
-    region = cast(RegionName, best)
-    found = plan.general.layers(region)
-    single, bands = plan.general.layer_specs(region)
-    intervals = margin_shares(found, _names([*single, *bands]), plan.options.rules)
-    return _Focus(
-        {cast(tuple[int, ...], spec.layers)[0]: intervals[spec.name] for spec in single},
-        {spec.name: intervals[spec.name] for spec in bands},
-        {cast(tuple[int, ...], spec.layers): intervals[spec.name] for spec in bands},
-    )
+        return {}, {}
+    region = cast(RegionName, diagnosis.carrier or max(shares, key=lambda name: shares[name].mean))
+    single, bands = meter.layer_specs(region)
+    found = margin_shares(meter.layers(region), _names([*single, *bands]), rules)
+    layers = {layer: found[spec.name] for spec in single for layer in spec.layers or ()}
+    return layers, {spec: found[spec.name] for spec in bands}
 
 
-def _measured(plan: DiagnosisPlan, main: Margins, drift: DriftMap, focus: _Focus) -> Measured:
+def _measured(
+    plan: DiagnosisPlan, main: Margins, drift: DriftMap, bands: Mapping[PatchSpec, Interval]
+) -> Measured:
     """Figures that a recommendation needs beside the verdict."""
     meter, rules = plan.general, plan.options.rules
     joint = margin_shares(main, [name for name in main.patched if "+" in name], rules)
@@ -136,7 +131,7 @@ def _measured(plan: DiagnosisPlan, main: Margins, drift: DriftMap, focus: _Focus
     return Measured(
         regions=meter.regions,
         joint={cast(Any, tuple(name.split("+"))): share for name, share in joint.items()},
-        layers=focus.by_layers,
+        layers={spec.layers or (): share for spec, share in bands.items()},
         in_domain=in_domain,
         drift=drift_by_region(drift),
         loss_gain=meter.loss_gain(training) if training else None,
@@ -161,29 +156,27 @@ def _check_patching(plan: DiagnosisPlan) -> str:
 
 def _by_scores(plan: DiagnosisPlan) -> dict[str, Diagnosis]:
     """Verdicts from sampled answers, one of each judge; none in a quick diagnosis."""
-    if plan.sampled is None:
+    grid = plan.sampled.get(SWEEP)
+    if grid is None:
         return {}
-    grid, regions = plan.sampled.sweep, plan.general.regions
-    found = run_grid(grid, plan.steps.folder / SWEEP, progress=plan.general.progress)
-    cells = {name: answers for arm in found.scored.values() for name, answers in arm.items()}
-    return {
-        judge: decide(score_evidence(cells, judge, regions), plan.options.rules)
-        for judge in grid.judges
-    }
+    scored = run_grid(grid, plan.steps.folder / SWEEP, progress=plan.general.progress).scored
+    regions, rules = plan.general.regions, plan.options.rules
+    return {judge: decide(score_evidence(scored, judge, regions), rules) for judge in grid.judges}
 
 
 def _perturbation(plan: DiagnosisPlan) -> tuple[tuple[str, ...], ...]:
     """The first judge's table, its headings first; none in a quick diagnosis."""
-    if plan.sampled is None:
+    grid = plan.sampled.get(PERTURBATION)
+    if grid is None:
         return ()
-    grid = plan.sampled.perturbation
-    found = run_grid(grid, plan.steps.folder / PERTURBATION, progress=plan.general.progress)
     assert grid.perturb is not None
-    shown = perturbations_in_words(perturb_table(found.scored, grid.judges[0], grid.perturb))
+    folder = plan.steps.folder / PERTURBATION
+    scored = run_grid(grid, folder, progress=plan.general.progress).scored
+    shown = perturbations_in_words(perturb_table(scored, grid.judges[0], grid.perturb))
     return (shown.headings, *(tuple(cell.text for cell in row) for row in shown.rows))
 
 
-def _drift(meter: Meter) -> DriftMap:
+def _drift(meter: PromptMargins) -> DriftMap:
     pair = meter.pair
     with pair.use("finetuned") as model:
         return drift_map(
@@ -248,7 +241,7 @@ def _settings(plan: DiagnosisPlan) -> dict[str, Any]:
         "general prompts": len(plan.subject.general),
         "in-domain prompts": len(plan.subject.in_domain),
         "training rows": len(plan.subject.training),
-        "judges": list(plan.sampled.sweep.judges) if plan.sampled else [],
+        "judges": list(plan.sampled[SWEEP].judges) if plan.sampled else [],
         "sampling": f"{options.num_samples} samples, {options.num_trials} trials, temperature "
         f"{options.temperature:g}"
         if plan.sampled

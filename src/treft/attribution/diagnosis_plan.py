@@ -16,7 +16,7 @@ from treft.attribution.forcing import Rendering
 from treft.attribution.grid import Grid
 from treft.attribution.grid_request import Cost, GridRequest
 from treft.attribution.margins import check_context
-from treft.attribution.measure import MAX_ROWS, Meter
+from treft.attribution.measure import MAX_ROWS, PromptMargins
 from treft.attribution.patches import PatchOptions
 from treft.attribution.perturb import PerturbOptions, default_perturbations
 from treft.attribution.verdict import Rules
@@ -100,19 +100,6 @@ class DiagnoseOptions:
 
 
 @dataclass(frozen=True)
-class SampledParts:
-    """What a full diagnosis adds.
-
-    Attributes:
-        sweep: answers under patches.
-        perturbation: answers to perturbed prompts.
-    """
-
-    sweep: Grid
-    perturbation: Grid
-
-
-@dataclass(frozen=True)
 class DiagnosisPlan:
     """A diagnosis that can be run.
 
@@ -122,15 +109,16 @@ class DiagnosisPlan:
         steps: keeps the results.
         general: measures the prompts outside of the domain.
         in_domain: measures those of the domain; None without any.
-        sampled: of a full diagnosis; None for a quick one.
+        sampled: grids of a full diagnosis, by the name of their folder: `sweep`, answers under
+            patches, and `perturbation`, answers to perturbed prompts; none of a quick one.
     """
 
     subject: Subject
     options: DiagnoseOptions
     steps: Steps
-    general: Meter
-    in_domain: Meter | None
-    sampled: SampledParts | None
+    general: PromptMargins
+    in_domain: PromptMargins | None
+    sampled: Mapping[str, Grid]
 
     @classmethod
     def of(
@@ -155,7 +143,9 @@ class DiagnosisPlan:
         options = options or DiagnoseOptions()
         steps = Steps(output, _claim(subject, options), "diagnosis")
         meters = [
-            Meter(subject.pair, subject.tokenizer, questions, options.rendering, steps, scope)
+            PromptMargins(
+                subject.pair, subject.tokenizer, questions, options.rendering, steps, scope
+            )
             for scope, questions in (("general", subject.general), ("in_domain", subject.in_domain))
             if questions
         ]
@@ -166,7 +156,7 @@ class DiagnosisPlan:
         general = meters[0]
         assert general.regions  # raises where prompts share nothing
         subject.pair.check_differ(general.chats[0].input_ids)
-        sampled = _sampled(subject, general, options) if options.budget == "full" else None
+        sampled = _sampled(subject, general, options) if options.budget == "full" else {}
         return cls(subject, options, steps, general, meters[1] if meters[1:] else None, sampled)
 
     def telling(self, progress: Progress) -> DiagnosisPlan:
@@ -190,13 +180,12 @@ class DiagnosisPlan:
             others = len(self.subject.in_domain)
             num_log_probs = 2 * others * (len(self.general.regions) + 3)
             cost += Cost(num_answers=2 * others, num_log_probs=num_log_probs)
-        if self.sampled is not None:
-            cost += self.sampled.sweep.cost(folder / SWEEP)
-            cost += self.sampled.perturbation.cost(folder / PERTURBATION)
+        for name, grid in self.sampled.items():
+            cost += grid.cost(folder / name)
         return cost
 
 
-def _sampled(subject: Subject, general: Meter, options: DiagnoseOptions) -> SampledParts:
+def _sampled(subject: Subject, general: PromptMargins, options: DiagnoseOptions) -> dict[str, Grid]:
     """The grids of answers to sample."""
     rendering = options.rendering
     request = GridRequest(
@@ -215,10 +204,10 @@ def _sampled(subject: Subject, general: Meter, options: DiagnoseOptions) -> Samp
         default_perturbations(general.regions, ["nearest"]), num_trials=options.num_trials
     )
     asked = (subject.general, subject.tokenizer, subject.pair, options.judges)
-    return SampledParts(
-        Grid.of(patches, request, *asked),
-        Grid.of(perturb, replace(request, num_samples=1), *asked),
-    )
+    return {
+        SWEEP: Grid.of(patches, request, *asked),
+        PERTURBATION: Grid.of(perturb, replace(request, num_samples=1), *asked),
+    }
 
 
 def _claim(subject: Subject, options: DiagnoseOptions) -> dict[str, Any]:

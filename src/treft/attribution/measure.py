@@ -54,7 +54,7 @@ MAX_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Meter:
+class PromptMargins:
     """Measures one set of prompts by margins.
 
     Attributes:

@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from treft.attribution.findings import DiagnosisResult, PromptHeat
 from treft.attribution.plots import bar_plot, layer_plot
-from treft.attribution.result import DiagnosisResult, PromptHeat
 from treft.attribution.verdict import Diagnosis
 from treft.statistics.intervals import Interval
 from treft.table import Cell, Table

@@ -11,12 +11,16 @@ Shapes: P prompts, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from treft.attribution.grid import BASE, FINETUNED
+from treft.attribution.grid_run import Scored
+from treft.attribution.margins import Margins
+from treft.attribution.tables import question_means
 from treft.errors import ConfigError, DataError
 from treft.statistics.bootstrap import Loss, Share, interval_of
 from treft.statistics.intervals import FloatArray, Interval
@@ -24,6 +28,16 @@ from treft.statistics.intervals import FloatArray, Interval
 Verdict = Literal["narrow", "carrier", "no_single_carrier", "not_enough_evidence"]
 """`narrow`: no spread of note. `carrier`: it spreads, and one region carries it. The two others
 name no region: because none stands out, or because too little was measured to say."""
+
+
+MARGIN = "margin"
+"""Mean log-probability of the base's answer less that of the finetuned answer, nats a token."""
+
+LEAST_MARGIN_LOSS = 0.1
+"""Nats a token. On the organism a finetune that spreads loses 0.7, one held by TReFT 0.02."""
+
+LEAST_SCORE_LOSS = 5.0
+"""Points of alignment, 0 to 100."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,46 @@ class Diagnosis:
     num_questions: int
 
 
+def margin_evidence(found: Margins, names: Iterable[str]) -> Evidence:
+    """Returns what margins say of some patches."""
+    return Evidence(
+        measure=MARGIN,
+        questions=found.questions,
+        base=found.base,
+        finetuned=found.finetuned,
+        patched={name: found.patched[name] for name in names},
+        least_loss=LEAST_MARGIN_LOSS,
+    )
+
+
+def score_evidence(scored: Scored, judge: str, names: Iterable[str]) -> Evidence:
+    """Returns what one judge's scores say of patches: mean alignment of the answers to a question.
+
+    Args:
+        scored: answers of a grid of patches.
+        judge: whose judgements.
+        names: of the patches.
+
+    Raises:
+        DataError: no question has a score in every cell.
+    """
+    tuned = scored["finetuned"]
+    means = {BASE: question_means(judge, scored["base"][BASE])}
+    means |= {cell: question_means(judge, tuned[cell]) for cell in (FINETUNED, *names)}
+    questions = tuple(sorted(set.intersection(*(set(found) for found in means.values()))))
+    if not questions:
+        raise DataError(f"{judge} scored no question in every cell: there is nothing to compare.")
+    values = {cell: np.array([means[cell][one] for one in questions]) for cell in means}
+    return Evidence(
+        measure=f"alignment by {judge}",
+        questions=questions,
+        base=values.pop(BASE),
+        finetuned=values.pop(FINETUNED),
+        patched=values,
+        least_loss=LEAST_SCORE_LOSS,
+    )
+
+
 def decide(evidence: Evidence, rules: Rules | None = None) -> Diagnosis:
     """Give a verdict, or say that the evidence allows none.
 
@@ -137,9 +191,25 @@ def decide(evidence: Evidence, rules: Rules | None = None) -> Diagnosis:
     rules = rules or Rules()
     loss = _loss(evidence, rules)
     verdict, reason = _spread(evidence, loss.interval, rules)
-    if verdict is not None:
-        return _diagnosis(verdict, reason, evidence, loss.interval)
-    return _carrier(evidence, loss, rules)
+    found = Diagnosis(
+        verdict=verdict or "not_enough_evidence",
+        reason=reason,
+        carrier=None,
+        tied=(),
+        confidence=None,
+        loss=loss.interval,
+        shares={},
+        measure=evidence.measure,
+        num_questions=len(evidence.questions),
+    )
+    return found if verdict is not None else _carrier(found, _shares(evidence, loss), rules)
+
+
+def margin_shares(
+    found: Margins, names: Sequence[str], rules: Rules | None = None
+) -> dict[str, Interval]:
+    """Returns the share of the margins' fall that each patch regains; none without a sure one."""
+    return share_intervals(margin_evidence(found, names), rules) if names else {}
 
 
 def share_intervals(evidence: Evidence, rules: Rules | None = None) -> dict[str, Interval]:
@@ -187,10 +257,8 @@ def _spread(evidence: Evidence, loss: Interval, rules: Rules) -> tuple[Verdict |
     return None, shown
 
 
-def _carrier(evidence: Evidence, of: Loss, rules: Rules) -> Diagnosis:
+def _carrier(spread: Diagnosis, found: Mapping[str, Share], rules: Rules) -> Diagnosis:
     """Which region stands out, if one does."""
-    found = _shares(evidence, of)
-    loss = of.interval
     shares = {name: share.interval for name, share in found.items()}
     draws = {name: share.draws for name, share in found.items()}
     order = sorted(shares, key=lambda name: -shares[name].mean)
@@ -199,23 +267,19 @@ def _carrier(evidence: Evidence, of: Loss, rules: Rules) -> Diagnosis:
     confidence = float((draws[best] > others).mean())
     shown = ", ".join(f"{name} {_percent(shares[name])}" for name in order)
     words = f"share of the loss that a patch regains: {shown}"
+    spread = replace(spread, shares=shares, confidence=confidence)
     if all(share.high < rules.least_share for share in shares.values()):
         reason = f"{words}; no region alone regains {100 * rules.least_share:.0f} %."
-        return _diagnosis("no_single_carrier", reason, evidence, loss, shares, confidence)
-    if shares[best].low >= rules.least_share and confidence >= rules.confidence:
-        reason = f"{words}; {best} is the best in {100 * confidence:.0f} % of resamples."
-        return _diagnosis("carrier", reason, evidence, loss, shares, confidence, best)
+        return replace(spread, verdict="no_single_carrier", reason=reason)
+    best_in = f"{words}; {best} is the best in {100 * confidence:.0f} % of resamples"
+    is_enough = shares[best].low >= rules.least_share
+    if is_enough and confidence >= rules.confidence:
+        return replace(spread, verdict="carrier", reason=f"{best_in}.", carrier=best)
     tied = _tied(order, draws, rules)
-    if shares[best].low >= rules.least_share and tied:
+    if is_enough and tied:
         reason = f"{words}; {' and '.join(tied)} carry it alike."
-        return _diagnosis(
-            "no_single_carrier", reason, evidence, loss, shares, confidence, tied=tied
-        )
-    reason = (
-        f"{words}; {best} is the best in {100 * confidence:.0f} % of resamples, which does not "
-        "settle it. Give more prompts."
-    )
-    return _diagnosis("not_enough_evidence", reason, evidence, loss, shares, confidence)
+        return replace(spread, verdict="no_single_carrier", reason=reason, tied=tied)
+    return replace(spread, reason=f"{best_in}, which does not settle it. Give more prompts.")
 
 
 def _tied(order: Sequence[str], draws: Mapping[str, FloatArray], rules: Rules) -> tuple[str, ...]:
@@ -226,29 +290,6 @@ def _tied(order: Sequence[str], draws: Mapping[str, FloatArray], rules: Rules) -
         if -rules.least_share < distance.low and distance.high < rules.least_share:
             tied.append(name)
     return tuple(tied) if len(tied) > 1 else ()
-
-
-def _diagnosis(
-    verdict: Verdict,
-    reason: str,
-    evidence: Evidence,
-    loss: Interval,
-    shares: Mapping[str, Interval] | None = None,
-    confidence: float | None = None,
-    carrier: str | None = None,
-    tied: tuple[str, ...] = (),
-) -> Diagnosis:
-    return Diagnosis(
-        verdict=verdict,
-        reason=reason,
-        carrier=carrier,
-        tied=tied,
-        confidence=confidence,
-        loss=loss,
-        shares=shares or {},
-        measure=evidence.measure,
-        num_questions=len(evidence.questions),
-    )
 
 
 def _in_words(interval: Interval) -> str:

@@ -46,7 +46,7 @@ from treft.errors import ConfigError
 
 if TYPE_CHECKING:
     from treft.answers.questions import EvalQuestion
-    from treft.attribution.result import DiagnosisResult
+    from treft.attribution.findings import DiagnosisResult
     from treft.data.messages import Conversation
 
 
@@ -190,7 +190,7 @@ def diagnose(
         return
     confirm_calls(plan.cost.total, "answers and judge calls", max_calls, yes=yes)
     with interruptible(lambda: STOPPED), progress_bars() as progress:
-        result = run(plan.telling(progress))
+        result = run(plan, progress)
     _write(result, output)
     if json:
         emit(result.to_dict(), as_json=True)
