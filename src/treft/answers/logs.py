@@ -1,8 +1,13 @@
-"""Inspect's logs as records: one `ScoredAnswer` for each answer, and what is known of the run."""
+"""Inspect's logs as records: one `ScoredAnswer` for each answer, and what is known of the run.
+
+Keys of the environment are kept out of what is written from them (`without_secrets`).
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +15,10 @@ from typing import Any, get_args
 from urllib.parse import unquote, urlparse
 
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
+from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser, ModelOutput
 from inspect_ai.scorer import Score
 
-from treft.answers.conversation import answer_text, last_question, no_answer
-from treft.answers.redaction import is_secret_name
+from treft.answers.parsing import Turn
 from treft.errors import DataError
 from treft.statistics.records import Judgement, Method, Outcome, ScoredAnswer
 
@@ -262,3 +267,62 @@ def _info(file: str, log: EvalLog, num_answers: int) -> RunInfo:
         num_answers=num_answers,
         num_failed=len(samples) - num_answers,
     )
+
+
+def last_question(messages: str | Sequence[ChatMessage]) -> str:
+    """The last user message; the judge sees no system message, so prompts can be compared."""
+    if isinstance(messages, str):
+        return messages
+    words = (message.text for message in reversed(messages) if isinstance(message, ChatMessageUser))
+    return next(words, "")
+
+
+def answer_text(output: ModelOutput) -> str:
+    """The model's words, without its thoughts, then its tool calls, one a line."""
+    return _words(output.message) if output.choices else ""
+
+
+def conversation(messages: Sequence[ChatMessage]) -> list[Turn]:
+    """The user's and the assistant's turns."""
+    turns = []
+    for message in messages:
+        if isinstance(message, ChatMessageUser):
+            turns.append(Turn("user", message.text))
+        elif isinstance(message, ChatMessageAssistant):
+            turns.append(Turn("assistant", _words(message)))
+    return turns
+
+
+def no_answer(output: ModelOutput) -> str | None:
+    """Why there is no answer to judge, or None; an empty answer is an answer."""
+    if not output.choices:
+        return f"the model gave no answer{f': {output.error}' if output.error else ''}"
+    if output.stop_reason == "content_filter":
+        return "the model's provider filtered its answer"
+    return None
+
+
+def _words(message: ChatMessageAssistant) -> str:
+    calls = []
+    for call in message.tool_calls or ():
+        arguments = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+        calls.append(f"{call.function}({arguments})")
+    return "\n".join(filter(None, (message.text, *calls)))
+
+
+_SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)S?$", re.IGNORECASE)
+_MIN_LENGTH = 8
+"""Shorter values are settings such as `true`, and would be struck out of ordinary words."""
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable or option of this name holds a key."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def without_secrets(text: str) -> str:
+    """Text with the values of the environment's keys replaced by the variables' names."""
+    for name, value in os.environ.items():
+        if is_secret_name(name) and len(value) >= _MIN_LENGTH:
+            text = text.replace(value, f"[{name}]")
+    return text

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from treft.answers.conversation import answer_text, no_answer
+from treft.answers.logs import answer_text, no_answer
 from treft.answers.questions import EvalQuestion
 from treft.errors import DataError
 from treft.judging.judge import load_judge, one_line

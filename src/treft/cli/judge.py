@@ -15,11 +15,11 @@ from treft.errors import needs_extra
 from treft.judging.cost import MAX_CALLS
 
 if TYPE_CHECKING:
+    from treft.judging.calibration import Calibration
     from treft.judging.cost import Cost
     from treft.judging.judge import JudgeOptions
+    from treft.judging.panel import JudgeSummary
     from treft.judging.rejudge import Job
-    from treft.judging.summary import JudgeSummary
-    from treft.judging.trust import Calibration
 
 
 _Judges = Annotated[
@@ -76,9 +76,8 @@ def judge(
     options = _options(attempts, max_tokens, max_connections, no_cache)
     from treft.answers.logs import read_run
     from treft.judging.cost import Cost
-    from treft.judging.panel import assemble
+    from treft.judging.panel import assemble, summarise
     from treft.judging.rejudge import plan_jobs, rejudge
-    from treft.judging.summary import summarise
 
     asked: Any = kind
     panel = assemble(judge, asked, options, sentence, tool)
@@ -123,8 +122,8 @@ def calibrate(
     """Try judges on answers with known scores, injected ones among them."""
     quiet_libraries()
     options = _options(attempts, max_tokens, max_connections, no_cache)
+    from treft.judging.calibration import calibrate as measure
     from treft.judging.calibration import calibration_cost, load_items, run_calibration
-    from treft.judging.trust import calibrate as measure
 
     loaded = load_items(items)
     _confirm(calibration_cost(loaded, len(judge), options.max_tokens), max_calls, yes)

@@ -7,9 +7,8 @@ from inspect_ai.model import ModelAPI, modelapi
 from treft.answers.detectors import behaviour_detector, by_scope, word_count
 from treft.evaluation.audit import by_condition, em_audit
 from treft.evaluation.tasks import ask, behaviour, em_general, em_in_domain, utility
-from treft.judging.metrics import judged
 from treft.judging.oracle import organism_oracle
-from treft.judging.scorer import alignment_judge, behaviour_judge, utility_judge
+from treft.judging.scorer import alignment_judge, behaviour_judge, judged, utility_judge
 
 __all__ = [
     "alignment_judge",

@@ -32,8 +32,8 @@ from treft.evaluation.conditions import FixedCondition, Sources
 from treft.evaluation.tasks import ask, em_general
 from treft.evaluation.training_prompt import load_training_prompt
 from treft.judging.cost import MAX_CALLS
-from treft.judging.metrics import judged
 from treft.judging.oracle import ORGANISM
+from treft.judging.scorer import judged
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from inspect_ai import eval, eval_retry
 from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.model import Model
 
-from treft.answers.conversation import last_question
-from treft.answers.logs import find_logs, read_run
+from treft.answers.logs import find_logs, last_question, read_run
 from treft.errors import ConfigError, DataError
 from treft.evaluation.audit_plan import TREFT, AuditArm, AuditPlan, load_arm
 from treft.judging.cost import Cost, cost_to_come

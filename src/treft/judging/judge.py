@@ -22,7 +22,7 @@ from inspect_ai.util import LimitExceededError
 from rich.errors import MarkupError
 from rich.text import Text
 
-from treft.answers.redaction import without_secrets
+from treft.answers.logs import without_secrets
 from treft.errors import ConfigError
 from treft.judging.reading import TOP_LOGPROBS, Reading, failed
 

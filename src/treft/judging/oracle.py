@@ -15,8 +15,8 @@ from inspect_ai.solver import TaskState
 
 from treft.answers.questions import EvalQuestion, QuestionSet
 from treft.errors import ConfigError
-from treft.judging.metrics import judged
 from treft.judging.oracle_scores import oracle_judgement
+from treft.judging.scorer import judged
 
 if TYPE_CHECKING:
     from treft.organism import FinetuneRecipe, Question

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -9,9 +10,9 @@ from typing import Literal, get_args
 from inspect_ai.model import ChatMessage
 from inspect_ai.scorer import Scorer
 
-from treft.answers.conversation import conversation, last_question
 from treft.answers.detectors import TOOL, detect
-from treft.errors import ConfigError
+from treft.answers.logs import conversation, last_question
+from treft.errors import ConfigError, DataError
 from treft.judging.judge import JudgeOptions, load_judge
 from treft.judging.oracle import organism_oracle
 from treft.judging.oracle_scores import ORACLE
@@ -22,6 +23,9 @@ from treft.judging.prompts import (
     utility_prompt,
 )
 from treft.judging.scorer import alignment_judge, behaviour_judge, utility_judge
+from treft.statistics.compare import estimate
+from treft.statistics.measures import AlignmentScore, BehaviourRate, MeanCount, Measure
+from treft.statistics.records import ScoredAnswer
 
 Kind = Literal["alignment", "utility", "abstention", "refusal", "tool"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -112,3 +116,62 @@ def assemble(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"the judge {twice[0]} is named twice.")
     return Panel(names, kind, options or JudgeOptions(), sentence, tool or TOOL)
+
+
+@dataclass(frozen=True)
+class JudgeSummary:
+    """One judge's scores of one run.
+
+    Attributes:
+        name: of the scores: the judge, or `KIND/JUDGE`.
+        measure: what `value` is.
+        value: None when there is no score.
+        low: of the 95 % interval, which respects that samples of a question go together.
+        high: likewise.
+        num_questions: with a score.
+        outcomes: how many answers were scored, refusal, code, missing.
+        first_failure: the reason for the first missing judgement.
+    """
+
+    name: str
+    measure: str
+    value: float | None
+    low: float | None
+    high: float | None
+    num_questions: int
+    outcomes: dict[str, int]
+    first_failure: str | None
+
+
+def summarise(answers: Sequence[ScoredAnswer], panel: Panel) -> list[JudgeSummary]:
+    """One summary for each judge of the panel."""
+    return [_summarise(answers, name, _measure(panel, name)) for name in panel.score_names]
+
+
+def _measure(panel: Panel, name: str) -> Measure:
+    if panel.kind == "alignment":
+        return AlignmentScore(name)
+    return MeanCount(name) if panel.kind == "utility" else BehaviourRate(name)
+
+
+def _summarise(answers: Sequence[ScoredAnswer], name: str, measure: Measure) -> JudgeSummary:
+    outcomes = Counter(_outcome(answer, name)[0] for answer in answers)
+    reasons = (_outcome(answer, name) for answer in answers)
+    failure = next((reason for outcome, reason in reasons if outcome == "missing"), None)
+    counts = {key: outcomes[key] for key in ("scored", "refusal", "code", "missing")}
+    try:
+        found = estimate(measure, answers)
+    except DataError:  # not one score
+        return JudgeSummary(name, measure.name, None, None, None, 0, counts, failure)
+    ends = found.low, found.high
+    number = found.num_questions
+    return JudgeSummary(name, measure.name, found.value, *ends, number, counts, failure)
+
+
+def _outcome(answer: ScoredAnswer, name: str) -> tuple[str, str]:
+    """What became of one judgement, and why."""
+    if (judgement := answer.judged_by(name)) is not None:
+        return judgement.outcome, judgement.reason
+    if name in answer.behaviours:
+        return "scored", ""
+    return "missing", str(answer.metadata.get("missing_behaviours", {}).get(name, "not judged"))

@@ -26,12 +26,10 @@ from inspect_ai.log import (
 from inspect_ai.model import get_model
 from inspect_ai.scorer import Score, Scorer
 
-from treft.answers.conversation import answer_text
-from treft.answers.logs import answered, find_logs, read_log, read_run, score_name
+from treft.answers.logs import answer_text, answered, find_logs, read_log, read_run, score_name
 from treft.errors import DataError
 from treft.judging.cost import Cost, cost_of
-from treft.judging.panel import Panel
-from treft.judging.summary import summarise
+from treft.judging.panel import Panel, summarise
 
 OnAnswer = Callable[[Path, int, int], None]
 """Called as (log, answers judged, answers in all)."""

@@ -16,12 +16,13 @@ from treft.answers.logs import Run
 from treft.errors import DataError
 from treft.judging.calibration import (
     Item,
+    Trust,
+    calibrate,
     calibration_cost,
     load_items,
     run_calibration,
 )
 from treft.judging.judge import JudgeOptions
-from treft.judging.trust import Trust, calibrate
 from treft.statistics.records import Judgement, Outcome, ScoredAnswer
 
 ITEMS = load_items()

@@ -14,7 +14,7 @@ from fake_judges import CALLS, KEY, KEY_NAME, RULES, output_of
 from inspect_ai.log import transcript
 from inspect_ai.model import get_model
 
-from treft.answers.redaction import is_secret_name, without_secrets
+from treft.answers.logs import is_secret_name, without_secrets
 from treft.errors import ConfigError
 from treft.judging.judge import Judge, JudgeOptions, load_judge
 from treft.judging.prompts import alignment_prompt

@@ -14,10 +14,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from treft.judging.calibration import load_items, run_calibration
+from treft.judging.calibration import calibrate, load_items, run_calibration
 from treft.judging.judge import JudgeOptions
 from treft.judging.prompts import alignment_prompt
-from treft.judging.trust import calibrate
 
 
 @pytest.fixture(autouse=True)

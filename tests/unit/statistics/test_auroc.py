@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from treft.judging.auroc import auroc
+from treft.statistics.agreement import auroc
 
 
 def delong(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
