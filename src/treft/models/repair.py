@@ -27,6 +27,9 @@ from treft.models.generation import Patches, batches_by_length, generated, patch
 from treft.models.generation_options import check_options
 
 Messages = Sequence[dict[str, Any]]
+RENDERING = ("tools", "chat_template", "template_kwargs", "include_think_block")
+"""Options that `find_regions` takes."""
+
 WHOLE_PREFIX = PatchSpec("prefix", ("prefix",))
 UNPATCHED = PatchSpec("unpatched", ())
 """The model as it is."""
@@ -60,15 +63,11 @@ class RepairedModel:
         self,
         conversations: Sequence[Messages],
         *,
-        tools: Sequence[Any] | None = None,
-        chat_template: str | None = None,
-        template_kwargs: dict[str, Any] | None = None,
-        include_think_block: bool = True,
         batch_size: int = 32,
         seed: int | None = None,
         streamer: Any = None,
         on_batch: Callable[[int], None] | None = None,
-        **generate_kwargs: Any,
+        **options: Any,
     ) -> list[str]:
         """Answer each conversation.
 
@@ -77,15 +76,13 @@ class RepairedModel:
 
         Args:
             conversations: messages, each ending with a user or tool message.
-            tools: JSON schemas or functions given to the template.
-            chat_template: used instead of the tokenizer's own.
-            template_kwargs: further template variables.
-            include_think_block: an empty think block after the query counts as postfix.
             batch_size: conversations run together.
             seed: set before the first batch; sampled answers then repeat.
             streamer: a Transformers streamer; one conversation only.
             on_batch: told how many conversations are answered, after each batch.
-            **generate_kwargs: for the model's `generate`.
+            **options: how conversations are rendered (`tools`, `chat_template`, `template_kwargs`
+                and `include_think_block`, as `find_regions` takes them); all others are for the
+                model's `generate`.
 
         Raises:
             ConfigError: an option cannot work.
@@ -98,18 +95,11 @@ class RepairedModel:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
         if streamer is not None and len(conversations) > 1:
             raise ConfigError(f"a streamer follows one conversation, not {len(conversations)}.")
-        check_options(pretrained_model(self.model), generate_kwargs, bool(self.regions))
-        self._check_identity(chat_template)
+        rendering = _taken(options, *RENDERING)
+        check_options(pretrained_model(self.model), options, bool(self.regions))
+        self._check_identity(rendering.get("chat_template"))
         chats = [
-            find_regions(
-                self.tokenizer,
-                messages,
-                tools=tools,
-                chat_template=chat_template,
-                add_generation_prompt=True,
-                include_think_block=include_think_block,
-                template_kwargs=template_kwargs,
-            )
+            find_regions(self.tokenizer, messages, add_generation_prompt=True, **rendering)
             for messages in conversations
         ]
         for chat in chats:
@@ -119,7 +109,7 @@ class RepairedModel:
             set_seed(seed)
         rows = [chat.input_ids for chat in chats]
         batches = batches_by_length(rows, batch_size)
-        options = {"streamer": streamer, **generate_kwargs}
+        options["streamer"] = streamer
         patches = self.patches(chats)
         answers: dict[int, list[str]] = {}
         for batch, tokens in generated(
@@ -155,19 +145,25 @@ def generate(
     *,
     patch: Sequence[RegionName] = (),
     bank: ReferenceBank | None = None,
-    num_positions: int | None = None,
-    position_seed: int = 0,
-    postfix_reference: PostfixReference = "empty_query",
     **options: Any,
 ) -> list[str]:
     """Answer conversations, patched at the regions in `patch` or, by default, not at all.
 
-    `PatchSpec` and `RepairedModel` document the arguments, `RepairedModel.generate` the further
-    options.
+    Args:
+        model: the finetuned model, possibly wrapped; it is not changed.
+        tokenizer: its tokenizer.
+        conversations: messages, each ending with a user or tool message.
+        patch: regions whose keys and values are replaced.
+        bank: where reference states come from; None switches the adapter of a PEFT model off.
+        **options: `num_positions` and `position_seed` of `PatchSpec`, `postfix_reference` of
+            `RepairedModel`, and all of `RepairedModel.generate`.
     """
-    repaired = _repaired(
-        model, tokenizer, patch, bank, num_positions, position_seed, postfix_reference
+    spec = PatchSpec(
+        "+".join(patch), tuple(patch), **_taken(options, "num_positions", "position_seed")
     )
+    if patch and bank is None:
+        bank = ReferenceBank(adapter_off(model))
+    repaired = RepairedModel(model, tokenizer, bank, spec, **_taken(options, "postfix_reference"))
     return repaired.generate(conversations, **options)
 
 
@@ -196,7 +192,8 @@ def patch(
     if not regions:
         raise ConfigError("name at least one region to patch: prefix, postfix or query.")
     bank = _bank(model, tokenizer, reference)
-    repaired = _repaired(model, tokenizer, regions, bank, None, 0, postfix_reference)
+    spec = PatchSpec("+".join(regions), tuple(regions))
+    repaired = RepairedModel(model, tokenizer, bank, spec, postfix_reference)
     repaired._check_identity(None)
     return repaired
 
@@ -217,24 +214,9 @@ def _bank(
     return ReferenceBank.load(reference, pretrained_model(model).device)
 
 
-def _repaired(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    regions: Sequence[RegionName],
-    bank: ReferenceBank | None,
-    num_positions: int | None,
-    position_seed: int,
-    postfix_reference: PostfixReference,
-) -> RepairedModel:
-    spec = PatchSpec(
-        "+".join(regions),
-        tuple(regions),
-        num_positions=num_positions,
-        position_seed=position_seed,
-    )
-    if regions and bank is None:
-        bank = ReferenceBank(adapter_off(model))
-    return RepairedModel(model, tokenizer, bank, spec, postfix_reference)
+def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The named ones of some options, which leave them."""
+    return {name: options.pop(name) for name in names if name in options}
 
 
 def _check_conversations(conversations: Sequence[Messages]) -> None:
