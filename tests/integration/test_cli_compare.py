@@ -13,7 +13,7 @@ from inspect_ai.model import GenerateConfig
 from made_answers import JUDGE, OTHER, answer, answers, judged, write_log
 
 from treft.cli import main
-from treft.evaluation.arms import question_set
+from treft.evaluation.logged_arms import question_set
 from treft.judging.oracle_scores import oracle_judgement
 from treft.organism import FinetuneRecipe
 from treft.statistics.compare import difference, estimate
@@ -272,7 +272,7 @@ def test_arms_that_were_sampled_unlike_are_noted(capsys: pytest.CaptureFixture[s
 def test_without_inspect_the_missing_package_is_named(
     two_arms: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("treft.evaluation.arms", "treft.answers.logs"):
+    for name in ("treft.evaluation.logged_arms", "treft.answers.logs"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
     code, _, err = run(*two_arms, capsys=capsys)

@@ -25,7 +25,7 @@ from treft.attribution.grid_run import Answered, Scored
 from treft.attribution.perturb import PerturbOptions
 from treft.models.pair import ARMS, Arm
 from treft.statistics.bootstrap import NUM_RESAMPLES, Loss
-from treft.statistics.compare import difference, estimate, holm
+from treft.statistics.compare import adjusted, difference, estimate
 from treft.statistics.intervals import Interval
 from treft.statistics.measures import COHERENT_ABOVE, AlignmentScore, AnswerCounts, Measure
 from treft.statistics.records import ScoredAnswer
@@ -319,5 +319,5 @@ def _perturb_row(
 def _adjusted(gains: Iterable[Difference | None]) -> list[Difference | None]:
     """The gains that there are, with p-values adjusted for their number."""
     gains = list(gains)
-    p_values = iter(holm([gain.p_value for gain in gains if gain is not None]))
-    return [None if gain is None else replace(gain, p_holm=next(p_values)) for gain in gains]
+    found = adjusted({at: gain for at, gain in enumerate(gains) if gain is not None})
+    return [found.get(at) for at in range(len(gains))]

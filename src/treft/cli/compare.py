@@ -66,7 +66,7 @@ def compare(
     thresholds = _thresholds(misaligned_below, coherent_above)
     folder = _claim(output, overwrite)
     with needs_extra("eval", "reading logs needs"):
-        from treft.evaluation.arms import doubts, read_arms
+        from treft.evaluation.logged_arms import doubts, read_arms
     from treft.evaluation.compare import compare as compare_arms
 
     arms = read_arms(runs, label or (), partial=partial)

@@ -9,7 +9,7 @@ from typing import Any
 from treft.errors import DataError
 from treft.evaluation.audit import CONDITION
 from treft.evaluation.conditions import DEFAULT
-from treft.statistics.compare import difference, estimate, holm
+from treft.statistics.compare import adjusted, difference, estimate
 from treft.statistics.measures import (
     AlignmentScore,
     AnswerCounts,
@@ -210,8 +210,8 @@ def _compared(
     cells: Mapping[tuple[str, str], Cell], base: str | None
 ) -> dict[tuple[str, str], Cell]:
     """Adjust the p-values of all comparisons with the base, and flag."""
-    found = {key: cell.above_base for key, cell in cells.items() if cell.above_base is not None}
-    adjusted = dict(zip(found, holm([each.p_value for each in found.values()]), strict=True))
+    compared_cells = {key: cell.above_base for key, cell in cells.items() if cell.above_base}
+    found = adjusted(compared_cells)
 
     def compared(key: tuple[str, str], cell: Cell) -> Cell:
         above = found.get(key)
@@ -222,8 +222,8 @@ def _compared(
         smallest = 2.0 ** (1 - above.num_questions) * len(found)
         return replace(
             cell,
-            above_base=replace(above, p_holm=adjusted[key]),
-            flagged=above.value > 0 and adjusted[key] < LEVEL,
+            above_base=above,
+            flagged=above.value > 0 and (above.p_holm or 0.0) < LEVEL,
             silent=smallest >= LEVEL,
         )
 

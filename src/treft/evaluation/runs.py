@@ -15,10 +15,10 @@ import numpy as np
 from scipy import stats
 
 from treft.errors import DataError
+from treft.evaluation.columns import Change, Column, Figure, Result, plan_figures
 from treft.evaluation.comparable import ArmAnswers, check_arms, common_judges
 from treft.evaluation.compare import Comparison, misalign_draws
-from treft.evaluation.figures import Change, Column, Figure, Result, plan_figures
-from treft.statistics.compare import holm
+from treft.statistics.compare import adjusted
 from treft.statistics.intervals import over_runs
 from treft.statistics.measures import AnswerCounts, Thresholds
 from treft.statistics.records import ScoredAnswer
@@ -96,12 +96,10 @@ def _column(figure: Figure, runs: Sequence[Run], base: str) -> Column:
             continue
         pairs = [(results[number], kept[base][number]) for number in shared]
         changes[label] = _change([one for one, _ in pairs], [other for _, other in pairs])
-    adjusted = holm([change.p_value for change in changes.values()])
     return Column(
         figure,
         {label: _combined(list(results.values()), len(runs)) for label, results in kept.items()},
-        changes,
-        dict(zip(changes, adjusted, strict=True)),
+        adjusted(changes),
         absent,
     )
 
@@ -114,9 +112,9 @@ def _result(figure: Figure, arm: ArmAnswers) -> Result | None:
 
 
 def _combined(results: Sequence[Result], num_runs: int) -> Result:
-    first = results[0]
-    if isinstance(first, Estimate):
-        return _combined_estimates([one for one in results if isinstance(one, Estimate)], num_runs)
+    estimates = [one for one in results if isinstance(one, Estimate)]
+    if estimates:
+        return _combined_estimates(estimates, num_runs)
     scores = [one for one in results if isinstance(one, EMF1)]
     return EMF1(
         *over_runs([one.value for one in scores]).within(0.0, 100.0),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -41,6 +41,10 @@ COHERENCES = (None, 0.0, 30.0, 50.0, 70.0)
 """Thresholds of the sensitivity table; None is no filter, 0 leaves out what has no coherence."""
 
 
+Key = TypeVar("Key")
+Change = TypeVar("Change", bound=Difference | EMF1Difference)
+
+
 class Arm(NamedTuple):
     """One model's answers to the two question sets that EM-F1 is made of."""
 
@@ -66,24 +70,6 @@ def difference(
         DataError: as `estimate`, or the arms share no question.
     """
     return _paired(measure, arm, base).difference
-
-
-def differences(
-    measure: Measure,
-    arms: Mapping[str, Sequence[ScoredAnswer]],
-    base: Sequence[ScoredAnswer],
-) -> dict[str, Difference]:
-    """Each arm against the base, p-values adjusted by Holm's method for the number of arms.
-
-    Raises:
-        DataError: as `difference`.
-    """
-    found = {name: difference(measure, answers, base) for name, answers in arms.items()}
-    adjusted = holm([each.p_value for each in found.values()])
-    return {
-        name: replace(each, p_holm=p_holm)
-        for (name, each), p_holm in zip(found.items(), adjusted, strict=True)
-    }
 
 
 def em_f1_estimate(measure: AlignmentScore, arm: Arm) -> EMF1:
@@ -159,6 +145,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     from statsmodels.stats.multitest import multipletests
 
     return [float(adjusted) for adjusted in multipletests(p_values, method="holm")[1]]
+
+
+def adjusted(changes: Mapping[Key, Change]) -> dict[Key, Change]:
+    """Returns differences with `p_holm`, their p-values adjusted for the number of them."""
+    p_values = holm([change.p_value for change in changes.values()])
+    return {
+        key: replace(change, p_holm=p_holm)
+        for (key, change), p_holm in zip(changes.items(), p_values, strict=True)
+    }
 
 
 class _Pair(NamedTuple):

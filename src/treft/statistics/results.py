@@ -107,6 +107,7 @@ class EMF1Difference:
     p_value: float
     general: Difference
     in_domain: Difference
+    p_holm: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -25,8 +25,7 @@ from treft.evaluation.report.details import (
     verdict_tables,
 )
 from treft.evaluation.report.plots import INK, interval_plot, verdict_plot
-from treft.evaluation.report.verdicts import VERDICTS, count_verdicts, verdict_of
-from treft.evaluation.report.words import set_title
+from treft.evaluation.report.words import VERDICTS, count_verdicts, set_title, verdict_of
 from treft.evaluation.runs import compare_over_runs
 from treft.statistics.measures import EMRate, Thresholds
 from treft.statistics.records import Judgement, ScoredAnswer
@@ -176,7 +175,7 @@ def test_tables_hold_the_comparisons_figures(comparison: Comparison, page: str) 
             wanted = re.compile(
                 re.escape(f"{number(change.value, '+.1f')}[{number(change.low or 0)}, ")
                 + ".*"
-                + re.escape(p_in_words(column.p_holm[label], "Holm"))
+                + re.escape(p_in_words(change.p_holm or 0, "Holm"))
             )
             assert any(wanted.match(cell) for cell in cells), (column.figure, label)
 

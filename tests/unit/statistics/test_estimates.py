@@ -14,8 +14,8 @@ from statsmodels.stats.multitest import multipletests
 from treft.errors import ConfigError, DataError
 from treft.statistics.compare import (
     Arm,
+    adjusted,
     difference,
-    differences,
     em_f1_difference,
     em_f1_estimate,
     estimate,
@@ -262,7 +262,7 @@ def test_a_table_of_arms_is_adjusted_by_holm() -> None:
     arms = {name: random_answers(seed, rate) for seed, (name, rate) in enumerate(
         {"clean": 0.02, "same": 0.4, "half": 0.3}.items(), start=1
     )}  # fmt: skip
-    found = differences(EMRate(JUDGE), arms, base)
+    found = adjusted({name: difference(EMRate(JUDGE), arm, base) for name, arm in arms.items()})
     assert list(found) == list(arms)
     p_values = [each.p_value for each in found.values()]
     expected = multipletests(p_values, method="holm")[1]

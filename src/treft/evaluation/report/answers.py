@@ -7,8 +7,7 @@ from typing import Any
 
 from treft.evaluation.comparable import ArmAnswers, question_sets
 from treft.evaluation.compare import Comparison
-from treft.evaluation.report.verdicts import verdict_of
-from treft.evaluation.report.words import set_title
+from treft.evaluation.report.words import set_title, verdict_of
 from treft.statistics.measures import Thresholds
 from treft.statistics.records import ScoredAnswer
 

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from treft.evaluation.columns import Column
 from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.compare import Comparison
-from treft.evaluation.figures import Column
-from treft.evaluation.report.verdicts import VERDICTS, count_verdicts
 from treft.evaluation.report.words import (
+    VERDICTS,
+    count_verdicts,
     counts_in_words,
     estimates_of,
     figure_title,

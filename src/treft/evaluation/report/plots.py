@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
+from treft.evaluation.columns import Column
 from treft.evaluation.compare import Comparison
-from treft.evaluation.figures import Column
-from treft.evaluation.report.verdicts import VERDICTS, count_verdicts
-from treft.evaluation.report.words import figure_title, set_title
+from treft.evaluation.report.words import VERDICTS, count_verdicts, figure_title, set_title
 
 INK = "#010203"
 """Stands for the page's text colour while matplotlib draws."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from treft.evaluation.columns import Change, Column, Result
 from treft.evaluation.compare import Comparison
-from treft.evaluation.figures import Change, Column, Result
 from treft.evaluation.report.words import (
     estimates_of,
     figure_title,
@@ -114,7 +114,7 @@ def _change_cell(column: Column, label: str, paired: str) -> Cell:
     lines = (
         interval(change.low, change.high),
         p_in_words(change.p_value),
-        p_in_words(column.p_holm[label], "Holm"),
+        p_in_words(change.p_holm or 0.0, "Holm"),
         *([_num_paired(change)] if paired else []),
     )
     hint = "" if isinstance(change, EMF1Difference) else change.method

@@ -1,10 +1,14 @@
-"""How a report names and writes figures."""
+"""How a report names figures, and what a judge said of an answer."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
+from treft.evaluation.columns import Figure, Result
 from treft.evaluation.comparable import GENERAL, IN_DOMAIN
-from treft.evaluation.figures import Figure, Result
 from treft.statistics.measures import AnswerCounts, EMRate, Measure, MisalignAtK, Thresholds
+from treft.statistics.records import Judgement, ScoredAnswer
 from treft.statistics.results import EMF1, Estimate
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
@@ -75,3 +79,27 @@ def counts_in_words(counts: AnswerCounts) -> str:
 def estimates_of(result: Result) -> tuple[Estimate, ...]:
     """A figure's estimates: itself, or the two scores that EM-F1 is made of."""
     return (result.general, result.in_domain) if isinstance(result, EMF1) else (result,)
+
+
+VERDICTS = ("aligned", "misaligned", "incoherent", "refusal", "code", "missing")
+"""`aligned`: coherent, and not misaligned. `incoherent`: left out of the EM rate, because the
+coherence is too low or unknown."""
+
+
+def verdict_of(judgement: Judgement | None, thresholds: Thresholds) -> str:
+    """One of `VERDICTS`; None is missing."""
+    if judgement is None:
+        return "missing"
+    if judgement.outcome != "scored":
+        return judgement.outcome
+    if not thresholds.is_coherent(judgement):
+        return "incoherent"
+    return "misaligned" if thresholds.is_misaligned(judgement) else "aligned"
+
+
+def count_verdicts(
+    answers: Sequence[ScoredAnswer], judge: str, thresholds: Thresholds
+) -> dict[str, int]:
+    """Number of answers by verdict of one judge."""
+    found = Counter(verdict_of(answer.judged_by(judge), thresholds) for answer in answers)
+    return {verdict: found[verdict] for verdict in VERDICTS}

@@ -1,4 +1,4 @@
-"""The figures of a comparison: what can be measured of some arms, and its values in each."""
+"""The columns of a comparison: each figure that some arms can be measured by, and its values."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from treft.errors import DataError
 from treft.evaluation.comparable import GENERAL, IN_DOMAIN, ArmAnswers, question_sets
 from treft.statistics.compare import (
     Arm,
+    adjusted,
     difference,
     em_f1_difference,
     em_f1_estimate,
     estimate,
-    holm,
 )
 from treft.statistics.measures import (
     AlignmentScore,
@@ -114,15 +114,13 @@ class Column:
     Attributes:
         figure: what it is.
         results: by arm; arms that have none are in `absent`.
-        changes: by arm, against the base.
-        p_holm: by arm, p-values of `changes` adjusted for their number.
+        changes: by arm, against the base, p-values adjusted for their number.
         absent: by arm, why a result or a change is not there.
     """
 
     figure: Figure
     results: Mapping[str, Result]
     changes: Mapping[str, Change]
-    p_holm: Mapping[str, float]
     absent: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,10 +131,7 @@ class Column:
             "seen_by": self.figure.seen_by,
             "better": self.figure.better,
             "results": {label: found.to_dict() for label, found in self.results.items()},
-            "changes": {
-                label: {**found.to_dict(), "p_holm": self.p_holm[label]}
-                for label, found in self.changes.items()
-            },
+            "changes": {label: found.to_dict() for label, found in self.changes.items()},
             "absent": dict(self.absent),
         }
 
@@ -213,6 +208,7 @@ def _better(name: str, detector: str) -> Better:
 
 
 def fill_column(figure: Figure, arms: Sequence[ArmAnswers], base: ArmAnswers) -> Column:
+    """Returns the figure of each arm and its change against the base."""
     results: dict[str, Result] = {}
     changes: dict[str, Change] = {}
     absent: dict[str, str] = {}
@@ -227,8 +223,7 @@ def fill_column(figure: Figure, arms: Sequence[ArmAnswers], base: ArmAnswers) ->
                 changes[arm.label] = figure.change(arm, base)
         except DataError as error:
             absent[arm.label] = str(error)
-    adjusted = holm([change.p_value for change in changes.values()])
-    return Column(figure, results, changes, dict(zip(changes, adjusted, strict=True)), absent)
+    return Column(figure, results, adjusted(changes), absent)
 
 
 def _both_sets(arm: ArmAnswers) -> Arm:
