@@ -26,6 +26,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from treft.errors import ConfigError
+
 SAMPLER_DRAWS: dict[str, Any] = {
     "do_sample": False,
     "temperature": None,
@@ -56,6 +58,9 @@ class SamplingOptions:
         max_new_tokens: cap of an answer.
         stop: texts that end an answer and are no part of it.
         batch_size: prompts run together at most; no answer depends on it.
+
+    Raises:
+        ConfigError: a number means nothing.
     """
 
     temperature: float = 1.0
@@ -65,6 +70,17 @@ class SamplingOptions:
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()
     batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        """Validate before any model runs."""
+        if self.temperature < 0:
+            raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more.")
+        for name, value in (
+            ("max_new_tokens", self.max_new_tokens),
+            ("batch_size", self.batch_size),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1.")
 
 
 class Drawn(NamedTuple):

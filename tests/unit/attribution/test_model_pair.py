@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from treft.errors import ConfigError
-from treft.models.pair import ModelPair, answer_tokens, check_same_prompts
+from treft.models.generation import Asked, answer
+from treft.models.pair import ModelPair, check_same_prompts
 from treft.models.sampling import SamplingOptions
 
 PROMPTS = [
@@ -33,20 +34,22 @@ def adapted(base: PreTrainedModel) -> Any:
 def answers(
     model: Any, tokenizer: Any, prompts: list[list[int]], seeds: list[int], **options: Any
 ) -> list[str]:
-    base: dict[str, Any] = {"sampling": SamplingOptions(), "max_new_tokens": 6}
-    return answer_tokens(model, tokenizer, prompts, seeds, **{**base, **options})
+    on_batch = options.pop("on_batch", None)
+    sampling = SamplingOptions(**{"max_new_tokens": 6, **options})
+    asked = [Asked(*row) for row in zip(prompts, seeds, strict=True)]
+    found = answer(model, tokenizer, asked, sampling, on_batch=on_batch)
+    return [one.text for one in found]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_an_answer_does_not_depend_on_its_batch(
     any_model: PreTrainedModel, chat_tokenizer: PreTrainedTokenizerFast, temperature: float
 ) -> None:
-    sampling = SamplingOptions(temperature=temperature)
-    together = answers(any_model, chat_tokenizer, PROMPTS, SEEDS, sampling=sampling)
+    how: dict[str, Any] = {"temperature": temperature}
+    together = answers(any_model, chat_tokenizer, PROMPTS, SEEDS, **how)
     for batch_size in (1, 2):
-        assert together == answers(
-            any_model, chat_tokenizer, PROMPTS, SEEDS, sampling=sampling, batch_size=batch_size
-        )
+        how["batch_size"] = batch_size
+        assert together == answers(any_model, chat_tokenizer, PROMPTS, SEEDS, **how)
     ids = torch.tensor([PROMPTS[1]])
     if temperature == 0:
         output: Any = any_model.generate(  # type: ignore[operator]

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from scipy.stats import chisquare
 
+from treft.errors import ConfigError
 from treft.models.sampling import RowSampler, SamplingOptions
 
 NUM_DRAWS = 20_000
@@ -77,3 +79,16 @@ def test_log_probabilities_are_those_of_the_model_itself() -> None:
     none = RowSampler(SamplingOptions(num_logprobs=0), [3])
     none(NO_IDS, LOGITS[None])
     assert none.rows()[0][0].top == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -0.5}, "temperature is -0.5"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SamplingOptions(**options)
