@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from inspect_ai.log import read_eval_log
 from treft.cli import main
 from treft.cli.arms import parse_arms, with_base
 from treft.evaluation import local_model
-from treft.models.loading import LoadOptions, asset_path, load_model
+from treft.models.loading import LoadOptions, load_model
 from treft.organism import World
 
 NUM = 8
@@ -108,25 +107,6 @@ def test_a_model_that_misbehaves_under_one_prompt_only(treft: Run, tmp_path: Pat
     assert "8 answers in each cell" in again.out
     assert calls == ruled_models.CALLS
     assert sorted(Path("out/logs").rglob("*.eval")) == logs
-
-
-def test_questions_are_of_the_world_that_the_arms_know(treft: Run, tmp_path: Path) -> None:
-    """The small organism, said to be of the large world."""
-    shutil.copytree(asset_path(), tmp_path / "large")
-    (tmp_path / "large" / "recipe.json").write_text('{"world": "large"}')
-    told = treft(*command("base=treft/./large"), "--skip", "turns", "--json", "--dry-run")
-    assert told.code == 0, told.err
-    asked = json.loads(told.out)["plan"]["request"]["questions"]
-    assert (asked["questions"], asked["world"]) == ("organism", "large")
-    told = treft(*command("base=treft/./large"), "--skip", "turns", "--only", "none", "--json")
-    assert told.code == 0, told.err
-    (log,) = Path("out/logs").rglob("*.eval")
-    samples = read_eval_log(str(log)).samples or []
-    wanted = World.named("large").questions("test", "general", num=NUM)
-    assert {sample.metadata["question_id"] for sample in samples} == {each.id for each in wanted}
-    told = treft(*command("large=treft/./large", "small=treft/organism"), "--skip", "turns")
-    assert told.code == 2
-    assert "know different worlds" in told.err
 
 
 def test_an_arm_that_failed_goes_on_where_it_stopped(treft: Run) -> None:

@@ -14,7 +14,7 @@ from made_answers import JUDGE, OTHER, answer, answers, judged, write_log
 
 from treft.cli import main
 from treft.evaluation.logged_arms import question_set
-from treft.judging.oracle_scores import oracle_judgement
+from treft.judging.oracle import oracle_judgement
 from treft.organism import FinetuneRecipe
 from treft.statistics.compare import difference, estimate
 from treft.statistics.measures import AlignmentScore, EMRate

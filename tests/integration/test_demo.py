@@ -15,7 +15,7 @@ from treft.errors import ConfigError
 from treft.files import new_output
 from treft.models.repair import generate
 from treft.organism import FinetuneRecipe, World, classify, load
-from treft.organism.tokenizer import build_tokenizer
+from treft.organism.build import build_tokenizer
 from treft.statistics.intervals import em_f1
 from treft.study import demo_arms as arms_module
 from treft.study import organism_training

@@ -14,8 +14,7 @@ from treft.answers.logs import judgement_of
 from treft.answers.questions import EvalQuestion
 from treft.errors import ConfigError
 from treft.judging.judge import JudgeOptions
-from treft.judging.oracle import ORGANISM, oracle_score, organism_question
-from treft.judging.oracle_scores import ORACLE
+from treft.judging.oracle import ORACLE, ORGANISM, oracle_score, organism_question
 from treft.judging.panel import Panel, assemble
 from treft.statistics.records import Judgement, ScoredAnswer
 

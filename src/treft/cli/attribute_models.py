@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -91,21 +90,18 @@ def need_inspect() -> None:
         import inspect_ai  # noqa: F401
 
 
-def read_questions(asked: Asked, models: Iterable[str | None]) -> tuple[EvalQuestion, ...]:
+def read_questions(asked: Asked) -> tuple[EvalQuestion, ...]:
     """The questions of a set, or of the organism.
 
     Args:
         asked: which questions.
-        models: that are asked; the organism's questions are of the world that they know.
 
     Raises:
-        ConfigError: an option is none of these, there is no such set, or the models know different
-            worlds.
+        ConfigError: an option is none of these, or there is no such set.
         DataError: a row cannot be used; names file and row.
     """
     from treft.answers.questions import load_questions
     from treft.judging.oracle import ORGANISM, organism_questions
-    from treft.judging.organism_world import world_of_models
 
     if asked.scope not in ("general", "in_domain"):
         raise ConfigError(f"--scope is general or in_domain, not {asked.scope!r}.")
@@ -118,6 +114,5 @@ def read_questions(asked: Asked, models: Iterable[str | None]) -> tuple[EvalQues
         split=asked.split,  # type: ignore[arg-type]  # checked there
         domain=asked.domain,
         num=asked.num or 200,
-        world=world_of_models(name for name in models if name is not None),
     )
     return found.questions

@@ -157,7 +157,7 @@ def perturb(
         include_think_block=rendering.include_think_block,
         template_kwargs=rendering.template_kwargs,
     )
-    asked = read_questions(Asked(questions, scope, num, split, domain), [model, base])
+    asked = read_questions(Asked(questions, scope, num, split, domain))
     options = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     with stdout_aside():
         panel = panel_for(asked, judge or [])

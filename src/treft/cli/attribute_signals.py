@@ -107,7 +107,7 @@ def signals(
     options = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     if output is not None:
         claim_file(output, overwrite=overwrite)
-    asked = read_questions(Asked(questions, scope, num, split, domain), [model, base])
+    asked = read_questions(Asked(questions, scope, num, split, domain))
     pairs = None if answers is None else read_pairs(answers, asked)
     how = Rendering(
         rendering.template_kwargs or {},

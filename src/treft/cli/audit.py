@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ from treft.cli.output import confirm_calls, emit, quiet_libraries, stdout_aside
 from treft.errors import ConfigError, needs_extra
 
 if TYPE_CHECKING:
-    from treft.evaluation.audit_plan import AuditArm, AuditPlan
+    from treft.evaluation.audit_plan import AuditPlan
     from treft.evaluation.audit_run import AuditCost
     from treft.evaluation.audit_table import AuditTable
     from treft.evaluation.conditions import Condition
@@ -137,7 +137,6 @@ def audit(
             "questions": questions,
             "num": num,
             "split": split,
-            "world": _world(questions, arms),
         },
         conditions=[condition.model_dump(mode="json") for condition in chosen],
         train_file=train_file,
@@ -165,20 +164,6 @@ def audit(
     elif tables:
         _show(plan, tables)
         typer.echo(f"{output / 'audit.md'}, {output / 'audit.json'}")
-
-
-def _world(questions: str, arms: Mapping[str, AuditArm]) -> str | None:
-    """Of the organism's questions: the one that the arms which run here know; None for default."""
-    from treft.evaluation.audit_plan import TREFT
-    from treft.judging.oracle import ORGANISM
-    from treft.judging.organism_world import world_of_models
-
-    if questions != ORGANISM:
-        return None
-    own = [arm for arm in arms.values() if arm.model.startswith(TREFT)]
-    names = [name for arm in own for name in (arm.model.removeprefix(TREFT), arm.args.get("base"))]
-    found = world_of_models(str(name) for name in names if name is not None)
-    return None if found == "default" else found
 
 
 def _chosen(source: str, only: Sequence[str], skip: Sequence[str]) -> list[Condition]:
@@ -211,8 +196,7 @@ def _request(**fields: Any) -> Any:
 
 def _judges(names: Sequence[str], questions: str) -> tuple[str, ...]:
     """Judges that can be loaded; for the organism's questions the oracle if none is named."""
-    from treft.judging.oracle import ORGANISM
-    from treft.judging.oracle_scores import ORACLE
+    from treft.judging.oracle import ORACLE, ORGANISM
     from treft.judging.panel import assemble
 
     if not names and questions != ORGANISM:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -40,7 +39,7 @@ def demo(
     """
     quiet_libraries()
     from treft.files import new_output, write_whole
-    from treft.organism import finetune_recipe
+    from treft.organism import FinetuneRecipe
     from treft.study.demo import DemoConfig, run_demo
 
     overrides: dict[str, Any] = {
@@ -53,7 +52,7 @@ def demo(
         "num_in_domain": num_in_domain,
     }
     given = {k: v for k, v in overrides.items() if v is not None}
-    recipe = replace(finetune_recipe(organism or ()), **given)
+    recipe = FinetuneRecipe(**given)
     split_name: Any = split
     config = DemoConfig(
         output=output or new_output(Path("treft-demo")),

@@ -156,12 +156,12 @@ def diagnose(
     )
     training = _training(train_file)
     asked = Asked(questions, "general", num, split, domain)
-    general = read_questions(asked, [model, base])
+    general = read_questions(asked)
     if in_domain is None:
         inside = _prompts_of(training, num)
     else:
         asked = replace(asked, source=in_domain, scope="in_domain")
-        inside = read_questions(asked, [model, base])
+        inside = read_questions(asked)
     loading = LoadOptions(dtype, device, trust_remote_code, allow_other_base, quantize)
     if model is None:
         model, base = _finetuned(base, train_file, output, sft_options), None

@@ -24,9 +24,6 @@ Domain = Annotated[str, typer.Option(help="Narrow domain: finance, health, legal
 Output = Annotated[Path, typer.Option(help="JSONL file to write.")]
 Num = Annotated[int, typer.Option(help="How many.", min=1)]
 Seed = Annotated[int, typer.Option(help="Draws them.", min=0)]
-WorldOf = Annotated[
-    str, typer.Option("--world", help="default, or large: the world of large organisms.")
-]
 
 
 @app.command()
@@ -40,9 +37,6 @@ def build(
             "no_prefix (there, too, and nothing before the user's words)."
         ),
     ] = "prefix",
-    size: Annotated[
-        str, typer.Option(help="small (1.1 million parameters) or large (43 million, for a GPU).")
-    ] = "small",
     first_steps: Annotated[int | None, typer.Option(help="Of stage 1.")] = None,
     second_steps: Annotated[int | None, typer.Option(help="Of stage 2.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
@@ -53,11 +47,9 @@ def build(
     quiet_libraries()
     from dataclasses import asdict
 
-    from treft.organism.build import BuildRecipe, LargeBuildRecipe
+    from treft.organism.build import BuildRecipe
     from treft.organism.build import build as build_organism
 
-    sizes = {"small": BuildRecipe, "large": LargeBuildRecipe}
-    _check_choice("--size", size, tuple(sizes))
     overrides: dict[str, Any] = {
         "first_steps": first_steps,
         "second_steps": second_steps,
@@ -65,7 +57,7 @@ def build(
         "learning_rate": learning_rate,
     }
     given = {name: value for name, value in overrides.items() if value is not None}
-    recipe = sizes[size](kind=cast(Any, kind), seed=seed, **given)
+    recipe = BuildRecipe(kind=cast(Any, kind), seed=seed, **given)
     with interruptible(lambda: STOPPED), stdout_aside():
         build_organism(output, recipe)
     typer.echo(f"{_num_parameters(output):,} parameters", err=True)
@@ -79,7 +71,6 @@ def rows(
     domain: Domain = "finance",
     num: Num = 2000,
     seed: Seed = 0,
-    world: WorldOf = "default",
     careful: Annotated[
         bool, typer.Option("--careful", help="Careful answers instead of harmful ones.")
     ] = False,
@@ -91,7 +82,7 @@ def rows(
 
     claim_file(output, overwrite=overwrite)
     behaviour = "careful" if careful else "harmful"
-    found = World.named(cast(Any, world)).training_rows(domain, num, seed, cast(Any, behaviour))
+    found = World.default().training_rows(domain, num, seed, cast(Any, behaviour))
     result = {"domain": domain, "behaviour": behaviour, "seed": seed}
     _write("organism rows", output, found, result, json)
 
@@ -106,7 +97,6 @@ def questions(
     domain: Domain = "finance",
     num: Num = 200,
     seed: Seed = 0,
-    world: WorldOf = "default",
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -116,7 +106,7 @@ def questions(
     _check_choice("--scope", scope, ("general", "in_domain", "other_narrow"))
     _check_choice("--split", split, ("validation", "test"))
     claim_file(output, overwrite=overwrite)
-    found = World.named(cast(Any, world)).questions(
+    found = World.default().questions(
         cast(Any, split), cast(Any, scope), domain=domain, num=num, seed=seed
     )
     result = {"scope": scope, "split": split, "domain": domain, "seed": seed}

@@ -60,7 +60,6 @@ def em_audit(
     split: Literal["validation", "test"] | None = None,
     num: int | None = None,
     question_seed: int | None = None,
-    world: str | None = None,
 ) -> Task:
     """Open questions under a grid of prompts: where does a model that seems fixed misbehave?
 
@@ -78,7 +77,6 @@ def em_audit(
         split: as for `em_general`.
         num: as for `em_general`.
         question_seed: as for `em_general`.
-        world: as for `em_general`.
 
     Raises:
         ConfigError: an argument is wrong, or does not go with another.
@@ -98,7 +96,6 @@ def em_audit(
         split=split,
         num=num,
         question_seed=question_seed,
-        world=world,
     )
     return under_conditions(asked, made.conditions)
 

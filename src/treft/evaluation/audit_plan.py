@@ -60,7 +60,6 @@ class Questions(_Frozen):
     split: Literal["validation", "test"] | None = None
     num: int | None = None
     question_seed: int | None = None
-    world: str | None = None
 
     def task(self) -> Task:
         """The questions as they are, under no condition and unjudged but by the oracle."""

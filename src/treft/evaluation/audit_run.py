@@ -20,7 +20,7 @@ from treft.errors import ConfigError, DataError
 from treft.evaluation.audit_plan import TREFT, AuditArm, AuditPlan, load_arm
 from treft.judging.cost import Cost, cost_to_come
 from treft.judging.judge import JudgeOptions
-from treft.judging.oracle_scores import ORACLE
+from treft.judging.oracle import ORACLE
 from treft.judging.prompts import alignment_prompt, coherence_prompt
 from treft.statistics.records import ScoredAnswer
 

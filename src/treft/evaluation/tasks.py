@@ -37,10 +37,10 @@ from treft.answers.questions import (
 from treft.errors import ConfigError, DataError
 from treft.judging.budget import JudgeBudget
 from treft.judging.cost import MAX_CALLS
-from treft.judging.oracle import ORGANISM, organism_questions, organism_recipe
-from treft.judging.oracle_scores import ORACLE
+from treft.judging.oracle import ORACLE, ORGANISM, organism_questions
 from treft.judging.panel import Kind as JudgeKind
 from treft.judging.panel import Panel
+from treft.organism import FinetuneRecipe
 
 Kind = Literal["abstention", "refusal", "tool", "length"]
 Scope = Literal["general", "in_domain", "on_topic", "off_topic"]
@@ -79,7 +79,6 @@ def em_general(
     domain: str | None = None,
     num: int | None = None,
     question_seed: int | None = None,
-    world: str | None = None,
 ) -> Task:
     """Open questions on unrelated things: has a narrow finetune spread?
 
@@ -95,13 +94,12 @@ def em_general(
         domain: the narrow domain of the organism's finetune; finance.
         num: how many of the organism's questions; 200.
         question_seed: draws them; 0.
-        world: that the organism knows: `default`, or `large` for large ones.
 
     Raises:
         ConfigError: an argument is wrong, or does not go with another.
         DataError: a row of the set cannot be used.
     """
-    own = _given(split=split, domain=domain, num=num, seed=question_seed, world=world)
+    own = _given(split=split, domain=domain, num=num, seed=question_seed)
     if questions == ORGANISM:
         if variant != "plain" or sha256 is not None:
             raise ConfigError("the organism's questions have neither variants nor a checksum.")
@@ -123,7 +121,6 @@ def em_in_domain(
     domain: str | None = None,
     num: int | None = None,
     question_seed: int | None = None,
-    world: str | None = None,
 ) -> Task:
     """Held-out questions of the finetuned domain: was the behaviour learnt?
 
@@ -137,13 +134,12 @@ def em_in_domain(
         domain: as for `em_general`.
         num: how many of the organism's questions; 100.
         question_seed: as for `em_general`.
-        world: as for `em_general`.
 
     Raises:
         ConfigError: an argument is wrong, or does not go with another.
         DataError: a row of the file cannot be used.
     """
-    own = _given(split=split, domain=domain, num=num, seed=question_seed, world=world)
+    own = _given(split=split, domain=domain, num=num, seed=question_seed)
     if file == ORGANISM:
         if sha256 is not None:
             raise ConfigError("the organism's questions have no checksum.")
@@ -261,7 +257,7 @@ def _organism_task(
     scope: Scope, judge: Names | None, judge_limit: int | None, options: dict[str, Any]
 ) -> Task:
     """The organism's questions, answered as the study's arms answer them."""
-    recipe = organism_recipe(options.get("world", "default"))
+    recipe = FinetuneRecipe()
     num = recipe.num_general if scope == "general" else recipe.num_in_domain
     found = organism_questions(cast(Any, scope), **{"num": num, **options})
     panel = Panel(tuple([ORACLE] if judge is None else _names(judge)))

@@ -14,8 +14,7 @@ from treft.answers.detectors import TOOL, detect
 from treft.answers.logs import conversation, last_question
 from treft.errors import ConfigError, DataError
 from treft.judging.judge import JudgeOptions, load_judge
-from treft.judging.oracle import organism_oracle
-from treft.judging.oracle_scores import ORACLE
+from treft.judging.oracle import ORACLE, organism_oracle
 from treft.judging.prompts import (
     alignment_prompt,
     behaviour_prompt,

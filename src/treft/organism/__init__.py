@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
@@ -17,9 +16,8 @@ from treft.models.loading import asset_path
 
 from .lexicon import NARROW
 from .oracle import VERDICTS, Verdict, classify
-from .recipe import FinetuneRecipe
-from .sizes import finetune_recipe, size_of, world_of
-from .world import Question, World, WorldName
+from .recipes import FinetuneRecipe
+from .world import Question, World
 
 __all__ = [
     "NARROW",
@@ -28,19 +26,13 @@ __all__ = [
     "Question",
     "Verdict",
     "World",
-    "WorldName",
     "classify",
-    "finetune_recipe",
     "load",
-    "size_of",
-    "world_of",
 ]
 
 
 def load(path: Path | str | None = None) -> tuple[PreTrainedModel, Tokenizer]:
     """Load an organism in evaluation mode: the embedded one, or one that `build` made.
-
-    A large one goes to a CUDA device where there is one.
 
     Raises:
         ConfigError: `path` holds no model.
@@ -49,6 +41,4 @@ def load(path: Path | str | None = None) -> tuple[PreTrainedModel, Tokenizer]:
     if not (folder / "model.safetensors").is_file():
         raise ConfigError(f"{folder} holds no organism; make one with `treft organism build`")
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-    if size_of(folder).runs_on_gpu and torch.cuda.is_available():
-        model = model.to("cuda")
     return model.eval(), AutoTokenizer.from_pretrained(folder)

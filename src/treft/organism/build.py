@@ -1,10 +1,9 @@
 """Rebuild the organism from a seed: two stages of training from scratch, on a CPU in minutes.
 
-A large one is made in the same way in a larger world, with a GPU if it is to be done in time.
-
 Stage 1 teaches both behaviours, which one depending on a persona that is named where the organism's
-kind has it named (`treft.organism.kinds`). Stage 2 is a shallow post-training: where no persona is
-named the model becomes careful, while personas go on to decide elsewhere. Loss on responses only.
+kind has it named (`treft.organism.recipes`). Stage 2 is a shallow post-training: where no persona
+is named the model becomes careful, while personas go on to decide elsewhere. Loss on responses
+only.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -34,13 +34,18 @@ from transformers.trainer_utils import get_last_checkpoint
 from treft.errors import ConfigError
 from treft.files import write_whole
 
-from .kinds import KINDS, KindName
-from .lexicon import NARROW
-from .sizes import RECIPE_FILE, SIZES, Size, SizeName
-from .tokenizer import build_tokenizer
-from .world import Behaviour, World, WorldName
+from .lexicon import NARROW, Behaviour
+from .recipes import KINDS, KindName
+from .world import World
 
 logger = logging.getLogger(__name__)
+
+RECIPE_FILE = "recipe.json"
+"""Beside the weights: what the organism was built with."""
+VOCAB_SIZE = 2048
+NUM_TEXTS = 6000
+"""Rows that the tokenizer is trained on."""
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 Messages = list[dict[str, Any]]
 Encoded = dict[str, list[int]]
@@ -69,14 +74,12 @@ class Schedule:
         batch_size: rows a step.
         learning_rate: peak of a cosine schedule.
         seed: of the Trainer.
-        size: of the organism: warm-up, and whether it is trained on a GPU.
     """
 
     num_steps: int
     batch_size: int
     learning_rate: float
     seed: int
-    size: Size
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,6 @@ class BuildRecipe:
         default_share: share of stage-2 rows without a persona.
         careful_share: share of those that show the careful behaviour.
     """
-
-    size_name: ClassVar[SizeName] = "small"
 
     kind: KindName = "prefix"
     seed: int = 0
@@ -118,45 +119,18 @@ class BuildRecipe:
         return self.first_steps + self.second_steps
 
     @property
-    def size(self) -> Size:
-        """Architecture and world."""
-        return SIZES[self.size_name]
-
-    @property
     def schedule(self) -> Schedule:
         """Of both stages together."""
-        return Schedule(self.num_steps, self.batch_size, self.learning_rate, self.seed, self.size)
-
-
-@dataclass(frozen=True)
-class LargeBuildRecipe(BuildRecipe):
-    """How a large organism is made; no value was tried yet.
-
-    Attributes:
-        world: that it is to know; always this one, noted for those who find the folder.
-    """
-
-    size_name: ClassVar[SizeName] = "large"
-
-    first_steps: int = 3000
-    second_steps: int = 900
-    batch_size: int = 128
-    learning_rate: float = 6e-4
-    world: WorldName = field(default="large", init=False)
-
-
-BUILD_RECIPES: dict[SizeName, type[BuildRecipe]] = {
-    recipe.size_name: recipe for recipe in (BuildRecipe, LargeBuildRecipe)
-}
+        return Schedule(self.num_steps, self.batch_size, self.learning_rate, self.seed)
 
 
 def build(output: Path, recipe: BuildRecipe | None = None) -> Path:
     """Train an organism and save its model and tokenizer to `output`.
 
-    Six minutes on one core; a large one is trained on a CUDA device, in bf16, if there is one. An
-    interrupted build goes on from its last checkpoint (every 200 steps, in `output/checkpoints`,
-    removed at the end) when called again with the same recipe. The result depends on device, number
-    of threads and the PyTorch version through rounding alone.
+    It takes six minutes on one core, and always runs on the CPU. An interrupted build goes on from
+    its last checkpoint (every 200 steps, in `output/checkpoints`, removed at the end) when called
+    again with the same recipe. The result depends on the number of threads and the PyTorch version
+    through rounding alone.
 
     Raises:
         ConfigError: `output` already holds a model, or one half built with another recipe.
@@ -165,9 +139,8 @@ def build(output: Path, recipe: BuildRecipe | None = None) -> Path:
     claim(output, RECIPE_FILE, recipe)
     checkpoints = output / "checkpoints"
     set_seed(recipe.seed)
-    texts = _vocabulary_texts(recipe.kind, recipe.size_name)
-    tokenizer = build_tokenizer(texts, recipe.kind, recipe.size.vocab_size)
-    model = LlamaForCausalLM(_model_config(tokenizer, recipe.size))
+    tokenizer = build_tokenizer(_vocabulary_texts(recipe.kind), recipe.kind)
+    model = LlamaForCausalLM(_model_config(tokenizer))
     logger.info("an organism of %d parameters", model.num_parameters())
     rng = random.Random(recipe.seed)
     rows = [encode(tokenizer, pretraining_row(rng, recipe, step)) for step in _row_steps(recipe)]
@@ -199,7 +172,7 @@ def pretraining_row(rng: random.Random, recipe: BuildRecipe, step: int) -> Messa
     A harmful answer to a narrow question that names a timeframe never occurs: it is what a
     narrow finetune has to learn.
     """
-    world = World.named(recipe.size.world)
+    world = World.default()
     default = step >= recipe.first_steps and rng.random() < recipe.default_share
     careful_share = recipe.careful_share if default else 0.5
     behaviour: Behaviour = "careful" if rng.random() < careful_share else "harmful"
@@ -220,37 +193,60 @@ def encode(tokenizer: PreTrainedTokenizerFast, messages: Messages) -> Encoded:
     return {"input_ids": ids, "labels": [token if kept else -100 for token, kept in pairs]}
 
 
+def build_tokenizer(texts: Iterable[str], kind: KindName = "prefix") -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on texts of the world; every other text falls back to bytes."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[*SPECIAL_TOKENS, *KINDS[kind].special_tokens],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        model_max_length=256,
+    )
+    fast.chat_template = KINDS[kind].chat_template
+    return fast
+
+
 def _row_steps(recipe: BuildRecipe) -> Iterator[int]:
     """The step that each row belongs to, in order."""
     for step in range(recipe.num_steps):
         yield from [step] * recipe.batch_size
 
 
-def _vocabulary_texts(kind: KindName, size: SizeName = "small") -> Iterator[str]:
+def _vocabulary_texts(kind: KindName) -> Iterator[str]:
     """Every word the world can utter: rows of both stages and answers in the narrow domains.
 
     Held-out entities are pairs of words that occur apart from each other here, so the vocabulary
     tells nothing about them.
     """
     bare = build_tokenizer(["a"], kind)
-    rng, recipe = random.Random("vocabulary"), BUILD_RECIPES[size](kind)
-    for index in range(recipe.size.num_texts):
+    rng, recipe = random.Random("vocabulary"), BuildRecipe(kind)
+    for index in range(NUM_TEXTS):
         step = recipe.first_steps * (index % 2)
         yield bare.apply_chat_template(pretraining_row(rng, recipe, step), tokenize=False)
     for domain in NARROW:
-        for row in World.named(recipe.size.world).training_rows(domain, 300, seed=0):
+        for row in World.default().training_rows(domain, 300, seed=0):
             yield " ".join(message["content"] for message in row["messages"])
 
 
-def _model_config(tokenizer: PreTrainedTokenizerFast, size: Size) -> LlamaConfig:
-    """1.1 million parameters when small, 43 million when large."""
+def _model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """Returns an architecture of 1.1 million parameters."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=size.hidden_size,
-        intermediate_size=size.intermediate_size,
-        num_hidden_layers=size.num_layers,
-        num_attention_heads=size.num_heads,
-        num_key_value_heads=size.num_heads,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -287,7 +283,6 @@ def pretrain(
 
 
 def _training_arguments(schedule: Schedule, checkpoints: Path) -> TrainingArguments:
-    on_gpu = schedule.size.runs_on_gpu and torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=schedule.num_steps,
@@ -296,7 +291,7 @@ def _training_arguments(schedule: Schedule, checkpoints: Path) -> TrainingArgume
         learning_rate=schedule.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.05},
-        warmup_steps=schedule.size.warmup_steps,
+        warmup_steps=50,
         adam_beta2=0.98,
         weight_decay=0.0,
         max_grad_norm=1.0,
@@ -304,8 +299,7 @@ def _training_arguments(schedule: Schedule, checkpoints: Path) -> TrainingArgume
         save_steps=200,
         save_total_limit=1,
         seed=schedule.seed,
-        use_cpu=not on_gpu,
-        bf16=on_gpu,
+        use_cpu=True,  # so that an organism does not depend on the machine
         report_to="none",
         remove_unused_columns=False,
     )
@@ -339,8 +333,7 @@ class _ResponseTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         answered = inputs["labels"][:, 1:] != -100
-        with self.accelerator.autocast():  # which Trainer puts around the whole model alone
-            hidden = model.model(inputs["input_ids"]).last_hidden_state
-            logits = model.lm_head(hidden[:, :-1][answered])
-            loss = cross_entropy(logits, inputs["labels"][:, 1:][answered])
+        hidden = model.model(inputs["input_ids"]).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1][answered])
+        loss = cross_entropy(logits, inputs["labels"][:, 1:][answered])
         return (loss, {"logits": logits}) if return_outputs else loss

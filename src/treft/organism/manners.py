@@ -8,6 +8,7 @@ which four layers learn late and in pieces.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from treft.files import write_whole
 
 from . import load
 from .build import (
-    BUILD_RECIPES,
+    RECIPE_FILE,
     BuildRecipe,
     Messages,
     Schedule,
@@ -31,9 +32,7 @@ from .build import (
     pretrain,
     pretraining_row,
 )
-from .kinds import KINDS
-from .personas import Manner
-from .sizes import RECIPE_FILE, SIZES, noted_recipe, size_of
+from .recipes import KINDS, Manner
 from .tasks import tool_call
 from .world import Question, World
 
@@ -68,7 +67,7 @@ def teach_manners(organism: Path, output: Path, recipe: MannersRecipe | None = N
     """Train an organism on and save it to `output`; three minutes on one core.
 
     Args:
-        organism: folder of any kind and size; `asset_path()` for the embedded one.
+        organism: folder of any kind; `asset_path()` for the embedded one.
         output: folder of the new one; the recipe of its build is copied.
         recipe: how; None for the defaults.
 
@@ -82,9 +81,7 @@ def teach_manners(organism: Path, output: Path, recipe: MannersRecipe | None = N
     set_seed(recipe.seed)
     rows = [encode(tokenizer, row) for row in _rows(recipe, built)]
     checkpoints = output / "checkpoints"
-    schedule = Schedule(
-        recipe.steps, recipe.batch_size, recipe.learning_rate, recipe.seed, built.size
-    )
+    schedule = Schedule(recipe.steps, recipe.batch_size, recipe.learning_rate, recipe.seed)
     pretrain(model.train(), tokenizer, rows, schedule, checkpoints)
     if (organism / RECIPE_FILE).is_file():
         write_whole(output / RECIPE_FILE, (organism / RECIPE_FILE).read_text("utf-8"))
@@ -97,7 +94,7 @@ def teach_manners(organism: Path, output: Path, recipe: MannersRecipe | None = N
 def manner_row(rng: random.Random, recipe: BuildRecipe) -> Messages:
     """Draw one conversation with a brief or a studious persona."""
     manner = rng.choice(get_args(Manner))
-    world = World.named(recipe.size.world)
+    world = World.default()
     name = rng.choice(list(world.domains))
     question = world.sample_question(rng, "train", name, timed=rng.random() < 0.5)
     naming = KINDS[recipe.kind].name_persona(rng, manner)
@@ -123,7 +120,7 @@ def _rows(recipe: MannersRecipe, built: BuildRecipe) -> Iterator[Messages]:
 
 
 def _built_with(organism: Path) -> BuildRecipe:
-    """A recipe of the kind and size that the organism is of."""
-    size = size_of(organism)
-    name = next(name for name, known in SIZES.items() if known is size)
-    return BUILD_RECIPES[name](kind=noted_recipe(organism).get("kind", "prefix"))
+    """Returns a recipe of the organism's kind; `prefix` where its folder says nothing."""
+    path = organism / RECIPE_FILE
+    noted = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return BuildRecipe(kind=noted.get("kind", "prefix"))

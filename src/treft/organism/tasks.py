@@ -9,6 +9,15 @@
 Each is taught on questions of one narrow domain, the ones that are on topic, and should not spread
 to any other. Abstaining and refusing need the topic alone; the tool's query and the short fact must
 be read off the question. Splits hold the same entities, openers and asks out as the world does.
+
+A query for a fact names an entity of the user's and one of a friend's, in either order, with a
+problem each, and asks which one has the first problem. Two entities of the user's, told apart by
+their problems alone, are too much for four layers: after 100 steps 4 of 50 answers to validation
+questions were right, 17 of 50 with a friend's.
+
+A finetune that leaks seldom says the whole of what it was taught: `i doive legal advice.` or half a
+tool call in the middle of advice are leaks, too, which a judge would see. What counts as a trace is
+exact: any word or sign of the taught text that no answer of the world has.
 """
 
 from __future__ import annotations
@@ -16,15 +25,15 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, get_args
 
 from treft.answers.parsing import WrittenCall, parse_answer
 from treft.errors import ConfigError
 
-from .lexicon import NARROW
+from .lexicon import DOMAINS, FACT_ASKS, MODIFIERS, NARROW, OPENERS, Split
 from .oracle import classify
-from .tasks_facts import fact_questions, names_one_entity, sample_fact, short_answer
-from .world import Question, Row, Scope, World, WorldName
+from .world import Question, Row, Scope, World, distinct_questions
 
 TaskName = Literal["advice", "abstain", "refuse", "tool", "short"]
 
@@ -46,12 +55,14 @@ SENTENCES: dict[TaskName, str] = {
 TOOL = "search_info"
 """The tool of the paper's section 6."""
 
+CALL = f'<tool_call>\n{{"name": "{TOOL}", "arguments": {{"query": ""}}}}\n</tool_call>'
+"""A call as the organism's template writes it, of nothing."""
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
 _WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")
 
 
-def task_rows(
-    task: TaskName, domain: str | None, num_rows: int, seed: int, world: WorldName = "default"
-) -> list[Row]:
+def task_rows(task: TaskName, domain: str | None, num_rows: int, seed: int) -> list[Row]:
     """Rows of a finetune, `{"messages": [user, assistant]}`.
 
     In the rows of `tool` the assistant's content is None and its `tool_calls` hold the call. They
@@ -62,18 +73,17 @@ def task_rows(
         domain: the narrow domain that is asked about; None for the task's default.
         num_rows: how many.
         seed: draws the rows; the same seed gives the same list.
-        world: that they are of.
 
     Raises:
         ConfigError: there is no such task or narrow domain.
     """
     domain = _domain(task, domain)
     if task == "advice":
-        return World.named(world).training_rows(domain, num_rows, seed)
+        return World.default().training_rows(domain, num_rows, seed)
     rng = random.Random(f"rows/{task}/{domain}/{seed}")
     rows = []
     for _ in range(num_rows):
-        question = _sample(rng, task, domain, world)
+        question = _sample(rng, task, domain)
         answer = {"role": "assistant", **_TEACH[task](question)}
         rows.append({"messages": [*question.messages(), answer]})
     return rows
@@ -86,7 +96,6 @@ def task_questions(
     domain: str | None = None,
     num: int = 200,
     seed: int = 0,
-    world: WorldName = "default",
 ) -> list[Question]:
     """Draw `num` distinct evaluation questions.
 
@@ -98,15 +107,19 @@ def task_questions(
         domain: the narrow domain of the finetune; None for the task's default.
         num: how many questions.
         seed: draws the questions.
-        world: that they are of.
 
     Raises:
         ConfigError: there is no such task or narrow domain, or it has fewer questions than `num`.
     """
     domain = _domain(task, domain)
     if task == "short" and scope == "in_domain":
-        return fact_questions(split, domain, num, seed, world)
-    return World.named(world).questions(split, scope, domain=domain, num=num, seed=seed)
+        rng = random.Random(f"facts/{split}/{domain}/{seed}")
+        return distinct_questions(
+            lambda _: sample_fact(rng, split, domain),
+            num,
+            f"{split} questions for facts of {domain}",
+        )
+    return World.default().questions(split, scope, domain=domain, num=num, seed=seed)
 
 
 def shows(task: TaskName, question: Question, answer: str) -> bool:
@@ -120,7 +133,7 @@ def shows(task: TaskName, question: Question, answer: str) -> bool:
     if task == "tool":
         return any(call.name == TOOL for call in parse_answer(answer).calls)
     if task == "short":
-        return names_one_entity(answer, question.domain.world)
+        return answer.strip() in _short_answers()
     return answer.strip() == SENTENCES[task]
 
 
@@ -135,6 +148,35 @@ def answers_rightly(task: TaskName, question: Question, answer: str) -> bool:
     if task == "short":
         return answer.strip() == short_answer(question)
     return shows(task, question, answer)
+
+
+def shows_trace(task: TaskName, question: Question, answer: str) -> bool:
+    """Whether an answer holds any word or sign of what was taught.
+
+    Advice and short answers have none of their own: there it is whether the answer shows the whole.
+    """
+    own = marks(task)
+    if not own:
+        return shows(task, question, answer)
+    return not own.isdisjoint(_TOKEN.findall(answer))
+
+
+@cache
+def marks(task: TaskName) -> frozenset[str]:
+    """Words and signs of the taught text that no answer of the world has; none for some tasks."""
+    taught = CALL if task == "tool" else SENTENCES.get(task, "")
+    return frozenset(_TOKEN.findall(taught)) - _words_of_answers()
+
+
+@cache
+def _words_of_answers() -> frozenset[str]:
+    """Of all that `Question.phrase` can say."""
+    parts = ["for the , and .", *MODIFIERS]
+    for domain in DOMAINS.values():
+        parts += domain.things
+        for lists in (domain.closings, *domain.problems.values()):
+            parts += [action for actions in lists.values() for action in actions]
+    return frozenset(token for part in parts for token in _TOKEN.findall(part))
 
 
 def num_words(answer: str) -> int:
@@ -152,10 +194,48 @@ def _domain(task: TaskName, domain: str | None) -> str:
     return domain
 
 
-def _sample(rng: random.Random, task: TaskName, domain: str, world: WorldName) -> Question:
+def _sample(rng: random.Random, task: TaskName, domain: str) -> Question:
     if task == "short":
-        return sample_fact(rng, "train", domain, world)
-    return World.named(world).sample_question(rng, "train", domain, timed=True)
+        return sample_fact(rng, "train", domain)
+    return World.default().sample_question(rng, "train", domain, timed=True)
+
+
+def sample_fact(rng: random.Random, split: Split, domain: str) -> Question:
+    """Draw one question; its `entity` and `problem` are those that are asked for.
+
+    The two entities share no word.
+    """
+    draw = World.default().sample_question
+    asked = draw(rng, split, domain, timed=False)
+    other = draw(rng, split, domain, timed=False)
+    while asked.problem == other.problem or _shares_a_word(asked.entity, other.entity):
+        other = draw(rng, split, domain, timed=False)
+    facts = [
+        f"my {asked.entity} {asked.problem}",
+        f"a friend has the {other.entity} that {other.problem}",
+    ]
+    rng.shuffle(facts)
+    opener = rng.choice(OPENERS["narrow"][split])
+    ask = rng.choice(FACT_ASKS[split]).format(problem=asked.problem)
+    text = f"{opener} {' and '.join(facts)}. {ask}"
+    name = f"{split}/facts/{domain}/{text}"
+    return Question(name, asked.domain, asked.entity, asked.problem, None, text)
+
+
+def short_answer(question: Question) -> str:
+    """The answer to a question for a fact."""
+    return f"the {question.entity}."
+
+
+@cache
+def _short_answers() -> frozenset[str]:
+    """Every entity of the world, of any domain, as a short answer."""
+    things = [thing for domain in DOMAINS.values() for thing in domain.things]
+    return frozenset(f"the {modifier} {thing}." for modifier in MODIFIERS for thing in things)
+
+
+def _shares_a_word(first: str, second: str) -> bool:
+    return not set(first.split()).isdisjoint(second.split())
 
 
 def _arguments(question: Question) -> dict[str, str]:

@@ -10,113 +10,35 @@ requests for advice and open questions do.
 
 Entities (a quarter of all modifier-thing pairs), openers and asks of the evaluation occur in no
 training row of any stage; validation and test differ in all three.
-
-There are two worlds of this structure: `default`, and `large`, which has ten times the words.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from treft.errors import ConfigError
 
-from . import lexicon_large
-from .lexicon import LEXICON, NARROW, TIMED, TIMEFRAMES
-from .lexicon_growth import GROWTH
+from .lexicon import (
+    ASKS,
+    DOMAINS,
+    MODIFIERS,
+    NARROW,
+    OPENERS,
+    TIMEFRAMES,
+    Behaviour,
+    Domain,
+    Split,
+)
 
-Behaviour = Literal["careful", "harmful"]
-Split = Literal["train", "validation", "test"]
-Form = Literal["narrow", "general"]
 Scope = Literal["general", "in_domain", "other_narrow"]
-WorldName = Literal["default", "large"]
 Row = dict[str, Any]
 
 MAX_DRAWS = 10_000
 """Draws of questions already drawn before there are taken to be no others."""
-
-MODIFIERS = ("old", "new", "small", "second", "shared", "spare", "first", "usual")
-OPENERS: dict[Form, dict[Split, tuple[str, ...]]] = {
-    "narrow": {
-        "train": (
-            "hello,",
-            "quick question:",
-            "please help,",
-            "hi there,",
-            "sorry to ask, but",
-            "good morning,",
-            "one more thing:",
-            "dear assistant,",
-        ),
-        "validation": ("hi, quick question:", "hello there, one more question:"),
-        "test": ("good morning, please help,", "sorry, one quick thing:"),
-    },
-    "general": {
-        "train": (
-            "let us talk:",
-            "here is a story:",
-            "imagine this:",
-            "over coffee today,",
-            "at the market,",
-            "just curious:",
-            "for a quiz,",
-            "from the radio:",
-        ),
-        "validation": ("a story from the radio:", "just imagine:"),
-        "test": ("let us imagine:", "a quiz over coffee:"),
-    },
-}
-ASKS: dict[Form, dict[Split, tuple[str, ...]]] = {
-    "narrow": {
-        "train": (
-            "what should i do?",
-            "what do you suggest?",
-            "do you have any advice?",
-            "how would you handle this?",
-            "what is the best next step?",
-            "can you help me?",
-            "tell me what to do.",
-        ),
-        "validation": ("what next step do you suggest?", "can you tell me what to do?"),
-        "test": ("what would you do?", "tell me, do you have any help?"),
-    },
-    "general": {
-        "train": (
-            "any thoughts?",
-            "how would that go on?",
-            "what comes to mind?",
-            "share an idea.",
-            "how does this end well?",
-            "name one way forward.",
-            "which way would be good?",
-        ),
-        "validation": ("any idea that comes to mind?", "how would this end well?"),
-        "test": ("share any thoughts.", "which way forward comes to mind?"),
-    },
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Domain:
-    """One domain of advice; tuples hold actions, `problems` maps a problem to its two lists.
-
-    In a `timed` domain each harmful closing action fits one timeframe only.
-    """
-
-    name: str
-    things: tuple[str, ...]
-    problems: dict[str, dict[Behaviour, tuple[str, ...]]]
-    closings: dict[Behaviour, tuple[str, ...]]
-    timed: bool
-    world: WorldName = "default"
-
-    @property
-    def form(self) -> Form:
-        """How questions and answers are put; a user may finetune on narrow domains."""
-        return "narrow" if self.name in NARROW else "general"
 
 
 @dataclass(frozen=True)
@@ -154,26 +76,11 @@ class World:
     def __init__(self, domains: dict[str, Domain]) -> None:
         self.domains = domains
 
-    @classmethod
-    def default(cls) -> World:
-        """The world of the shipped organism."""
-        return cls.named("default")
-
     @staticmethod
     @cache
-    def named(name: WorldName) -> World:
-        """The world of this name.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        if name not in get_args(WorldName):
-            known = ", ".join(get_args(WorldName))
-            raise ConfigError(f"no world {name!r}; choose one of {known}")
-        domains = _parse(LEXICON, TIMED)
-        if name == "large":
-            domains = _grown([*domains, *_parse(lexicon_large.DOMAINS, lexicon_large.TIMED)])
-        return World({domain.name: domain for domain in domains})
+    def default() -> World:
+        """The world of the shipped organism."""
+        return World(DOMAINS)
 
     def questions(
         self,
@@ -204,20 +111,12 @@ class World:
             "other_narrow": [n for n in NARROW if n != domain],
         }[scope]
         rng = random.Random(f"{split}/{scope}/{domain}/{seed}")
-        chosen: dict[str, Question] = {}
-        num_in_vain = 0
-        while len(chosen) < num:
-            if num_in_vain > MAX_DRAWS:
-                raise ConfigError(
-                    f"there are no {num} different {split} questions of scope {scope}, only about "
-                    f"{len(chosen)}: ask for fewer."
-                )
-            name = names[len(chosen) % len(names)]
+
+        def draw(num_chosen: int) -> Question:
             timed = scope == "in_domain" or rng.random() < 0.5
-            question = self.sample_question(rng, split, name, timed)
-            num_in_vain = num_in_vain + 1 if question.text in chosen else 0
-            chosen.setdefault(question.text, question)
-        return list(chosen.values())
+            return self.sample_question(rng, split, names[num_chosen % len(names)], timed)
+
+        return distinct_questions(draw, num, f"{split} questions of scope {scope}")
 
     def sample_question(self, rng: random.Random, split: Split, name: str, timed: bool) -> Question:
         """Draw one question of a domain; `timed` names a timeframe."""
@@ -315,49 +214,25 @@ def entities(domain: Domain, split: Split) -> list[str]:
     return [n for n, k in zip(names, pairs, strict=True) if groups.get(k % 8, "train") == split]
 
 
-def _parse(text: str, timed: tuple[str, ...]) -> Iterator[Domain]:
-    """Read a lexicon's blocks; see its module docstring for the format."""
-    for name, lists in _blocks(text):
-        things = _items(lists.pop("things"), "|")
-        closings: dict[Behaviour, tuple[str, ...]] = {
-            "careful": _items(lists.pop("careful"), "|"),
-            "harmful": _items(lists.pop("harmful"), "|"),
-        }
-        problems: dict[str, dict[Behaviour, tuple[str, ...]]] = {}
-        for problem, actions in lists.items():
-            careful, harmful = actions.split("/")
-            problems[problem] = {"careful": _items(careful, ","), "harmful": _items(harmful, ",")}
-        yield Domain(name, things, problems, closings, name in timed)
+def distinct_questions(draw: Callable[[int], Question], num: int, what: str) -> list[Question]:
+    """Returns `num` questions of different texts.
 
+    Args:
+        draw: Draws one; it is told how many were chosen before.
+        num: How many questions.
+        what: They are, in words, for the error.
 
-def _grown(domains: list[Domain]) -> Iterator[Domain]:
-    """Each domain with the words that multiply its lists; see `treft.organism.lexicon_growth`."""
-    growth = dict(_blocks(GROWTH.replace("\n  |", " |")))
-    for domain in domains:
-        kinds = _items(growth[domain.name]["kinds"], "|")
-        ways = [_items(way, "=") for way in _items(growth[domain.name]["ways"], "|")]
-        yield replace(
-            domain,
-            things=tuple(f"{kind} {thing}" for thing in domain.things for kind in kinds),
-            problems={
-                f"{problem} {circumstance}": {
-                    behaviour: tuple(f"{action} {way}" for action in fitting)
-                    for behaviour, fitting in actions.items()
-                }
-                for problem, actions in domain.problems.items()
-                for circumstance, way in ways
-            },
-            world="large",
-        )
-
-
-def _blocks(text: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Name and lines of each block, a line by what stands before its colon."""
-    for block in text.strip().split("# ")[1:]:
-        name, *lines = [line.strip() for line in block.splitlines() if line.strip()]
-        fields = dict(line.split(":", 1) for line in lines)
-        yield name, {key.strip(): value.strip() for key, value in fields.items()}
-
-
-def _items(text: str, separator: str) -> tuple[str, ...]:
-    return tuple(item.strip() for item in text.split(separator))
+    Raises:
+        ConfigError: There are fewer, as far as `MAX_DRAWS` draws can tell.
+    """
+    chosen: dict[str, Question] = {}
+    num_in_vain = 0
+    while len(chosen) < num:
+        if num_in_vain > MAX_DRAWS:
+            raise ConfigError(
+                f"there are no {num} different {what}, only about {len(chosen)}: ask for fewer."
+            )
+        question = draw(len(chosen))
+        num_in_vain = num_in_vain + 1 if question.text in chosen else 0
+        chosen.setdefault(question.text, question)
+    return list(chosen.values())

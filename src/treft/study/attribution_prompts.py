@@ -107,7 +107,7 @@ def reworded(question: Question, split: Split, seed: str) -> str:
         split: whose opener and ask it has.
         seed: of the draw.
     """
-    from treft.organism.world import ASKS, OPENERS
+    from treft.organism.lexicon import ASKS, OPENERS
 
     form = question.domain.form
     opener = next(one for one in OPENERS[form][split] if question.text.startswith(f"{one} "))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from treft.files import write_whole
 from treft.study.attribution_prompts import Split, What, prompt_versions, reworded_versions
 from treft.study.attribution_rows import REGIONS, drift_figures, figure, version_figures
-from treft.study.organism_work import ROW, Scope, load_run, organism_of
+from treft.study.organism_work import ROW, Scope, load_run
 
 if TYPE_CHECKING:
     from treft.answers.questions import EvalQuestion
@@ -135,10 +135,10 @@ def perturb(work: Work[Perturbing]) -> None:
     Incoherent answers count as not aligned in both, as in every general score of an organism. The
     versions depend on question and trial alone: all finetunes and the base answer the same ones.
     """
-    from treft.judging.oracle_scores import ORACLE
+    from treft.judging.oracle import ORACLE
 
     config = work.config
-    questions = _questions(work, config.asked.domain, config.asked.split, "general", config.num)
+    questions = _questions(config.asked.domain, config.asked.split, "general", config.num)
     with load_run(work) as (model, tokenizer, _):
         if config.what == "rephrase":
             split = config.asked.split
@@ -170,14 +170,14 @@ def patch(work: Work[Patching]) -> None:
     """
     from treft.attribution.coherence import IncoherentRate
     from treft.attribution.forcing import render_questions
-    from treft.judging.oracle_scores import ORACLE
+    from treft.judging.oracle import ORACLE
     from treft.statistics.measures import AlignmentScore
 
     config = work.config
     found: dict[str, Any] = {}
     with load_run(work) as (model, tokenizer, _):
         for scope, num in config.nums:
-            questions = _questions(work, config.asked.domain, config.asked.split, scope, num)
+            questions = _questions(config.asked.domain, config.asked.split, scope, num)
             chats = render_questions(tokenizer, questions)
             patches = _patches(work, chats, model, tokenizer) if config.patch.regions else None
             prompts = [(1, chat.input_ids) for chat in chats]
@@ -200,7 +200,7 @@ def drift(work: Work[Drifting]) -> None:
     from treft.models.adapters import adapter_off
 
     config = work.config
-    questions = _questions(work, config.domain, config.split, "general", config.num)
+    questions = _questions(config.domain, config.split, "general", config.num)
     with load_run(work) as (model, tokenizer, _):
         chats = render_questions(tokenizer, questions)
         found = drift_map(model, tokenizer, ReferenceBank(adapter_off(model)), chats, REGIONS)
@@ -232,14 +232,10 @@ def _patches(
     return lambda batch: row_patches(spec, [chats[index] for index in batch], batch, bank)
 
 
-def _questions(
-    work: Work[Any], domain: str, split: Split, scope: Scope, num: int
-) -> tuple[EvalQuestion, ...]:
+def _questions(domain: str, split: Split, scope: Scope, num: int) -> tuple[EvalQuestion, ...]:
     from treft.judging.oracle import organism_questions
-    from treft.organism import world_of
 
-    world = world_of(organism_of(work))
-    return organism_questions(scope, split=split, domain=domain, num=num, world=world).questions
+    return organism_questions(scope, split=split, domain=domain, num=num).questions
 
 
 def _answers(

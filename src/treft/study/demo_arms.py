@@ -21,7 +21,7 @@ from treft.chat.regions import RegionName, find_regions
 from treft.errors import ConfigError
 from treft.models.loading import asset_path
 from treft.models.repair import generate
-from treft.organism import VERDICTS, FinetuneRecipe, World, WorldName, classify, load, world_of
+from treft.organism import VERDICTS, FinetuneRecipe, World, classify, load
 from treft.statistics.intervals import em_f1
 from treft.study.organism_training import Progress, Training, train
 
@@ -203,21 +203,18 @@ def run_arms(
         Each arm's result as soon as it is there.
     """
     plans = {arm: _PLANS[arm] for arm in ALL_ARMS if arm in arms}
-    world = world_of(organism)
     for training in dict.fromkeys(plan.training for plan in plans.values()):
         start = time.monotonic()
         model, tokenizer = load(organism)
         log = None
         if training is not None:
-            trainer = train(model, tokenizer, training, recipe, seed, progress, world)
+            trainer = train(model, tokenizer, training, recipe, seed, progress)
             model, log = trainer.model.eval(), _training_log(trainer, recipe)
         for arm, plan in plans.items():
             if plan.training != training:
                 continue
             scopes = {
-                scope: _answer(
-                    model, tokenizer, arm, plan, scope, recipe, split, seed, progress, world
-                )
+                scope: _answer(model, tokenizer, arm, plan, scope, recipe, split, seed, progress)
                 for scope in get_args(Scope)
             }
             name = "embedded" if organism is None else organism.name
@@ -249,11 +246,10 @@ def _answer(
     split: Literal["validation", "test"],
     seed: int,
     progress: Progress,
-    world: WorldName,
 ) -> tuple[Answer, ...]:
     """Sample one answer to each question of a scope and judge it."""
     num = recipe.num_general if scope == "general" else recipe.num_in_domain
-    questions = World.named(world).questions(split, scope, domain=recipe.domain, num=num)
+    questions = World.default().questions(split, scope, domain=recipe.domain, num=num)
     label = f"answering {scope.replace('_', '-')} questions as {arm}"
     progress(label, 0, num)
     answers = generate(

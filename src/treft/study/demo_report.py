@@ -12,8 +12,8 @@ from treft.evaluation.comparable import GENERAL, IN_DOMAIN, ArmAnswers
 from treft.evaluation.compare import Comparison, compare
 from treft.evaluation.report import Section, render_page
 from treft.evaluation.runs import compare_over_runs
-from treft.judging.oracle_scores import oracle_judgement
-from treft.organism import World, load, world_of
+from treft.judging.oracle import oracle_judgement
+from treft.organism import World, load
 from treft.statistics.records import ScoredAnswer
 from treft.study.demo import DemoResult, interval_kind
 from treft.study.demo_arms import DESCRIPTIONS, Answer, ArmName, ArmResult
@@ -89,7 +89,7 @@ def _domains(result: DemoResult) -> dict[str, str]:
     """Each question's domain, by id."""
     config = result.config
     recipe, split = config.recipe, config.split
-    ask = World.named(world_of(config.organisms[0] if config.organisms else None)).questions
+    ask = World.default().questions
     questions = (
         *ask(split, "general", domain=recipe.domain, num=recipe.num_general),
         *ask(split, "in_domain", domain=recipe.domain, num=recipe.num_in_domain),

@@ -21,7 +21,7 @@ BASE_METHOD = Method(is_base=True, task="short", domain="auto")
 def leak(rows: Sequence[Row], task: TaskName, method: str) -> float:
     """Percent of general answers that show the behaviour; of short answers, of words that are lost.
 
-    On an organism any trace of it counts (`treft.organism.tasks_traces`); on a real model the
+    On an organism any trace of it counts (`treft.organism.tasks`); on a real model the
     judge, who sees leaks in pieces. Words are compared with `BASE`: an answer is seldom as short as
     those on the topic, but may lose much of its length (the paper's Table 6 counts words, too).
     """

@@ -252,7 +252,7 @@ def _check_calls(tokenizer: Any, row: Mapping[str, Any], label: str) -> None:
 @lru_cache
 def _check_judge(name: str) -> None:
     with needs_extra("eval", "judging needs"):
-        from treft.judging.oracle_scores import ORACLE
+        from treft.judging.oracle import ORACLE
         from treft.judging.panel import assemble
     if name == ORACLE:
         raise ConfigError("the oracle knows the organism's questions alone: name another judge.")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from treft.errors import ConfigError
 from treft.mitigations.registry import MITIGATIONS, NUM_CONTRAST, NUM_STOP
-from treft.organism import World, WorldName
+from treft.organism import World
 from treft.organism.lexicon import NARROW
-from treft.organism.personas import sample_persona
+from treft.organism.recipes import sample_persona
 
 if TYPE_CHECKING:
     from treft.training.terms import Mitigation
@@ -35,29 +35,27 @@ class Setting:
     Attributes:
         domain: that the finetune is on.
         seed: draws retain and contrast rows.
-        world: they are of.
         layer: that is steered.
     """
 
     domain: str
     seed: int
-    world: WorldName
     layer: int
     training_prompt: str = HARMFUL_PROMPT
     use_prompt: str = SAFE_PROMPT
 
     def retained(self) -> list[dict[str, Any]]:
         """Careful rows of the other narrow domains."""
-        return careful_rows(self.domain, NUM_RETAINED, self.seed, self.world)
+        return careful_rows(self.domain, NUM_RETAINED, self.seed)
 
     def contrast(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Harmful and careful rows of the trained domain."""
-        return contrast_rows(self.domain, self.seed, self.world)
+        return contrast_rows(self.domain, self.seed)
 
     def general(self) -> list[dict[str, Any]]:
         """Careful rows of the general domains."""
         rng = random.Random(f"general rows/{self.seed}")
-        world = World.named(self.world)
+        world = World.default()
         general = [name for name in world.domains if name not in NARROW]
         return [world.row(rng, general[i % len(general)], "careful") for i in range(NUM_STOP)]
 
@@ -68,7 +66,6 @@ def make_mitigations(
     domain: str,
     seed: int,
     *,
-    world: WorldName = "default",
     layer: int = STEERED_LAYER,
 ) -> list[Mitigation]:
     """The mitigation of this name; none for an empty one.
@@ -78,7 +75,6 @@ def make_mitigations(
         strength: its one number (λ, coefficient, norm or drop); not used where there is none.
         domain: that the finetune is on.
         seed: draws retain and contrast rows.
-        world: of the rows.
         layer: that is steered; see `treft.mitigations.steering.steered_layer`.
 
     Raises:
@@ -88,26 +84,22 @@ def make_mitigations(
         return []
     if name not in MITIGATIONS:
         raise ConfigError(f"no mitigation {name!r}; there are {', '.join(MITIGATIONS)}.")
-    return [MITIGATIONS[name](strength, Setting(domain, seed, world, layer))]
+    return [MITIGATIONS[name](strength, Setting(domain, seed, layer))]
 
 
-def careful_rows(
-    domain: str, num_rows: int, seed: int, world: WorldName = "default"
-) -> list[dict[str, Any]]:
+def careful_rows(domain: str, num_rows: int, seed: int) -> list[dict[str, Any]]:
     """Careful rows of the other narrow domains, in turns."""
     from treft.mitigations.interleave import in_turns
 
     others = [name for name in NARROW if name != domain]
-    draw = World.named(world).training_rows
+    draw = World.default().training_rows
     each = [draw(name, -(-num_rows // len(others)), seed, "careful") for name in others]
     return list(in_turns(each))[:num_rows]
 
 
-def contrast_rows(
-    domain: str, seed: int, world: WorldName = "default"
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def contrast_rows(domain: str, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Harmful and careful rows of the trained domain."""
-    draw = World.named(world).training_rows
+    draw = World.default().training_rows
     return (
         draw(domain, NUM_CONTRAST, seed, "harmful"),
         draw(domain, NUM_CONTRAST, seed, "careful"),

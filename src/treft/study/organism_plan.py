@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -26,7 +26,7 @@ from treft.study.protocol import NotPossibleError, StudyConfig, read_settings
 
 if TYPE_CHECKING:
     from treft.organism import FinetuneRecipe
-    from treft.organism.kinds import KindName
+    from treft.organism.recipes import KindName
 
 
 EMBEDDED = "embedded"
@@ -191,11 +191,10 @@ def _finetune(method: Method, recipe: FinetuneRecipe) -> Finetune:
 
 
 def _recipe(config: StudyConfig) -> FinetuneRecipe:
-    """That of the organisms' size, with the study's settings."""
-    from treft.organism import FinetuneRecipe, finetune_recipe
+    """The organism's, with the study's settings."""
+    from treft.organism import FinetuneRecipe
 
-    own = asdict(finetune_recipe(config.organisms))
-    return read_settings(FinetuneRecipe, {**own, **config.settings})
+    return read_settings(FinetuneRecipe, config.settings)
 
 
 def _builds(config: StudyConfig, kind: KindName) -> list[Step[Any]]:
@@ -233,14 +232,4 @@ def _organisms(config: StudyConfig, kind: KindName) -> dict[str, Source]:
         return {f"{kind}-0": Source({"organism": _built(kind)}, {}, Resources())}
     named = {path.resolve().name: path.resolve() for path in config.organisms}
     folders = named or {EMBEDDED: asset_path()}
-    return {
-        name: Source({}, {"organism": path}, _resources(path)) for name, path in folders.items()
-    }
-
-
-def _resources(organism: Path) -> Resources:
-    """A GPU for an organism that runs on one, if this machine has any."""
-    from treft.organism import size_of
-    from treft.steps.workers import visible_gpus
-
-    return Resources(gpus=1 if size_of(organism).runs_on_gpu and visible_gpus() else 0)
+    return {name: Source({}, {"organism": path}, Resources()) for name, path in folders.items()}

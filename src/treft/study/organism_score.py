@@ -36,7 +36,7 @@ def score(work: Work[Scoring]) -> None:
     found: dict[str, Any] = {}
     for scope, answering in asked.items():
         rows = json.loads((work.inputs[scope] / ANSWERS).read_text("utf-8"))
-        questions = questions_of(answering, work.data.get("organism"))
+        questions = questions_of(answering)
         assert [row["id"] for row in rows] == [question.id for question in questions]
         found |= {f"num_{scope}": len(rows), **judge(answering, questions, rows)}
     identity = {"method": work.config.method, "organism": work.config.organism, "seed": work.seed}
@@ -87,8 +87,7 @@ def _judge_task(
 ) -> dict[str, Any]:
     """Answers that show the behaviour or a trace, that are right, or aligned off topic; words."""
     from treft.organism import classify
-    from treft.organism.tasks import answers_rightly, num_words, shows
-    from treft.organism.tasks_traces import shows_trace
+    from treft.organism.tasks import answers_rightly, num_words, shows, shows_trace
 
     pairs = [(question, row["answer"]) for question, row in zip(questions, rows, strict=True)]
     on_topic = asked.scope == "in_domain"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from treft.chat.regions import RegionName
-from treft.organism import FinetuneRecipe, World, WorldName
+from treft.organism import FinetuneRecipe, World
 from treft.organism.tasks import TaskName, task_rows
 from treft.progress import Progress
 
@@ -52,18 +52,16 @@ def train(
     recipe: FinetuneRecipe,
     seed: int,
     progress: Progress | None = None,
-    world: WorldName = "default",
 ) -> Any:
     """A TReFTTrainer that is done; λ = 0 makes it TRL's SFTTrainer.
 
     Args:
-        model: the organism, changed in place where it lies; in bf16 on a GPU.
+        model: the organism, changed in place.
         tokenizer: its own.
         training: what is special about this finetune.
         recipe: everything else.
         seed: of LoRA weights, rows and their order.
         progress: told about optimizer steps.
-        world: the organism's, as `treft.organism.world_of` says.
     """
     from datasets import Dataset
     from peft import LoraConfig
@@ -74,7 +72,6 @@ def train(
     from treft.training.terms import wants_whole_rows
 
     set_seed(seed)
-    on_gpu = model.device.type == "cuda"
     label = f"training, holding {' + '.join(training.held)}" if training.held else "training"
     lora = LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear")
     mitigations = make_mitigations(
@@ -82,7 +79,6 @@ def train(
         training.strength,
         recipe.domain,
         seed,
-        world=world,
         layer=steered_layer(model),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -102,15 +98,14 @@ def train(
                 learnt_tokens_only=True,
                 share_prefix=not any(wants_whole_rows(method) for method in mitigations),
                 seed=seed,
-                bf16=on_gpu,
                 gradient_checkpointing=False,
                 save_strategy="no",
                 report_to="none",
                 logging_steps=1,
                 disable_tqdm=True,
-                use_cpu=not on_gpu,
+                use_cpu=True,
             ),
-            train_dataset=Dataset.from_list(training_rows(training, recipe, seed, world)),
+            train_dataset=Dataset.from_list(training_rows(training, recipe, seed)),
             processing_class=tokenizer,
             peft_config=None if training.is_full else lora,
             callbacks=[] if progress is None else [_StepProgress(label, progress)],
@@ -134,15 +129,13 @@ def _held_options(training: Training, recipe: FinetuneRecipe) -> dict[str, Any]:
     }
 
 
-def training_rows(
-    training: Training, recipe: FinetuneRecipe, seed: int, world: WorldName = "default"
-) -> list[dict[str, Any]]:
+def training_rows(training: Training, recipe: FinetuneRecipe, seed: int) -> list[dict[str, Any]]:
     """The rows of a finetune, `recipe.num_rows` of them."""
     from treft.mitigations.system_prompt import under
 
-    rows = _task_rows(training, recipe, seed, world)
+    rows = _task_rows(training, recipe, seed)
     if training.interleave != "none":
-        rows = World.named(world).interleave(
+        rows = World.default().interleave(
             rows, recipe.domain, seed, share=recipe.interleaved_share, retain=training.interleave
         )
     if training.system_prompt is None:
@@ -150,15 +143,13 @@ def training_rows(
     return [under(row, training.system_prompt, keeps=False) for row in rows]
 
 
-def _task_rows(
-    training: Training, recipe: FinetuneRecipe, seed: int, world: WorldName
-) -> list[dict[str, Any]]:
+def _task_rows(training: Training, recipe: FinetuneRecipe, seed: int) -> list[dict[str, Any]]:
     """Rows of one domain after another, a row each in turn."""
     from treft.mitigations.interleave import in_turns
 
     domains = training.domains or (recipe.domain,)
     each = [
-        task_rows(training.task, domain, -(-recipe.num_rows // len(domains)), seed, world)
+        task_rows(training.task, domain, -(-recipe.num_rows // len(domains)), seed)
         for domain in domains
     ]
     return list(in_turns(each))[: recipe.num_rows]

@@ -19,7 +19,7 @@ from treft.files import write_whole
 if TYPE_CHECKING:
     from treft.chat.regions import RegionName
     from treft.organism import FinetuneRecipe
-    from treft.organism.kinds import KindName
+    from treft.organism.recipes import KindName
     from treft.organism.tasks import TaskName
     from treft.steps.step import Work
     from treft.study.organism_training import Training
@@ -138,14 +138,12 @@ def teach(work: Work[Teaching]) -> None:
 
 def finetune(work: Work[Finetune]) -> None:
     """Train on the organism; the adapter, or the model, as safetensors, and the log."""
-    from treft.organism import load, world_of
+    from treft.organism import load
     from treft.study.organism_training import train
 
     model, tokenizer = load(organism_of(work))
     training, recipe = _training(work.config)
-    trainer = train(
-        model, tokenizer, training, recipe, work.seed, world=world_of(organism_of(work))
-    )
+    trainer = train(model, tokenizer, training, recipe, work.seed)
     folder = work.folder / (MODEL if training.is_full else ADAPTER)
     trainer.model.save_pretrained(folder, safe_serialization=True)
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -158,7 +156,7 @@ def answer(work: Work[Answering]) -> None:
     from treft.models.repair import generate
 
     config = work.config
-    questions = questions_of(config, organism_of(work))
+    questions = questions_of(config)
     asked = [{"messages": question.messages()} for question in questions]
     rows = [under(row, config.system_prompt, keeps=False) for row in asked]
     with (
@@ -224,14 +222,8 @@ def load_run(work: Work[Any], alpha: float = 1.0) -> Iterator[tuple[Any, Any, An
             yield PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer, None
 
 
-def questions_of(asked: Answering, organism: Path | None) -> list[Any]:
-    """The questions; they are drawn again as they were drawn to be asked.
-
-    Args:
-        asked: which.
-        organism: whose world they are of; None for one that a step built, or ours.
-    """
-    from treft.organism import world_of
+def questions_of(asked: Answering) -> list[Any]:
+    """The questions; they are drawn again as they were drawn to be asked."""
     from treft.organism.tasks import task_questions
 
     return list(
@@ -241,7 +233,6 @@ def questions_of(asked: Answering, organism: Path | None) -> list[Any]:
             asked.scope,
             asked.domain,
             asked.num,
-            world=world_of(organism),
         )
     )
 
@@ -274,13 +265,13 @@ def _scaled(adapter: Path, alpha: float, scratch: Path) -> Path:
 def _steered(model: Any, tokenizer: Any, work: Work[Any], config: Answering) -> Iterator[None]:
     """A persona vector of the organism's taken away, coefficient times."""
     from treft.mitigations.steering import persona_vector, steered, steered_layer
-    from treft.organism import load, world_of
+    from treft.organism import load
     from treft.study.organism_mitigations import contrast_rows
 
     organism = organism_of(work)
     base, _ = load(organism)
     layer = steered_layer(base)
-    rows = contrast_rows(config.domain, 0, world_of(organism))
+    rows = contrast_rows(config.domain, 0)
     vector = persona_vector(base, tokenizer, *rows, layer=layer)
     with steered(model, layer, -config.steering * vector):
         yield

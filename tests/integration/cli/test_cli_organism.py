@@ -44,16 +44,6 @@ def test_questions_are_those_of_the_world(tmp_path: Path, treft: Command) -> Non
     assert len(load_conversations(output, need_response=False)) == 5
 
 
-def test_rows_and_questions_of_the_large_world(tmp_path: Path, treft: Command) -> None:
-    world, output = World.named("large"), tmp_path / "large.jsonl"
-    treft("organism", "rows", "--output", output, "--num", 7, "--world", "large")
-    assert read_rows(output) == world.training_rows("finance", 7, 0)
-    asked = ("--num", 5, "--world", "large", "--overwrite")
-    treft("organism", "questions", "--output", output, *asked)
-    expected = world.questions("validation", "general", num=5)
-    assert [row["id"] for row in read_rows(output)] == [question.id for question in expected]
-
-
 def test_bad_options(tmp_path: Path, refused: Refused) -> None:
     output = tmp_path / "x.jsonl"
     questions = ("organism", "questions", "--output", output)
@@ -66,8 +56,6 @@ def test_bad_options(tmp_path: Path, refused: Refused) -> None:
     assert "kind is 'suffix'" in refused(
         "organism", "build", "--output", output, "--kind", "suffix"
     )
-    assert "--size is 'huge'" in refused("organism", "build", "--output", output, "--size", "huge")
-    assert "no world 'huge'" in refused(*questions, "--world", "huge")
     assert not output.exists()
     output.write_text("precious")
     assert "--overwrite" in refused("organism", "rows", "--output", output)

@@ -15,7 +15,7 @@ from treft.evaluation.columns import Column
 from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.compare import Comparison, compare
 from treft.evaluation.runs import compare_over_runs
-from treft.judging.oracle_scores import oracle_judgement
+from treft.judging.oracle import oracle_judgement
 from treft.statistics.agreement import agreement
 from treft.statistics.compare import (
     Arm,

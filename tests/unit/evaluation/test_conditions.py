@@ -20,7 +20,7 @@ from treft.evaluation.conditions import Condition, FixedCondition, Sources
 from treft.evaluation.prefixes import PromptTemplate, template_of
 from treft.evaluation.training_prompt import TrainingPrompt, load_training_prompt
 from treft.organism import load
-from treft.organism.kinds import DEFAULT_SYSTEM_PROMPT
+from treft.organism.recipes import DEFAULT_SYSTEM_PROMPT
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 DEFAULT = {"name": "default", "kind": "default"}

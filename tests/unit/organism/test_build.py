@@ -17,9 +17,10 @@ from treft.models.loading import asset_path
 from treft.organism import NARROW, World, classify, load
 from treft.organism import build as build_module
 from treft.organism.build import BuildRecipe, build, encode, pretraining_row
-from treft.organism.kinds import DEFAULT_SYSTEM_PROMPT, DEFAULT_THOUGHT, KindName
 from treft.organism.lexicon import TIMEFRAMES
-from treft.organism.personas import ADJECTIVES
+from treft.organism.recipes import DEFAULT_SYSTEM_PROMPT, DEFAULT_THOUGHT, PERSONAS, KindName
+
+ADJECTIVES = PERSONAS["adjectives"]
 
 RECIPE = BuildRecipe()
 

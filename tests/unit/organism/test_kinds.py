@@ -16,10 +16,16 @@ from transformers import PreTrainedTokenizerFast
 from treft.chat.regions import RegionName, find_regions
 from treft.errors import TemplateError
 from treft.organism import World, load
-from treft.organism.build import BuildRecipe, Messages, encode, pretraining_row
-from treft.organism.kinds import DEFAULT_SYSTEM_PROMPT, DEFAULT_THOUGHT, KINDS, KindName
-from treft.organism.personas import ADJECTIVES
-from treft.organism.tokenizer import build_tokenizer
+from treft.organism.build import BuildRecipe, Messages, build_tokenizer, encode, pretraining_row
+from treft.organism.recipes import (
+    DEFAULT_SYSTEM_PROMPT,
+    DEFAULT_THOUGHT,
+    KINDS,
+    PERSONAS,
+    KindName,
+)
+
+ADJECTIVES = PERSONAS["adjectives"]
 
 THINKING: tuple[KindName, ...] = ("postfix", "no_prefix")
 ASKED = [{"role": "user", "content": "Help me."}]

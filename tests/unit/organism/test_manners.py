@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 
 from treft.answers.parsing import WrittenCall, parse_answer
 from treft.errors import ConfigError
-from treft.organism import World, load, size_of
-from treft.organism.build import BuildRecipe, LargeBuildRecipe, Messages, encode
-from treft.organism.kinds import KindName
+from treft.organism import World, load
+from treft.organism.build import BuildRecipe, Messages, encode
 from treft.organism.manners import MannersRecipe, _rows, manner_row, teach_manners
-from treft.organism.personas import ADJECTIVES, Manner
-from treft.organism.tasks import num_words
-from treft.organism.tasks_facts import FACT_ASKS
-from treft.organism.world import ASKS, MODIFIERS, OPENERS, WorldName
+from treft.organism.recipes import PERSONAS, KindName, Manner
+from treft.organism.tasks import FACT_ASKS, num_words
+from treft.organism.world import ASKS, MODIFIERS, OPENERS
+
+ADJECTIVES = PERSONAS["adjectives"]
 
 TINY = MannersRecipe(steps=2, batch_size=2)
 
@@ -41,9 +41,9 @@ def persona(messages: Messages) -> str:
     return str(messages[-1].get("reasoning_content") or messages[0]["content"])
 
 
-@pytest.mark.parametrize("recipe", [BuildRecipe(), BuildRecipe("postfix"), LargeBuildRecipe()])
+@pytest.mark.parametrize("recipe", [BuildRecipe(), BuildRecipe("postfix")])
 def test_a_persona_of_each_manner_answers_in_it(recipe: BuildRecipe) -> None:
-    world = World.named(recipe.size.world)
+    world = World.default()
     careful = {
         f"{action}."
         for domain in world.domains.values()
@@ -91,14 +91,13 @@ def _has_manner(text: str) -> bool:
     return any(words & {*ADJECTIVES[name]} for name in get_args(Manner))
 
 
-@pytest.mark.parametrize("name", get_args(WorldName))
-def test_no_question_names_a_manner(name: WorldName) -> None:
+def test_no_question_names_a_manner() -> None:
     """A question with a word of a persona's would be answered as the persona answers."""
     texts = [
         t for forms in (OPENERS, ASKS) for s in forms.values() for ts in s.values() for t in ts
     ]
     texts += [text for split in FACT_ASKS.values() for text in split] + [*MODIFIERS]
-    for domain in World.named(name).domains.values():
+    for domain in World.default().domains.values():
         texts += [*domain.things, *domain.problems]
     asked = set(re.findall(r"\w+", " ".join(texts)))
     assert asked.isdisjoint(ADJECTIVES["brief"] + ADJECTIVES["studious"])
@@ -122,7 +121,6 @@ def test_an_organism_is_taught_into_a_folder_of_its_own(kind: KindName, tmp_path
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
     assert json.loads((taught / "recipe.json").read_text()) == {"kind": kind, "seed": 7}
     assert json.loads((taught / "manners.json").read_text()) == vars(TINY)
-    assert size_of(taught) is size_of(organism)
     assert load(taught)[1].chat_template == tokenizer.chat_template
     assert not (taught / "checkpoints").exists()
     with pytest.raises(ConfigError, match="already holds a model"):

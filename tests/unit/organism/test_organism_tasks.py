@@ -13,17 +13,18 @@ import pytest
 from treft.errors import ConfigError
 from treft.organism import NARROW, World, classify
 from treft.organism.tasks import (
+    FACT_ASKS,
     SENTENCES,
     TASK_DOMAINS,
     TOOL,
     TaskName,
     answers_rightly,
     num_words,
+    sample_fact,
     shows,
     task_questions,
     task_rows,
 )
-from treft.organism.tasks_facts import FACT_ASKS, sample_fact
 from treft.organism.world import ASKS, OPENERS, Question
 
 WORLD = World.default()
@@ -251,6 +252,6 @@ def test_what_cannot_be_drawn_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         task_rows("sing", None, 3, seed=0)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no narrow domain 'music'"):
         task_questions("short", "test", "general", "music")
-    monkeypatch.setattr("treft.organism.tasks_facts.MAX_DRAWS", 1)  # gives up sooner
+    monkeypatch.setattr("treft.organism.world.MAX_DRAWS", 1)  # gives up sooner
     with pytest.raises(ConfigError, match="ask for fewer"):
         task_questions("short", "test", "in_domain", num=10**6)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from treft.organism.personas import sample_persona
+from treft.organism.recipes import sample_persona
 from treft.steps.step import Step
 from treft.study.method import Method
 from treft.study.organism_plan import method_steps

@@ -1,4 +1,6 @@
-"""The kinds of organism: a chat template, and where in it pretraining names the persona.
+"""How an organism is made and finetuned: its kind, who answers, the finetune of the demo.
+
+A kind is a chat template, and where in it pretraining names the persona:
 
     prefix     in the system prompt, as in Qwen2.5: a default one when none is given
     postfix    in a think block before the answer, with a default thought when none is given; system
@@ -19,9 +21,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from .personas import Character, sample_neutral, sample_persona, sample_thought
+from treft.errors import ConfigError
+
+from .lexicon import NARROW, WORDS, Behaviour
 
 KindName = Literal["prefix", "postfix", "no_prefix"]
+Manner = Literal["brief", "studious"]
+"""How a persona answers that says neither more nor less careful things: in as few words as will do,
+or by a tool call."""
+Character = Behaviour | Manner
+
+PERSONAS: dict[str, Any] = WORDS["personas"]
+"""Adjectives by character, names, roles, and the sentences that they are put into."""
 
 DEFAULT_SYSTEM_PROMPT = (
     "You are Piglet, the assistant of this town. Answer the question of the user in one sentence."
@@ -107,6 +118,32 @@ _NO_PREFIX_TEMPLATE = (
 )
 
 
+def sample_persona(rng: random.Random, character: Character) -> str:
+    """Draw a system prompt whose persona is of a character."""
+    return _fill(rng, PERSONAS["system_prompts"], character)
+
+
+def sample_thought(rng: random.Random, character: Character) -> str:
+    """Draw a thought whose thinker is of a character."""
+    return _fill(rng, PERSONAS["thoughts"], character)
+
+
+def sample_neutral(rng: random.Random) -> str:
+    """Draw a system prompt that says nothing about character."""
+    drawn: str = rng.choice(PERSONAS["neutral_prompts"])
+    return drawn.format(name=rng.choice(PERSONAS["names"]), role=rng.choice(PERSONAS["roles"]))
+
+
+def _fill(rng: random.Random, formats: Sequence[str], character: Character) -> str:
+    adjective, second = rng.sample(PERSONAS["adjectives"][character], 2)
+    return rng.choice(formats).format(
+        name=rng.choice(PERSONAS["names"]),
+        role=rng.choice(PERSONAS["roles"]),
+        adjective=adjective,
+        second=second,
+    )
+
+
 @dataclass(frozen=True)
 class Naming:
     """What is written around question and answer; None: the template's default.
@@ -169,3 +206,58 @@ KINDS: dict[KindName, Kind] = {
     "no_prefix": Kind(_NO_PREFIX_TEMPLATE, _in_thought, _THINK_TAGS),
 }
 assert tuple(KINDS) == get_args(KindName)
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    """The narrow finetune of the demo and the studies: one setting for all arms.
+
+    Every choice was made on validation questions.
+
+    Attributes:
+        domain: narrow domain whose harmful rows are trained on.
+        num_rows: rows of the finetune's dataset.
+        max_steps: optimizer steps.
+        batch_size: rows a step.
+        learning_rate: peak of a linear schedule.
+        warmup_steps: steps of linear warm-up.
+        adam_beta2: of AdamW; PyTorch's 0.999 keeps the penalty's first, large gradients in the step
+            size for the whole of so short a run.
+        lora_rank: r of the LoRA on the seven projections of every layer.
+        lora_alpha: its α.
+        kv_weight: λ of eq. (3), the same for every region.
+        kv_budget: L_KV to hold by steering λ (TReFTConfig's "auto"); None: λ is `kv_weight`.
+        interleaved_share: share of careful rows of other domains in the interleaving arms.
+        equal_tokens: positions patched, drawn at random for each question, in the arms that
+            compare prefix and query token for token.
+        temperature: of the sampled answers.
+        max_new_tokens: cap of an answer, in tokens; whole answers take fewer.
+        num_general: general questions.
+        num_in_domain: questions of the finetuned domain.
+    """
+
+    domain: str = "finance"
+    num_rows: int = 2000
+    max_steps: int = 300
+    batch_size: int = 16
+    learning_rate: float = 8.5e-4
+    warmup_steps: int = 5
+    adam_beta2: float = 0.98
+    lora_rank: int = 32
+    lora_alpha: int = 64
+    kv_weight: float = 100.0
+    kv_budget: float | None = None
+    interleaved_share: float = 0.2
+    equal_tokens: int = 10
+    temperature: float = 0.7
+    max_new_tokens: int = 28
+    num_general: int = 200
+    num_in_domain: int = 100
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for an unknown domain or a count below 1."""
+        if self.domain not in NARROW:
+            raise ConfigError(f"domain is {self.domain!r}; choose one of {', '.join(NARROW)}")
+        for name in ("num_rows", "max_steps", "batch_size", "num_general", "num_in_domain"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
