@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from treft.errors import ConfigError, TemplateError
 from treft.models import loading
-from treft.models.loading import LoadOptions, load_model, load_tokenizer, model_path
+from treft.models.loading import LoadOptions, load_model, load_tokenizer, model_path, torch_device
 
 CPU = LoadOptions(device="cpu")
 
@@ -121,13 +121,13 @@ def test_dtype_and_device(adapter: Path) -> None:
     options = LoadOptions(dtype="bfloat16", device="cpu")
     model, _ = load_model(str(adapter.parent / "base"), None, options)
     assert model.dtype == torch.bfloat16
-    assert model.device == LoadOptions(device="cpu").torch_device
+    assert model.device == torch_device(CPU)
     if not torch.accelerator.is_available():
-        assert LoadOptions().torch_device == torch.device("cpu")
+        assert torch_device(LoadOptions()) == torch.device("cpu")
     with pytest.raises(ConfigError, match="int8"):
         LoadOptions(dtype="int8")
     with pytest.raises(ConfigError, match="cannot be used here"):
-        LoadOptions(device="toaster")
+        torch_device(LoadOptions(device="toaster"))
 
 
 def test_a_model_that_is_spread_is_the_same_model(adapter: Path) -> None:

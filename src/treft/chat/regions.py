@@ -18,15 +18,15 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from treft.chat import RegionName as RegionName
 from treft.chat.rendering import Chat, MarkedText, Message, Span, mark_chat
 from treft.chat.turns import Frame, date_in, frame_of, response_span, think_block
 from treft.errors import TemplateDateWarning, TemplateError
 
-RegionName = Literal["prefix", "query", "postfix", "response"]
 REGION_CODES: dict[RegionName, int] = {"prefix": 1, "query": 2, "postfix": 3, "response": 4}
 OWN_WORDS = (REGION_CODES["query"], REGION_CODES["response"])
 

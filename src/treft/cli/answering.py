@@ -11,61 +11,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from treft.cli.conversations import Rendering
+from transformers import TextStreamer
+
+from treft.cli.options.chats import Answers
+from treft.cli.options.groups import Rendering
 from treft.data.messages import Conversation
 from treft.errors import ConfigError, DataError
 from treft.files import write_whole
-
-if TYPE_CHECKING:
-    from treft.models.repair import RepairedModel
-    from treft.study.organism_training import Progress
-
+from treft.models.repair import RepairedModel
+from treft.progress import Progress
 
 BATCHES_A_PART = 8
 """Prompts are sorted by length within a part, so it holds several batches."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are drawn.
-
-    Attributes:
-        max_new_tokens: cap of an answer.
-        temperature: 0 is greedy.
-        top_p: nucleus.
-        num_samples: answers to each prompt.
-        seed: of the first part; later parts count up from it.
-
-    Raises:
-        ConfigError: an option has no effect without sampling.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    num_samples: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what greedy decoding would silently ignore."""
-        if self.temperature == 0 and self.num_samples > 1:
-            raise ConfigError(
-                "greedy answers to a prompt are all the same: --num-samples needs a --temperature."
-            )
-        if self.temperature == 0 and self.top_p != 1:
-            raise ConfigError("--top-p goes with sampling: give a --temperature above 0.")
-
-    @property
-    def generate_kwargs(self) -> dict[str, Any]:
-        """For the model's `generate`, whose saved sampling options are not meant to count."""
-        if self.temperature == 0:
-            options: dict[str, Any] = dict.fromkeys(("temperature", "top_p", "top_k"))
-        else:
-            options = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        is_sampled = self.temperature > 0
-        return {"max_new_tokens": self.max_new_tokens, "do_sample": is_sampled, **options}
 
 
 @dataclass(frozen=True)
@@ -75,19 +34,19 @@ class Answering:
     Attributes:
         prompts: conversations up to the last query.
         rendering: how they become text; the template itself is the tokenizer's by now.
-        sampling: how answers are drawn.
+        answers: how answers are drawn.
         batch_size: prompts run together.
     """
 
     prompts: Sequence[Conversation]
     rendering: Rendering
-    sampling: Sampling
+    answers: Answers
     batch_size: int
 
     @property
     def num_answers(self) -> int:
         """Answers in all."""
-        return len(self.prompts) * self.sampling.num_samples
+        return len(self.prompts) * self.answers.num_samples
 
     def run(
         self,
@@ -116,14 +75,12 @@ class Answering:
 
     def stream(self, repaired: RepairedModel) -> None:
         """Answer the first prompt on stdout, word by word."""
-        from transformers import TextStreamer
-
         streamer = TextStreamer(repaired.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._generate(repaired, self.prompts[:1], self.sampling.seed, streamer=streamer)
+        self._generate(repaired, self.prompts[:1], self.answers.seed, streamer=streamer)
 
     def records(self, answers: Sequence[str]) -> list[dict[str, Any]]:
         """One row for each answer, of the file and of the JSON object (docs/cli.md)."""
-        num = self.sampling.num_samples
+        num = self.answers.num_samples
         return [
             {
                 "row": index // num + 1,
@@ -138,7 +95,7 @@ class Answering:
         """Prompts in order, each as often as it is answered; a part has one set of tools."""
         parts: list[list[Conversation]] = []
         for prompt in self.prompts:
-            for _ in range(self.sampling.num_samples):
+            for _ in range(self.answers.num_samples):
                 is_full = not parts or len(parts[-1]) >= BATCHES_A_PART * self.batch_size
                 if is_full or parts[-1][0].tools != prompt.tools:
                     parts.append([])
@@ -156,7 +113,7 @@ class Answering:
         def on_batch(num_done: int) -> None:
             progress("answering", num_before + num_done, self.num_answers)
 
-        return self._generate(repaired, part, self.sampling.seed + number, on_batch=on_batch)
+        return self._generate(repaired, part, self.answers.seed + number, on_batch=on_batch)
 
     def _generate(
         self, repaired: RepairedModel, part: Sequence[Conversation], seed: int, **more: Any
@@ -165,13 +122,21 @@ class Answering:
         return repaired.generate(
             [prompt.messages for prompt in part],
             tools=None if tools is None else list(tools),
-            template_kwargs=self.rendering.template_kwargs,
-            include_think_block=self.rendering.include_think_block,
+            **self.rendering.of_chats,
             batch_size=self.batch_size,
             seed=seed,
             **more,
-            **self.sampling.generate_kwargs,
+            **_generate_kwargs(self.answers),
         )
+
+
+def _generate_kwargs(answers: Answers) -> dict[str, Any]:
+    """For the model's `generate`, whose saved sampling options are not meant to count."""
+    is_sampled = answers.temperature > 0
+    options: dict[str, Any] = dict.fromkeys(("temperature", "top_p", "top_k"))
+    if is_sampled:
+        options = {"temperature": answers.temperature, "top_p": answers.top_p, "top_k": 0}
+    return {"max_new_tokens": answers.max_new_tokens, "do_sample": is_sampled, **options}
 
 
 class PartialFile:
@@ -184,8 +149,7 @@ class PartialFile:
 
     def __init__(self, output: Path, *settings: Any) -> None:
         self.path = output.with_name(output.name + ".partial")
-        parts = [asdict(found) for found in settings]
-        text = json.dumps(parts, sort_keys=True, default=str)
+        text = json.dumps([asdict(found) for found in settings], sort_keys=True, default=str)
         self._fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def read(self) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""All commands in one app. Heavy imports happen inside the command that needs them."""
+"""The `treft` command: all commands in one app, and what becomes of errors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,10 @@ from typing import Annotated
 
 import typer
 
-from treft.cli.attribute import app as attribute_app
-from treft.cli.audit import audit
-from treft.cli.compare import compare
-from treft.cli.data import app as data_app
-from treft.cli.demo import demo
-from treft.cli.diagnose import diagnose
-from treft.cli.generate import generate
-from treft.cli.judge import calibrate, judge
-from treft.cli.organism import app as organism_app
-from treft.cli.reference import app as reference_app
-from treft.cli.regions import regions
-from treft.cli.study import app as study_app
-from treft.errors import TreftError, needs_extra
+from treft import __version__
+from treft.cli.commands import COMMANDS, GROUPS, run_sft
+from treft.cli.dataclass_options import command_function
+from treft.errors import TreftError
 
 EXIT_USER_ERROR = 2
 
@@ -32,19 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
-app.command()(generate)
-app.command()(regions)
-app.command()(judge)
-app.command()(calibrate)
-app.command()(compare)
-app.command()(audit)
-app.command()(diagnose)
-app.add_typer(reference_app, name="reference")
-app.add_typer(organism_app, name="organism")
-app.add_typer(attribute_app, name="attribute")
-app.add_typer(study_app, name="study")
-app.add_typer(data_app, name="data")
+_groups = {name: typer.Typer(help=words, no_args_is_help=True) for name, words in GROUPS.items()}
+for _name, _group in _groups.items():
+    app.add_typer(_group, name=_name)
+for _name, _command in COMMANDS.items():
+    _first, _, _second = _name.rpartition(" ")
+    _groups.get(_first, app).command(_second)(command_function(_command.options, _command))
 
 
 @app.callback(invoke_without_command=True)
@@ -54,8 +38,6 @@ def _root(
 ) -> None:
     """Keep a narrow finetune narrow."""
     if version:
-        from treft import __version__
-
         typer.echo(__version__)
         raise typer.Exit
     if context.invoked_subcommand is None:
@@ -74,30 +56,44 @@ def _root(
 )
 def sft(context: typer.Context) -> None:
     """Hand all arguments to TRL's parser."""
-    with needs_extra("train", "training needs"):
-        from treft.cli.sft import main
     # TRL's own default sets off a warning of Transformers'.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    main(list(context.args))
+    run_sft(list(context.args))
 
 
-def run(argv: Sequence[str] | None = None) -> None:
-    """Run the app; what the user can mend becomes one line on stderr, and so do warnings.
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `treft`; what the user can mend becomes one line on stderr, and so do warnings.
 
     Set TREFT_DEBUG=1 for the traceback of such an error.
 
+    Args:
+        argv: command-line arguments; by default those of the process.
+
     Raises:
-        SystemExit: always.
+        SystemExit: always: 0, 2 for something the user can mend, 130 after Ctrl-C.
     """
+    arguments = None if argv is None else list(argv)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            app(args=None if argv is None else list(argv), prog_name="treft")
-    except TreftError as error:
+            code = app(args=arguments, prog_name="treft", standalone_mode=False)
+    except typer.Abort:
+        print("stopped, as you said", file=sys.stderr)
+        raise SystemExit(1) from None
+    except (TreftError, typer.TyperException) as error:
         if os.environ.get("TREFT_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if message := _words(error):
+            print(f"error: {message}", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None
+    raise SystemExit(code)
+
+
+def _words(error: TreftError | typer.TyperException) -> str:
+    """One line; empty where the help page was shown instead."""
+    if isinstance(error, TreftError):
+        return str(error)
+    return " ".join(error.format_message().split())
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -1,17 +1,153 @@
-"""`treft attribute`: which tokens carry a behaviour, study by study."""
+"""`treft attribute patch` and `perturb`: one part of the prompt is changed at a time.
+
+The cost is said first; then both models answer every cell, and tables are written and shown.
+"""
 
 from __future__ import annotations
 
-import typer
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, cast
 
-from treft.cli.attribute_patch import patch
-from treft.cli.attribute_perturb import perturb
-from treft.cli.attribute_signals import signals
+from rich.console import Console
 
-app = typer.Typer(
-    help="Find the tokens that carry a finetuned behaviour: perturb, patch, or compare drift.",
-    no_args_is_help=True,
-)
-app.command()(perturb)
-app.command()(patch)
-app.command()(signals)
+from treft.attribution.grid import Grid
+from treft.attribution.grid_request import GridRequest
+from treft.attribution.grid_run import Answered, run_grid
+from treft.attribution.patches import PatchOptions
+from treft.attribution.perturb import PerturbOptions, default_perturbations
+from treft.attribution.scoring import panel_for
+from treft.attribution.table_words import patches_in_words, perturbations_in_words, to_markdown
+from treft.attribution.tables import as_json, patch_table, perturb_table
+from treft.cli.options.attribution import GridCommand, Patch, Perturb
+from treft.cli.output import emit, interruptible, progress_bars, stdout_aside
+from treft.cli.pairs import load_pair, read_questions, tokenizer_of
+from treft.files import write_whole
+from treft.models.sampling import SamplingOptions
+from treft.table import Table
+
+
+def patch(options: Patch) -> None:
+    """Answer under each patch."""
+    groups: Any = tuple(dict.fromkeys(("regions", *options.specs)))  # checked there
+    changes = PatchOptions(
+        groups=groups,
+        regions=cast(Any, options.regions),
+        window_width=options.window_width,
+        window_stride=options.window_stride,
+        band_width=options.band_width,
+    )
+    grid = _grid(options, changes)
+    cost, patches = grid.cost(options.output), grid.patches
+    said = f"{len(grid.questions)} questions, {len(patches)} patches; at most: {cost}"
+    print(said, file=sys.stderr)
+    if options.dry_run and options.json:
+        names = [patch.spec.name for patch in patches]
+        plan = {"patches": names, "cost": asdict(cost)}
+        emit({**_result("patch", options, grid, []), **plan}, as_json=True)
+    elif options.dry_run:
+        for one in patches:
+            print(f"{one.spec.name}{' (control)' * one.is_control}")
+    else:
+        options.limit.confirm(cost.total, "answers and calls")
+        kept = "{} finished patches are kept; the same command goes on"
+        found = _answered(options, grid, kept, lambda told: run_grid(grid, options.output, **told))
+        tables = [patch_table(found, grid.cells, judge) for judge in grid.judges]
+        _deliver("patch", options, grid, tables, patches_in_words)
+
+
+def perturb(options: Perturb) -> None:
+    """Answer with each region perturbed."""
+    perturbations = default_perturbations(
+        options.regions, options.method or ("nearest",), options.rephraser
+    )
+    changes = PerturbOptions(
+        perturbations,
+        options.num_tokens,
+        options.neighbours,
+        options.trials,
+        options.special_tokens,
+        options.rephraser,
+    )
+    grid, prompts = _grid(options, changes), options.prompts
+    cost = grid.cost(options.output, replayed=prompts is not None)
+    print(f"{len(grid.questions)} questions; to be done at most: {cost}", file=sys.stderr)
+    options.limit.confirm(cost.total, "answers and calls")
+    kept = "{} finished cells are kept; the same command goes on"
+    found = _answered(
+        options, grid, kept, lambda told: run_grid(grid, options.output, prompts=prompts, **told)
+    )
+    tables = [perturb_table(found.scored, judge, changes) for judge in grid.judges]
+    _deliver("perturb", options, grid, tables, perturbations_in_words)
+
+
+def _grid(options: GridCommand, changes: PatchOptions | PerturbOptions) -> Grid:
+    """All cells, checked; both models are loaded.
+
+    Raises:
+        TreftError: something asked for cannot be done.
+    """
+    models, drawn = options.models, options.answers
+    request = GridRequest(
+        num_samples=drawn.samples,
+        seed=drawn.seed,
+        sampling=SamplingOptions(
+            drawn.temperature, max_new_tokens=drawn.max_new_tokens, batch_size=drawn.batch_size
+        ),
+        scope=options.questions.scope,
+        **options.rendering.of_chats,
+    )
+    asked = read_questions(options.questions)
+    template = options.rendering.template_text()
+    with stdout_aside():
+        panel = panel_for(asked, drawn.judge)
+        tokenizer = tokenizer_of(models, options.loading, template)
+        pair = load_pair(models, options.loading, template)
+        return Grid.of(changes, request, asked, tokenizer, pair, panel.judges)
+
+
+def _answered(
+    options: GridCommand, grid: Grid, kept: str, run: Callable[[dict[str, Any]], Answered]
+) -> Answered:
+    """What `run` returns; after Ctrl-C `kept` says how many cells are there."""
+
+    def said() -> str:
+        return kept.format(len(grid.cells) - len(grid.unanswered(options.output)))
+
+    with interruptible(said), progress_bars() as progress:
+        return run({"progress": progress})
+
+
+def _deliver(
+    name: str,
+    options: GridCommand,
+    grid: Grid,
+    tables: Sequence[Any],
+    in_words: Callable[[Any], Table],
+) -> None:
+    """Tables in the grid's folder, one for each judge, and on stdout."""
+    about = {"request": grid.asked, "tables": as_json(tables)}
+    paths = [options.output / f"{name}.{kind}" for kind in ("md", "json")]
+    write_whole(paths[1], json.dumps(about, indent=1) + "\n")
+    write_whole(paths[0], to_markdown(grid, map(in_words, tables)))
+    if options.json:
+        emit(_result(name, options, grid, tables), as_json=True)
+        return
+    console = Console()
+    for table in tables:
+        in_words(table).show(console)
+    print(", ".join(map(str, paths)))
+
+
+def _result(name: str, options: GridCommand, grid: Grid, tables: Sequence[Any]) -> dict[str, Any]:
+    """The documented JSON object (docs/attribution.md)."""
+    return {
+        "command": f"attribute {name}",
+        **asdict(options.models),
+        "output": str(options.output),
+        "num_questions": len(grid.questions),
+        "request": grid.asked,
+        "tables": as_json(tables),
+    }

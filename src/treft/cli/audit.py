@@ -2,175 +2,73 @@
 
 from __future__ import annotations
 
-import json as json_format
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
 
-from treft.cli.options import ANSWERS, MAX_CALLS, MODELS, DryRun, Json, Judges, MaxCalls, Yes
-from treft.cli.output import confirm_calls, emit, quiet_libraries, stdout_aside
-from treft.errors import ConfigError, needs_extra
+from treft.cli.arms import parse_arms, with_base
+from treft.cli.options.judging import Audit
+from treft.cli.output import emit, stdout_aside
+from treft.errors import ConfigError
+from treft.evaluation.audit import conditions_for
+from treft.evaluation.audit_plan import AuditPlan, AuditRequest, plan_audit
+from treft.evaluation.audit_run import (
+    AuditCost,
+    audit_cost,
+    check_unchanged,
+    read_answers,
+    run_arm,
+)
+from treft.evaluation.audit_table import AuditTable, audit_table
+from treft.evaluation.audit_text import cell_lines, findings, headings, legend, to_markdown
+from treft.evaluation.condition_files import load_conditions
+from treft.evaluation.conditions import DEFAULT, Condition
+from treft.files import write_whole
+from treft.judging.oracle import ORACLE, ORGANISM
+from treft.judging.panel import assemble
 
-if TYPE_CHECKING:
-    from treft.evaluation.audit_plan import AuditPlan
-    from treft.evaluation.audit_run import AuditCost
-    from treft.evaluation.audit_table import AuditTable
-    from treft.evaluation.conditions import Condition
 
-
-PROMPTS = "Questions and conditions"
-
-
-def audit(
-    model: Annotated[
-        list[str],
-        typer.Option(
-            help="Inspect model name, or ARM=NAME to call the arm so; repeatable.",
-            rich_help_panel=MODELS,
-        ),
-    ],
-    output: Annotated[Path, typer.Option(help="Folder for logs, table and plan.")],
-    model_arg: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-M",
-            help="NAME=VALUE for the provider of all models, ARM.NAME=VALUE for one; repeatable.",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="Arm to compare with; default: `base`, or the first adapter's own base.",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            help="Whose template renders the prompts of models that are served elsewhere.",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
-    questions: Annotated[
-        str,
-        typer.Option(help="As for treft/em_general, or organism.", rich_help_panel=PROMPTS),
-    ] = "em_general",
-    num: Annotated[
-        int | None,
-        typer.Option(help="Of the organism's questions.", min=1, rich_help_panel=PROMPTS),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the organism's questions: test or validation.", rich_help_panel=PROMPTS
-        ),
-    ] = None,
-    conditions: Annotated[
-        str | None,
-        typer.Option(
-            help="Conditions: default, organism, or a JSONL file.", rich_help_panel=PROMPTS
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help="Condition to take; repeatable.", rich_help_panel=PROMPTS),
-    ] = None,
-    skip: Annotated[
-        list[str] | None,
-        typer.Option(help="Condition to leave out; repeatable.", rich_help_panel=PROMPTS),
-    ] = None,
-    train_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Training rows, for the prompts that resemble them.", rich_help_panel=PROMPTS
-        ),
-    ] = None,
-    about: Annotated[
-        str | None,
-        typer.Option(
-            help='What the rows are about, after "an assistant for".', rich_help_panel=PROMPTS
-        ),
-    ] = None,
-    judge: Judges = None,
-    epochs: Annotated[
-        int,
-        typer.Option(help="Answers to each question.", min=1, rich_help_panel=ANSWERS),
-    ] = 1,
-    seed: Annotated[int, typer.Option(help="Of the answers.", rich_help_panel=ANSWERS)] = 0,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Default: the task's.", min=0, rich_help_panel=ANSWERS),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(help="Of an answer; default: the task's.", min=1, rich_help_panel=ANSWERS),
-    ] = None,
-    max_connections: Annotated[
-        int | None, typer.Option(help="Answers at the same time.", min=1, rich_help_panel=ANSWERS)
-    ] = None,
-    max_calls: MaxCalls = MAX_CALLS,
-    yes: Yes = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
-    """Ask the same questions under other system prompts, none, and prompts like the training rows.
-
-    The table shows each arm beside the base under every condition. A run that was killed goes on
-    where it stopped when the same command is given again; arms may be added.
-    """
-    quiet_libraries()
-    with needs_extra("eval", "audits need"):
-        import inspect_ai  # noqa: F401
-    from treft.cli.arms import parse_arms, with_base
-    from treft.evaluation.audit import conditions_for
-    from treft.evaluation.audit_plan import plan_audit
-    from treft.evaluation.audit_run import audit_cost, check_unchanged
-
-    arms, base = with_base(parse_arms(model, model_arg or []), base)
-    chosen = _chosen(conditions or conditions_for(questions), only or [], skip or [])
-    request = _request(
-        questions={
-            "questions": questions,
-            "num": num,
-            "split": split,
-        },
-        conditions=[condition.model_dump(mode="json") for condition in chosen],
-        train_file=train_file,
-        about=about,
-        tokenizer=tokenizer,
-        epochs=epochs,
-        seed=seed,
-        temperature=temperature,
-        max_tokens=max_tokens,
+def audit(options: Audit) -> None:
+    """Plan, say what it costs, ask, and show the tables."""
+    output, questions = options.output, options.prompts.questions
+    models = options.models
+    arms, base = with_base(parse_arms(models.model, models.model_arg), models.base)
+    chosen = _chosen(
+        options.prompts.conditions or conditions_for(questions),
+        options.prompts.only,
+        options.prompts.skip,
     )
-    judges = _judges(judge or [], questions)
+    request = _request(options, chosen)
+    judges = _judges(options.answers.judge, questions)
     with stdout_aside():
         plan = plan_audit(request, chosen, arms, base, output)
         check_unchanged(plan, output)
     cost = audit_cost(plan, output, judges)
     _say(plan, cost)
-    if dry_run:
-        emit(_as_json(plan, cost, []), as_json=True) if json else _show_prompts(plan)
+    if options.dry_run:
+        if options.json:
+            emit(_as_json(plan, cost, []), as_json=True)
+        else:
+            _show_prompts(plan)
         return
-    num_calls = cost.num_answers + cost.judging.calls
-    confirm_calls(num_calls, "answers and judge calls", max_calls, yes=yes)
-    tables = _run(plan, output, judges, max_connections)
-    if json:
+    options.limit.confirm(cost.num_answers + cost.judging.calls, "answers and judge calls")
+    tables = _run(plan, output, judges, options.answers.max_connections)
+    if options.json:
         emit(_as_json(plan, cost, tables), as_json=True)
     elif tables:
         _show(plan, tables)
-        typer.echo(f"{output / 'audit.md'}, {output / 'audit.json'}")
+        print(f"{output / 'audit.md'}, {output / 'audit.json'}")
 
 
 def _chosen(source: str, only: Sequence[str], skip: Sequence[str]) -> list[Condition]:
     """Conditions that were not left out; the default always is one of them."""
-    from treft.evaluation.condition_files import load_conditions
-    from treft.evaluation.conditions import DEFAULT
-
     found = {condition.name: condition for condition in load_conditions(source)}
     for name in (*only, *skip):
         if name not in found:
@@ -181,11 +79,28 @@ def _chosen(source: str, only: Sequence[str], skip: Sequence[str]) -> list[Condi
     return [found[name] for name in found if name in kept - set(skip)]
 
 
-def _request(**fields: Any) -> Any:
-    from pydantic import ValidationError
+def _request(options: Audit, chosen: Sequence[Condition]) -> AuditRequest:
+    """What decides the answers.
 
-    from treft.evaluation.audit_plan import AuditRequest
-
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    prompts, answers = options.prompts, options.answers
+    fields = {
+        "questions": {
+            "questions": prompts.questions,
+            "num": prompts.num,
+            "split": prompts.split,
+        },
+        "conditions": [condition.model_dump(mode="json") for condition in chosen],
+        "train_file": prompts.train_file,
+        "about": prompts.about,
+        "tokenizer": options.models.tokenizer,
+        "epochs": answers.epochs,
+        "seed": answers.seed,
+        "temperature": answers.temperature,
+        "max_tokens": answers.max_tokens,
+    }
     try:
         return AuditRequest.model_validate(fields)
     except ValidationError as error:
@@ -196,9 +111,6 @@ def _request(**fields: Any) -> Any:
 
 def _judges(names: Sequence[str], questions: str) -> tuple[str, ...]:
     """Judges that can be loaded; for the organism's questions the oracle if none is named."""
-    from treft.judging.oracle import ORACLE, ORGANISM
-    from treft.judging.panel import assemble
-
     if not names and questions != ORGANISM:
         return ()
     judges = assemble(names or [ORACLE]).judges
@@ -225,11 +137,6 @@ def _run(
     plan: AuditPlan, output: Path, judges: Sequence[str], max_connections: int | None
 ) -> list[AuditTable]:
     """Have all arms answer, and write the tables; without a judge there is none."""
-    from treft.evaluation.audit_run import read_answers, run_arm
-    from treft.evaluation.audit_table import audit_table
-    from treft.evaluation.audit_text import to_markdown
-    from treft.files import write_whole
-
     plan.save(output)
     with stdout_aside():
         for name in plan.arms:
@@ -245,14 +152,12 @@ def _run(
     names = [condition.name for condition in plan.conditions]
     tables = [audit_table(answers, found, plan.base, names) for found in judges]
     everything = {**plan.model_dump(mode="json"), "tables": [one.to_dict() for one in tables]}
-    write_whole(output / "audit.json", json_format.dumps(everything, indent=1) + "\n")
+    write_whole(output / "audit.json", json.dumps(everything, indent=1) + "\n")
     write_whole(output / "audit.md", to_markdown(plan, tables))
     return tables
 
 
 def _as_json(plan: AuditPlan, cost: AuditCost, tables: Sequence[AuditTable]) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {
         "command": "audit",
         "plan": plan.model_dump(mode="json"),
@@ -263,16 +168,11 @@ def _as_json(plan: AuditPlan, cost: AuditCost, tables: Sequence[AuditTable]) -> 
 
 def _show_prompts(plan: AuditPlan) -> None:
     for condition in plan.conditions:
-        typer.echo(f"{condition.name}: {condition.how}")
-        typer.echo(f"  {plan.rendered.get(condition.name, condition.messages)!r}")
+        print(f"{condition.name}: {condition.how}")
+        print(f"  {plan.rendered.get(condition.name, condition.messages)!r}")
 
 
 def _show(plan: AuditPlan, tables: Sequence[AuditTable]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from treft.evaluation.audit_text import cell_lines, findings, headings, legend
-
     console = Console()
     num = plan.num_questions * plan.request.epochs
     for table in tables:

@@ -4,80 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from treft.chat.regions import ChatRegions, RegionName, find_regions
+from treft.cli.options.groups import Chat, Rendering, read_text
 from treft.data.messages import Conversation, load_conversations
-from treft.errors import ConfigError, DataError, TemplateError
+from treft.errors import DataError, TemplateError
 
 
-@dataclass(frozen=True)
-class Rendering:
-    """What turns messages into text besides the tokenizer.
-
-    Attributes:
-        template: used instead of the tokenizer's chat template.
-        template_kwargs: further template variables.
-        include_think_block: an empty think block belongs to the postfix.
-    """
-
-    template: str | None
-    template_kwargs: dict[str, Any]
-    include_think_block: bool
-
-
-def read_conversations(
-    prompt: str | None, system: str | None, file: Path | None, tools: Path | None = None
-) -> list[Conversation]:
-    """Conversations from exactly one of a prompt and a JSONL file of `messages`.
+def read_conversations(prompt: str | None, chat: Chat) -> list[Conversation]:
+    """Conversations from a prompt or a JSONL file of `messages`, whichever is given.
 
     Args:
         prompt: the user's words.
-        system: system message before `prompt`; the template's default without one.
-        file: JSONL file; rows bring their own system messages.
-        tools: JSON file of tool schemas for conversations that bring none.
+        chat: a file, or the system message before `prompt`; tools for conversations without.
 
     Raises:
-        ConfigError: neither or both are given, or `system` goes with a file.
         DataError: a file or row cannot be used; names file and row.
     """
-    if (prompt is None) == (file is None):
-        raise ConfigError("give either --prompt TEXT or --input FILE.jsonl.")
-    if file is not None:
-        if system is not None:
-            raise ConfigError("--system goes with --prompt; rows of a file bring their own.")
-        conversations = load_conversations(file, need_response=False)
+    if chat.input is not None:
+        conversations = load_conversations(chat.input, need_response=False)
     else:
         messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
+        if chat.system is not None:
+            messages.insert(0, {"role": "system", "content": chat.system})
         conversations = [Conversation(tuple(messages))]
-    if tools is None:
+    if chat.tools is None:
         return conversations
-    schemas = _tools(tools)
+    schemas = _tools(chat.tools)
     return [found if found.tools else replace(found, tools=schemas) for found in conversations]
-
-
-def read_rendering(
-    template: Path | None, template_kwargs: str | None, think_block: bool
-) -> Rendering:
-    """The options that say how to render.
-
-    Raises:
-        ConfigError: `template_kwargs` is no JSON object.
-        DataError: the template cannot be read.
-    """
-    try:
-        kwargs = json.loads(template_kwargs or "{}")
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--template-kwargs is malformed JSON ({error.msg}).") from error
-    if not isinstance(kwargs, dict):
-        raise ConfigError('--template-kwargs is no JSON object; write {"name": value}.')
-    return Rendering(None if template is None else _read(template), kwargs, think_block)
 
 
 def up_to_last_query(
@@ -108,7 +67,7 @@ def render(
     conversations: Sequence[Conversation],
     rendering: Rendering,
     file: Path | None,
-    regions: Sequence[RegionName],
+    regions: Sequence[str],
 ) -> Iterator[ChatRegions]:
     """Conversations as text with their regions; one that an assistant does not end stays open.
 
@@ -129,11 +88,10 @@ def render(
                 conversation.messages,
                 tools=conversation.tools,
                 add_generation_prompt=conversation.messages[-1]["role"] != "assistant",
-                include_think_block=rendering.include_think_block,
-                template_kwargs=rendering.template_kwargs,
+                **rendering.of_chats,
             )
             for region in regions:
-                chat.require(region)
+                chat.require(cast("RegionName", region))
         except TemplateError as error:
             if file is None:
                 raise
@@ -141,18 +99,9 @@ def render(
         yield chat
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8.") from error
-
-
 def _tools(path: Path) -> tuple[dict[str, Any], ...]:
     try:
-        found = json.loads(_read(path))
+        found = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}: malformed JSON ({error.msg} in line {error.lineno}); write a list of schemas."

@@ -2,154 +2,110 @@
 
 from __future__ import annotations
 
-import json as json_module
+import json
+import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Any, cast
 
-import typer
-
-from treft.cli.options import (
-    ANSWERS,
-    MODELS,
-    Adapter,
-    AllowOtherBase,
-    BatchSize,
-    Device,
-    Dtype,
-    Input,
-    Json,
-    MaxNewTokens,
-    Overwrite,
-    Prompt,
-    Seed,
-    System,
-    Temperature,
-    Template,
-    TemplateKwargs,
-    ThinkBlock,
-    Tools,
-    TrustRemoteCode,
-    split_names,
-)
-from treft.cli.output import (
-    claim_file,
-    emit,
-    interruptible,
-    progress_bars,
-    quiet_libraries,
-    stdout_aside,
-)
+from treft.chat.regions import ChatRegions, RegionName
+from treft.cli.answering import Answering, PartialFile
+from treft.cli.conversations import read_conversations, render, up_to_last_query
+from treft.cli.options.chats import Generate
+from treft.cli.options.groups import claim_file
+from treft.cli.output import emit, interruptible, progress_bars, stdout_aside
+from treft.core.conversations import region_requests
+from treft.core.reference import ReferenceBank
 from treft.errors import ConfigError
 from treft.files import write_whole
-
-if TYPE_CHECKING:
-    from treft.chat.regions import RegionName
-    from treft.cli.answering import PartialFile, Sampling
-    from treft.cli.repair import Repair
+from treft.models.adapters import adapter_off
+from treft.models.loading import load_base, load_model, load_tokenizer, torch_device
+from treft.models.repair import UNPATCHED, RepairedModel, patch
 
 
-REPAIR = "Repair"
-
-
-def generate(
-    model: Annotated[
-        str,
-        typer.Option(help="Folder or hub id; an adapter works, too.", rich_help_panel=MODELS),
-    ],
-    adapter: Adapter = None,
-    prompt: Prompt = None,
-    system: System = None,
-    input: Input = None,
-    tools: Tools = None,
-    template: Template = None,
-    template_kwargs: TemplateKwargs = None,
-    think_block: ThinkBlock = True,
-    patch: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="prefix, postfix, query, or several: prefix,postfix.",
-            callback=split_names,
-            rich_help_panel=REPAIR,
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="Unfinetuned model to patch from; default: adapter off.", rich_help_panel=REPAIR
-        ),
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of `treft reference record` to patch from.", rich_help_panel=REPAIR
-        ),
-    ] = None,
-    max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Nucleus.", min=0.0, max=1.0, rich_help_panel=ANSWERS)
-    ] = 1.0,
-    num_samples: Annotated[
-        int, typer.Option(help="Answers to each prompt.", min=1, rich_help_panel=ANSWERS)
-    ] = 1,
-    seed: Seed = 0,
-    batch_size: BatchSize = 16,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    trust_remote_code: TrustRemoteCode = False,
-    allow_other_base: AllowOtherBase = False,
-    output: Annotated[
-        Path | None, typer.Option(help="JSONL file to write; an interrupted run goes on.")
-    ] = None,
-    overwrite: Overwrite = False,
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Print the one answer while it is generated.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Answer with a model, by choice with the unfinetuned model's keys and values in its cache."""
-    quiet_libraries()
-    from treft.cli.answering import Answering, PartialFile, Sampling
-    from treft.cli.conversations import read_conversations, read_rendering, render, up_to_last_query
-    from treft.cli.repair import Repair
-    from treft.models.loading import LoadOptions, load_tokenizer
-
-    regions = cast("tuple[RegionName, ...]", tuple(dict.fromkeys(patch or ())))
-    repair = Repair(model, adapter, regions, base, reference)
+def generate(options: Generate) -> None:
+    """Answer, in parts that are kept where there is an output."""
+    prompts = read_conversations(options.prompt, options.chat)
     answering = Answering(
-        up_to_last_query(read_conversations(prompt, system, input, tools), input),
-        read_rendering(template, template_kwargs, think_block),
-        Sampling(max_new_tokens, temperature, top_p, num_samples, seed),
-        batch_size,
+        up_to_last_query(prompts, options.chat.input),
+        options.rendering,
+        options.answers,
+        options.batch_size,
     )
-    rendering = answering.rendering
-    if stream and (json or output is not None or answering.num_answers > 1):
-        raise ConfigError("--stream prints one answer: drop --json, --output or further prompts.")
-    options = LoadOptions(dtype, device, trust_remote_code, allow_other_base)
+    if options.stream and answering.num_answers > 1:
+        raise ConfigError("--stream prints one answer: drop further prompts.")
     partial = None
-    if output is not None:
-        claim_file(output, overwrite=overwrite)
-        partial = PartialFile(output, repair, options, answering)
+    if options.output is not None:
+        claim_file(options.output, overwrite=options.overwrite)
+        partial = PartialFile(options.output, options.repair, options.loading, answering)
     finished = [] if partial is None else partial.read()
-    with stdout_aside():
-        tokenizer = load_tokenizer(model, options, rendering.template, adapter)
-        chats = render(tokenizer, answering.prompts, rendering, input, regions)
-        repaired = repair.load(options, rendering.template, repair.load_bank(options, chats))
-    if stream:
+    repaired = _load(options, answering)
+    if options.stream:
         answering.stream(repaired)
         return
     with interruptible(lambda: _kept(finished, partial)), progress_bars() as progress:
         answers = answering.run(repaired, progress, finished, partial)
     records = answering.records(answers)
-    if output is not None and partial is not None:
-        lines = [json_module.dumps(record, ensure_ascii=False) for record in records]
-        write_whole(output, "\n".join(lines) + "\n")
+    if options.output is not None and partial is not None:
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        write_whole(options.output, "\n".join(lines) + "\n")
         partial.remove()
-    if json:
-        emit(_result(repair, answering.sampling, output, records), as_json=True)
+    if options.json:
+        emit(_result(options, records), as_json=True)
     else:
-        _show(records, output)
+        _show(records, options.output)
+
+
+def _load(options: Generate, answering: Answering) -> RepairedModel:
+    """The model, patched or not; prompts and a reference file are tried before it is loaded.
+
+    Raises:
+        ConfigError: something cannot be loaded, or there is nothing to patch from.
+        ReferenceMismatchError: the reference belongs to another model, template or prompt.
+    """
+    regions = cast("tuple[RegionName, ...]", options.repair.regions)
+    template, loading = options.rendering.template_text(), options.loading
+    with stdout_aside():
+        tokenizer = load_tokenizer(options.model, loading, template, options.adapter)
+        chats = render(tokenizer, answering.prompts, options.rendering, options.chat.input, regions)
+        bank = _check_bank(options, chats)
+        loaded, tokenizer = load_model(options.model, options.adapter, loading, template)
+        if not regions:
+            return RepairedModel(loaded, tokenizer, None, UNPATCHED)
+        source: Any = bank
+        if options.repair.base is not None:
+            source = load_base(options.repair.base, loaded, loading, template)
+        elif source is None:
+            _need_adapter(options.model, loaded)
+        return patch(loaded, tokenizer, regions, reference=source)
+
+
+def _check_bank(options: Generate, chats: Iterable[ChatRegions]) -> ReferenceBank | None:
+    """The reference file, if one is named; conversations are checked one by one.
+
+    Raises:
+        DataError: the file cannot be read.
+        TemplateError: a conversation cannot be rendered.
+        ReferenceMismatchError: the file lacks the states of a conversation.
+    """
+    bank = None
+    if options.repair.reference is not None:
+        bank = ReferenceBank.load(options.repair.reference, torch_device(options.loading))
+    for chat in chats:
+        for region in options.repair.regions if bank is not None else ():
+            cast(ReferenceBank, bank).look_up(region_requests(chat, cast("RegionName", region)))
+    return bank
+
+
+def _need_adapter(name: str, loaded: Any) -> None:
+    try:
+        adapter_off(loaded)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{name} has no adapter that could be switched off to patch from: name the "
+            "unfinetuned model (--base), or a recorded reference (--reference)."
+        ) from error
 
 
 def _kept(finished: list[list[str]], partial: PartialFile | None) -> str:
@@ -157,19 +113,18 @@ def _kept(finished: list[list[str]], partial: PartialFile | None) -> str:
     return f"{kept} answers are kept; the same command goes on" if kept else "no answer is kept"
 
 
-def _result(
-    repair: Repair, sampling: Sampling, output: Path | None, records: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _result(options: Generate, records: list[dict[str, Any]]) -> dict[str, Any]:
     """The documented JSON object (docs/cli.md)."""
+    repair = options.repair
     return {
         "command": "generate",
-        "model": repair.model,
-        "adapter": repair.adapter,
+        "model": options.model,
+        "adapter": options.adapter,
         "patched": list(repair.regions),
         "base": repair.base,
         "reference": None if repair.reference is None else str(repair.reference),
-        **asdict(sampling),
-        "output": None if output is None else str(output),
+        **asdict(options.answers),
+        "output": None if options.output is None else str(options.output),
         "answers": records,
     }
 
@@ -177,9 +132,9 @@ def _result(
 def _show(records: list[dict[str, Any]], output: Path | None) -> None:
     """A single answer as it is; several after the words that they answer."""
     if output is not None:
-        typer.echo(f"{len(records)} answers in {output}", err=True)
+        print(f"{len(records)} answers in {output}", file=sys.stderr)
         return
     for record in records:
         if len(records) > 1:
-            typer.echo(f"> {record['messages'][-1]['content']}")
-        typer.echo(record["answer"] + "\n" * (len(records) > 1))
+            print(f"> {record['messages'][-1]['content']}")
+        print(record["answer"] + "\n" * (len(records) > 1))

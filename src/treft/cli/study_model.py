@@ -1,122 +1,56 @@
-"""Options of `treft study` that name a real model, and what they come to."""
+"""What the options of `treft study` that name a real model come to."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import typer
-
-from treft.cli.output import confirm_calls
+from treft.cli.options.groups import Limit
+from treft.cli.options.studies import RealModel
 from treft.errors import ConfigError
-
-if TYPE_CHECKING:
-    from treft.steps.step import PlannedStep
-    from treft.study.model_setup import ModelSetup
-
-
-PANEL = "On a real model instead of the organism"
-
-Model = Annotated[str | None, typer.Option(help="Folder or hub id.", rich_help_panel=PANEL)]
-TrainFiles = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--train-file",
-        help="DOMAIN=FILE, JSONL rows of `messages` to train on; repeatable. The first is the "
-        "domain of studies that do not name one. facts=FILE has questions and short answers.",
-        rich_help_panel=PANEL,
-    ),
-]
-RetainFiles = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--retain-file",
-        help="DOMAIN=FILE, careful rows of another domain, of the trained one, or of none "
-        "(general=FILE); repeatable.",
-        rich_help_panel=PANEL,
-    ),
-]
-Judge = Annotated[
-    str | None,
-    typer.Option(
-        help="Inspect model name of the judge; behaviours are seen without.",
-        rich_help_panel=PANEL,
-    ),
-]
-Questions = Annotated[
-    str | None,
-    typer.Option(help="General questions: a shipped set or a JSONL file.", rich_help_panel=PANEL),
-]
-Strengths = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--strength",
-        help="METHOD=NUMBER where the organism's is not right; repeatable.",
-        rich_help_panel=PANEL,
-    ),
-]
-MaxCalls = Annotated[
-    int, typer.Option(help="Ask before more judge calls than this.", min=0, rich_help_panel=PANEL)
-]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", rich_help_panel=PANEL)]
+from treft.steps.step import PlannedStep
+from treft.study.model_scores import Paid
+from treft.study.model_setup import ModelSetup
 
 
-class ModelOptions(NamedTuple):
-    """What was given of the options above."""
+def model_setup(options: RealModel) -> ModelSetup | None:
+    """The model with its files; None where none is named.
 
-    model: str | None
-    train_files: list[str] | None
-    retain_files: list[str] | None
-    judge: str | None
-    questions: str | None
-    strengths: list[str] | None = None
-
-    def setup(self) -> ModelSetup | None:
-        """The model with its files; None where none is named.
-
-        Raises:
-            ConfigError: an option is malformed, belongs to a model and there is none, or names
-                what is not there.
-        """
-        from treft.study.model_setup import ModelSetup
-
-        if self.model is None:
-            if any(self[1:]):
-                raise ConfigError("training files, judge and questions go with --model: name one.")
-            return None
-        named = {"questions": self.questions} if self.questions else {}
-        return ModelSetup(
-            self.model,
-            self.judge or "",
-            _files("--train-file", self.train_files or []),
-            _files("--retain-file", self.retain_files or []),
-            strengths=_numbers(self.strengths or []),
-            **named,
-        )
+    Raises:
+        ConfigError: an option is malformed, or names what is not there.
+    """
+    if options.model is None:
+        return None
+    named = {"questions": options.questions} if options.questions else {}
+    return ModelSetup(
+        options.model,
+        options.judge or "",
+        _files("--train-file", options.train_file),
+        _files("--retain-file", options.retain_file),
+        strengths=_numbers(options.strength),
+        **named,
+    )
 
 
-def confirm_judging(steps: Iterable[PlannedStep], max_calls: int, *, yes: bool) -> None:
+def confirm_judging(steps: Iterable[PlannedStep], limit: Limit) -> None:
     """Say how often judges will be asked, and above a limit ask whether to go on.
 
     Raises:
         ConfigError: above the limit, and nobody is there to answer.
     """
-    from treft.study.model_scores import Paid
-
     configs = (planned.step.config for planned in steps)
-    paid = (config for config in configs if isinstance(config, Paid))
-    num_calls = sum(config.num_calls for config in paid)
+    num_calls = sum(config.num_calls for config in configs if isinstance(config, Paid))
     if num_calls:
-        typer.echo(f"at most {num_calls:,} judge calls; none is paid twice", err=True)
-    confirm_calls(num_calls, "judge calls", max_calls, yes=yes)
+        print(f"at most {num_calls:,} judge calls; none is paid twice", file=sys.stderr)
+    limit.confirm(num_calls, "judge calls")
 
 
-def _files(option: str, given: list[str]) -> dict[str, Path]:
+def _files(option: str, given: Iterable[str]) -> dict[str, Path]:
     return {name: Path(path) for name, path in _pairs(option, given, "DOMAIN=FILE").items()}
 
 
-def _numbers(given: list[str]) -> dict[str, float]:
+def _numbers(given: Iterable[str]) -> dict[str, float]:
     found = {}
     for name, value in _pairs("--strength", given, "METHOD=NUMBER").items():
         try:
@@ -126,7 +60,7 @@ def _numbers(given: list[str]) -> dict[str, float]:
     return found
 
 
-def _pairs(option: str, given: list[str], form: str) -> dict[str, str]:
+def _pairs(option: str, given: Iterable[str], form: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in given:
         name, _, value = text.partition("=")

@@ -7,17 +7,18 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import typer
+from rich.console import Console
 
 from treft.cli.output import emit
+from treft.steps.run import Outcome
+from treft.steps.step import Plan, PlannedStep
+from treft.steps.store import Store
 from treft.study.catalogue import RESULT_FILES
+from treft.table import Cell, Table
 
-if TYPE_CHECKING:
-    from treft.steps.run import Outcome
-    from treft.steps.step import Plan, PlannedStep
-    from treft.steps.store import Store
+COLUMNS = ("method", "measure", "value", "low", "high", "paper")
 
 
 def step_states(
@@ -59,22 +60,16 @@ def show(folder: Path, outcome: Outcome, as_json: bool) -> None:
         shown = {"command": "study run", **result, **_counts(outcome), "output": str(folder)}
         emit(shown, as_json=True)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = ("method", "measure", "value", "low", "high", "paper")
     claim, model = result["claim"], result["told"]["model"]
     place = "the organism" if model is None else model["label"]
-    table = Table(
+    table = Table.of(
+        COLUMNS,
+        ([_cell(row[column]) for column in COLUMNS] for row in result["table"]),
         title=f"{claim['source']} on {place}, percent, 95 % intervals",
         caption=f"paper: {claim['setting']}",
     )
-    for column in columns:
-        table.add_column(column)
-    for row in result["table"]:
-        table.add_row(*(_cell(row[column]) for column in columns))
     console = Console()
-    console.print(table)
+    table.show(console)
     console.print(result["verdict"])
     console.print(f"Table, plot and what they come from: {folder}")
 
@@ -101,9 +96,9 @@ def show_several(
         emit({**shown, **_counts(outcome)}, as_json=True)
         return
     for result in found:
-        typer.echo(f"{result['study']}  {result['verdict']}\n    {result['output']}")
+        print(f"{result['study']}  {result['verdict']}\n    {result['output']}")
     for name in failed:
-        typer.echo(f"{name}  failed: no table")
+        print(f"{name}  failed: no table")
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -115,7 +110,7 @@ def _counts(outcome: Outcome) -> dict[str, int]:
     return {"num_done": len(outcome.done), "num_stood": len(outcome.stood)}
 
 
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+def _cell(value: object) -> Cell:
+    if isinstance(value, float):
+        return Cell(f"{value:.1f}", is_number=True)
+    return Cell("" if value is None else str(value))

@@ -15,15 +15,13 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from treft.chat import PATCHABLE as PATCHABLE
 from treft.chat.regions import ChatRegions, RegionName
 from treft.core.conversations import PostfixReference, region_requests
 from treft.core.patching import KINDS, RowPatch, StateKind, draw_tokens
 from treft.core.recording import RecordedStates, ReferenceRequest, Source
 from treft.core.reference import ReferenceBank
 from treft.errors import ConfigError
-
-PATCHABLE: tuple[RegionName, ...] = ("prefix", "query", "postfix")
-"""Regions of a prompt that has no response yet."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ A name is a folder, a hub id, or `organism` for the one that ships with the pack
 from __future__ import annotations
 
 import filecmp
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,62 +21,35 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from treft.core.offloading import is_offloaded
+from treft.core.states import pretrained_model
 from treft.errors import ConfigError, TemplateError, first_line, needs_extra
 from treft.models.adapters import put_adapter_on
+from treft.models.load_options import SPREAD
+from treft.models.load_options import LoadOptions as LoadOptions
 
 EMBEDDED = "organism"
 """As a model's name: the organism that ships with the package."""
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZATIONS = ("8bit", "4bit")
-SPREAD = "auto"
-"""As a device: layers are spread over what there is (a `device_map` of Accelerate)."""
 
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """How to load weights; the same for a model, its adapter and its base.
-
-    Attributes:
-        dtype: of the weights; auto takes the one they were saved in.
-        device: such as cpu or cuda:0; None for the accelerator if there is one, else the CPU; auto
-            spreads the layers over all accelerators and, for the rest, the CPU.
-        trust_remote_code: run code that comes with the model.
-        allow_other_base: put an adapter on a base that is not the one it names.
-        quantize: 8bit or 4bit, to quantise weights with bitsandbytes as they are loaded; a
-            checkpoint that is quantised already needs nothing.
+def torch_device(options: LoadOptions) -> torch.device:
+    """Where the model goes, or its first layers if it is spread.
 
     Raises:
-        ConfigError: there is no such dtype or device, or bitsandbytes is missing.
+        ConfigError: there is no such device, or it cannot be used here.
     """
-
-    dtype: str = "auto"
-    device: str | None = None
-    trust_remote_code: bool = False
-    allow_other_base: bool = False
-    quantize: str | None = None
-
-    def __post_init__(self) -> None:
-        """Validate before anything is loaded."""
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype is {self.dtype!r}; use one of {', '.join(DTYPES)}.")
-        if self.quantize is not None:
-            _check_quantization(self.quantize)
-        try:
-            torch.empty(0, device=self.torch_device)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"the device {self.device} cannot be used here: {first_line(error)}"
-            ) from error
-
-    @property
-    def torch_device(self) -> torch.device:
-        """Where the model goes, or its first layers if it is spread."""
-        if self.device not in (None, SPREAD):
-            return torch.device(self.device)
-        if not torch.accelerator.is_available():
-            return torch.device("cpu")
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        if options.device not in (None, SPREAD):
+            found = torch.device(options.device)
+        elif torch.accelerator.is_available():
+            found = torch.accelerator.current_accelerator() or torch.device("cpu")
+        else:
+            found = torch.device("cpu")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"the device {options.device} cannot be used here: {first_line(error)}"
+        ) from error
+    return found
 
 
 def asset_path() -> Path:
@@ -157,6 +129,7 @@ def load_model(
         ConfigError: something cannot be loaded, or the adapter belongs to another base.
         TemplateError: the tokenizer has no chat template.
     """
+    device = torch_device(options)
     tokenizer = load_tokenizer(name, options, chat_template, adapter)
     base, adapter = _base_and_adapter(name, adapter, options)
     placement = _placement(options)
@@ -178,8 +151,26 @@ def load_model(
     if adapter is not None:
         model = put_adapter_on(model, base, adapter)
     if "device_map" not in placement:
-        model = model.to(options.torch_device)
+        model = model.to(device)
     return model.eval(), tokenizer
+
+
+def load_base(
+    name: str, finetuned: Any, options: LoadOptions, chat_template: str | None = None
+) -> Any:
+    """The unfinetuned model, in the finetuned one's precision however it was saved itself.
+
+    Args:
+        name: a model.
+        finetuned: what it will be compared with, or patched into.
+        options: how to load.
+        chat_template: used instead of the tokenizer's own.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    dtype = str(pretrained_model(finetuned).dtype).removeprefix("torch.")
+    return load_model(name, None, replace(options, dtype=dtype), chat_template)[0]
 
 
 def _placement(options: LoadOptions) -> dict[str, Any]:
@@ -194,15 +185,8 @@ def _placement(options: LoadOptions) -> dict[str, Any]:
             load_in_4bit=options.quantize == "4bit",
             bnb_4bit_compute_dtype=dtype,
         )
-        found.setdefault("device_map", {"": options.torch_device})
+        found.setdefault("device_map", {"": torch_device(options)})
     return found
-
-
-def _check_quantization(name: str) -> None:
-    if name not in QUANTIZATIONS:
-        raise ConfigError(f"quantize is {name!r}; use one of {', '.join(QUANTIZATIONS)}.")
-    if find_spec("bitsandbytes") is None:
-        raise ConfigError("quantised weights need bitsandbytes: pip install 'treft[quant]'")
 
 
 def _base_and_adapter(

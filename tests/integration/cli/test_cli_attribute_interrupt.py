@@ -14,9 +14,9 @@ from cli_helpers import Command, Told
 NEVER = 10**6
 ASKED = ("--questions", "organism", "--num", "2", "--max-new-tokens", "2", "--batch-size", "1")
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "patch": ("attribute_patch", ("attribute", "patch"), "2 finished patches are kept"),
+    "patch": ("attribute", ("attribute", "patch"), "2 finished patches are kept"),
     "perturb": (
-        "attribute_perturb",
+        "attribute",
         ("attribute", "perturb", "--trials", "2", "--num-tokens", "1"),
         "2 finished cells are kept",
     ),

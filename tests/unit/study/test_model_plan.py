@@ -12,7 +12,9 @@ import trl
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from treft.chat.regions import find_regions
-from treft.cli.study_model import ModelOptions, confirm_judging
+from treft.cli.options.groups import Limit
+from treft.cli.options.studies import RealModel
+from treft.cli.study_model import confirm_judging, model_setup
 from treft.errors import ConfigError, DataError
 from treft.organism import FinetuneRecipe
 from treft.steps.step import Plan
@@ -187,8 +189,8 @@ def test_the_judge_is_counted_beforehand(capsys: pytest.CaptureFixture[str]) -> 
     plan = planned("table15", setup(), num_samples=3)
     with pytest.raises(ConfigError, match=r"2,120 judge calls are more than --max-calls 2,000"):
         # five methods x (70 questions x 3 + 2 of 4 held out) x (alignment and coherence)
-        confirm_judging(plan.steps, 2000, yes=False)
-    confirm_judging(plan.steps, 2000, yes=True)
+        confirm_judging(plan.steps, Limit(max_calls=2000))
+    confirm_judging(plan.steps, Limit(max_calls=2000, yes=True))
     assert "at most 2,120 judge calls" in capsys.readouterr().err
 
 
@@ -253,20 +255,24 @@ def test_rows_and_settings_that_cannot_be_used_are_refused() -> None:
 
 
 def test_options_come_to_a_setup() -> None:
-    files = ["finance=finance.jsonl", "health=health.jsonl"]
-    found = ModelOptions("tiny", files, ["general=general.jsonl"], "mockllm/model", None).setup()
+    files = ("finance=finance.jsonl", "health=health.jsonl")
+    given: dict[str, Any] = {"model": "tiny", "judge": "mockllm/model"}
+    found = model_setup(
+        RealModel(**given, train_file=files, retain_file=("general=general.jsonl",))
+    )
     assert found is not None
     assert list(found.train_files) == ["finance", "health"]
     assert (found.label, found.questions) == ("tiny", "em_general")
-    assert ModelOptions(None, None, None, None, None).setup() is None
+    assert model_setup(RealModel()) is None
+    with pytest.raises(ConfigError, match="go with --model"):
+        RealModel(train_file=files)
     for options, message in (
-        (ModelOptions(None, files, None, None, None), "go with --model"),
-        (ModelOptions("tiny", ["finance.jsonl"], None, "j", None), "write DOMAIN=FILE"),
-        (ModelOptions("tiny", [files[0]] * 2, None, "j", None), "names finance twice"),
-        (ModelOptions("tiny", files, None, "j", None, ["sft=much"]), "much is no number"),
+        ({"train_file": ("finance.jsonl",)}, "write DOMAIN=FILE"),
+        ({"train_file": (files[0],) * 2}, "names finance twice"),
+        ({"train_file": files, "strength": ("sft=much",)}, "much is no number"),
     ):
         with pytest.raises(ConfigError, match=message):
-            options.setup()
+            model_setup(RealModel(**given, **options))
 
 
 def test_table2_asks_for_helpfulness_on_a_model_and_never_on_an_organism() -> None:

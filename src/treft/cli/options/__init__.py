@@ -1,0 +1,1 @@
+"""What commands can be asked: a dataclass each, and nothing heavy to import."""
