@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from treft.cli.arms import parse_arms, with_base
 from treft.cli.options.judging import Audit
@@ -33,6 +32,7 @@ from treft.evaluation.conditions import DEFAULT, Condition
 from treft.files import write_whole
 from treft.judging.oracle import ORACLE, ORGANISM
 from treft.judging.panel import assemble
+from treft.table import Cell, Table
 
 
 def audit(options: Audit) -> None:
@@ -176,13 +176,16 @@ def _show(plan: AuditPlan, tables: Sequence[AuditTable]) -> None:
     console = Console()
     num = plan.num_questions * plan.request.epochs
     for table in tables:
-        shown = Table(title=f"{num} answers in each cell", show_lines=True)
-        shown.add_column("condition")
-        for heading in headings(table):
-            shown.add_column(heading)
-        for name in table.conditions:
-            cells = ("\n".join(cell_lines(table.cells[name, arm])) for arm in table.arms)
-            shown.add_row(name, *cells)
-        console.print(shown)
+        rows: list[list[Cell | str]] = [
+            [name, *(_cell(cell_lines(table.cells[name, arm])) for arm in table.arms)]
+            for name in table.conditions
+        ]
+        Table.of(("condition", *headings(table)), rows, title=f"{num} answers in each cell").show(
+            console
+        )
         for words in (*findings(table), legend(table), *table.cautions):
             console.print(words, markup=False)
+
+
+def _cell(lines: list[str]) -> Cell:
+    return Cell(lines[0], tuple(lines[1:]))

@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from treft.data import BehaviourName as BehaviourName
 from treft.data.messages import check_messages
 from treft.data.published import prompt_of
 from treft.errors import ConfigError, DataError
 
-BehaviourName = Literal["abstain", "refuse", "tool", "short"]
 Row = dict[str, Any]
 
 DEFAULT_TOOL = "search_info"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from treft.cli.options.groups import Command, Natural, Positive, WritesFile, claim_file
-from treft.data.behaviours import BehaviourName
+from treft.data import BehaviourName
 from treft.errors import ConfigError
 
 
