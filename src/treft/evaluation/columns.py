@@ -50,20 +50,20 @@ class SetFigure:
 
     @property
     def name(self) -> str:
-        """Of the measure."""
+        """The measure's name."""
         return self.measure.name
 
     @property
     def is_judged(self) -> bool:
-        """Seen by a judge of alignment, not by a detector."""
+        """Whether a judge of alignment sees it, not a detector."""
         return isinstance(self.measure, AlignmentScore | EMRate | MisalignAtK)
 
     def in_arm(self, arm: ArmAnswers) -> bool:
-        """Whether the arm has answers to the question set."""
+        """Tells whether the arm has answers to the question set."""
         return self.question_set in arm.sets
 
     def result(self, arm: ArmAnswers) -> Result:
-        """The figure of one arm.
+        """Returns the figure of one arm.
 
         Raises:
             DataError: there is no value to take a mean of.
@@ -71,7 +71,7 @@ class SetFigure:
         return estimate(self.measure, arm.sets[self.question_set])
 
     def change(self, arm: ArmAnswers, base: ArmAnswers) -> Change:
-        """The figure of an arm minus that of the base.
+        """Returns the figure of an arm minus that of the base.
 
         Raises:
             DataError: as `result`, or no question has a value in both arms.
@@ -92,7 +92,7 @@ class EMF1Figure:
     is_judged: ClassVar[bool] = True
 
     def in_arm(self, arm: ArmAnswers) -> bool:
-        """Whether the arm has answers to both question sets."""
+        """Tells whether the arm has answers to both question sets."""
         return GENERAL in arm.sets and IN_DOMAIN in arm.sets
 
     def result(self, arm: ArmAnswers) -> Result:
@@ -124,7 +124,7 @@ class Column:
     absent: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the fields as JSON has them."""
         return {
             "figure": self.figure.name,
             "question_set": self.figure.question_set,
@@ -142,7 +142,7 @@ def plan_figures(
     thresholds: Thresholds,
     draws: Mapping[str, int] | None = None,
 ) -> tuple[Figure, ...]:
-    """What can be measured: judged figures first, judge by judge, then behaviours.
+    """Returns what can be measured: judged figures first, judge by judge, then behaviours.
 
     Args:
         arms: at least one.

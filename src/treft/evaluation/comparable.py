@@ -33,7 +33,7 @@ class ArmAnswers:
 
 
 def answers_a_question(arms: Iterable[ArmAnswers], name: str) -> int:
-    """How often most questions of a set were answered, in the arm where that is least."""
+    """Returns how often most questions of a set were answered, in the arm where that is least."""
     found = []
     for arm in arms:
         sizes = Counter(Counter(answer.question_id for answer in arm.sets.get(name, ())).values())
@@ -42,7 +42,7 @@ def answers_a_question(arms: Iterable[ArmAnswers], name: str) -> int:
 
 
 def check_arms(arms: Sequence[ArmAnswers], base: str | None) -> ArmAnswers:
-    """The base, after a check that the arms can be compared with it.
+    """Returns the base, after a check that the arms can be compared with it.
 
     Raises:
         ConfigError: no arm, a label comes twice, or the base is none of the arms.
@@ -64,7 +64,7 @@ def check_arms(arms: Sequence[ArmAnswers], base: str | None) -> ArmAnswers:
 def common_judges(
     arms: Sequence[ArmAnswers], wanted: Sequence[str] | None
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """By question set, the judges that judged it in every arm; and notes on the others.
+    """Returns, by question set, the judges that judged it in every arm; and notes on the others.
 
     Raises:
         DataError: a wanted judge is absent from an arm, or a set has no judge in common.
@@ -105,7 +105,7 @@ def _check_judge(judge: str, name: str, found: Mapping[str, tuple[str, ...]]) ->
 
 
 def question_sets(arms: Sequence[ArmAnswers]) -> tuple[str, ...]:
-    """All names, `general` and `in_domain` first."""
+    """Returns the names of all sets, `general` and `in_domain` first."""
     names = dict.fromkeys(name for arm in arms for name in arm.sets)
     first = [name for name in (GENERAL, IN_DOMAIN) if name in names]
     return tuple(dict.fromkeys([*first, *names]))
@@ -117,7 +117,7 @@ def _judges_of(answers: Sequence[ScoredAnswer]) -> tuple[str, ...]:
 
 
 def questions_of(arm: ArmAnswers, name: str) -> dict[str, str]:
-    """What was asked, by id."""
+    """Returns what was asked, by id."""
     return {answer.question_id: answer.question for answer in arm.sets.get(name, ())}
 
 
@@ -144,7 +144,7 @@ def _check_pair(arm: ArmAnswers, base: ArmAnswers) -> None:
 
 
 def unmatched(arms: Sequence[ArmAnswers], base: ArmAnswers) -> Iterator[str]:
-    """Notes on questions that only one of two arms answered."""
+    """Yields notes on questions that only one of two arms answered."""
     for arm in arms:
         for name in arm.sets:
             asked, by_base = questions_of(arm, name), questions_of(base, name)

@@ -61,11 +61,11 @@ class Comparison:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of the arms."""
+        """The arms' labels."""
         return tuple(arm.label for arm in self.arms)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; answers are counted, not repeated."""
+        """Returns the fields as JSON has them; answers are counted, not repeated."""
         return {
             "base": self.base,
             "num_runs": self.num_runs,
@@ -140,7 +140,7 @@ def compare(
 def misalign_draws(
     arms: Sequence[ArmAnswers], sets: Iterable[str], k: int | None = None
 ) -> dict[str, int]:
-    """K of Misalign@k, for sets whose questions were answered more than once."""
+    """Returns k of Misalign@k, for sets whose questions were answered more than once."""
     sizes = {name: answers_a_question(arms, name) for name in sets}
     return {name: k or min(size, MOST_DRAWS) for name, size in sizes.items() if size > 1}
 

@@ -56,7 +56,7 @@ def read_arms(
 
 
 def doubts(arms: Sequence[ArmAnswers]) -> list[str]:
-    """Notes on failed samples, runs that are not finished, and arms that were sampled unlike."""
+    """Returns notes on failed samples, unfinished runs, and arms that were sampled unlike."""
     notes = _unlike_sampling(arms)
     for arm in arms:
         for source in arm.sources:
@@ -86,7 +86,7 @@ def _unlike_sampling(arms: Sequence[ArmAnswers]) -> list[str]:
 
 
 def question_set(task: str, task_args: Mapping[str, Any], scope: str) -> str:
-    """The name of what was asked, which answers must share to be compared.
+    """Returns the name of what was asked, which answers must share to be compared.
 
     Args:
         task: name of the task.
@@ -122,7 +122,7 @@ def _sets(path: Path, runs: Sequence[Run]) -> dict[str, list[ScoredAnswer]]:
 
 
 def _with_words(answer: ScoredAnswer) -> ScoredAnswer:
-    """With the number of words, which needs no detector in the log."""
+    """Returns the answer with its number of words, which needs no detector in the log."""
     if "words" in answer.behaviours:
         return answer
     words = float(count_words(answer.answer))
@@ -155,5 +155,5 @@ def _label(path: Path, info: RunInfo) -> str:
 
 
 def _source(info: RunInfo) -> dict[str, Any]:
-    """What the report says of a log: everything but empty fields."""
+    """Returns what the report says of a log: everything but empty fields."""
     return {key: value for key, value in dataclasses.asdict(info).items() if value not in ("", {})}

@@ -64,7 +64,7 @@ def compare_over_runs(runs: Sequence[Run], base: str | None = None) -> Compariso
 
 
 def _pooled(runs: Sequence[Run]) -> tuple[ArmAnswers, ...]:
-    """All runs' answers of each arm; the run is the answer's `epoch`."""
+    """Returns all runs' answers of each arm; the run is the answer's `epoch`."""
     pooled = []
     for versions in zip(*runs, strict=True):
         assert len({arm.label for arm in versions}) == 1, "runs have the same arms"
@@ -190,7 +190,7 @@ def _difference(results: Sequence[Estimate], base: Sequence[Estimate]) -> Differ
 
 
 def _p_value(moved: Sequence[float]) -> float:
-    """Two-sided, of the t-test; where all runs moved alike, of exchanging the arms run by run."""
+    """Returns that of the t-test; where all runs moved alike, of exchanging arms run by run."""
     if np.ptp(moved) < 1e-9:
         return 1.0 if abs(fmean(moved)) < 1e-9 else 2.0 ** (1 - len(moved))
     return float(stats.ttest_1samp(moved, 0.0).pvalue)

@@ -89,7 +89,7 @@ class Agreement:
     caution: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the fields as JSON has them."""
         return asdict(self)
 
 
@@ -98,7 +98,7 @@ def agreement(
     judges: Sequence[str],
     misaligned_below: float = MISALIGNED_BELOW,
 ) -> Agreement:
-    """How far judges agree on the answers that two of them scored.
+    """Returns how far judges agree on the answers that two of them scored.
 
     Args:
         answers: with judgements.
@@ -264,7 +264,7 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> Interval:
 
 
 def _variance(area: float, num_positive: int, num_negative: int) -> float:
-    """Of the estimated area, for scores distributed as negative exponentials."""
+    """Returns the variance of the area, for scores distributed as negative exponentials."""
     others = (num_positive + num_negative) / 2 - 1
     factor = 1 + others * ((1 - area) / (2 - area) + area / (1 + area))
     return area * (1 - area) * factor / (num_positive * num_negative)

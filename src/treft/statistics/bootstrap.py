@@ -72,11 +72,11 @@ class Loss:
 
     @property
     def is_sure(self) -> bool:
-        """Whether anything was surely lost; without that a share means nothing."""
+        """Tells whether anything was surely lost; without that a share means nothing."""
         return self.interval.low > 0
 
     def share(self, gains: FloatArray) -> Share:
-        """What a patch regains of a sure loss.
+        """Returns what a patch regains of a sure loss.
 
         Args:
             gains: patched less finetuned on each prompt (P,).
@@ -89,7 +89,7 @@ class Loss:
 
 
 def interval_of(value: float, draws: FloatArray, confidence: float = 0.95) -> Interval:
-    """Percentiles of the resamples around a value."""
+    """Returns a value with the percentiles of its resamples."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, (tail, 1 - tail))
     return Interval(value, float(low), float(high))

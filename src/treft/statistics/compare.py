@@ -53,7 +53,7 @@ class Arm(NamedTuple):
 
 
 def estimate(measure: Measure, answers: Sequence[ScoredAnswer]) -> Estimate:
-    """A figure with its 95 % interval.
+    """Returns a figure with its 95 % interval.
 
     Raises:
         DataError: the measure's judge or detector looked at no answer, or gave no value.
@@ -64,7 +64,7 @@ def estimate(measure: Measure, answers: Sequence[ScoredAnswer]) -> Estimate:
 def difference(
     measure: Measure, arm: Sequence[ScoredAnswer], base: Sequence[ScoredAnswer]
 ) -> Difference:
-    """A figure of an arm minus that of the base, paired by question.
+    """Returns a figure of an arm minus that of the base, paired by question.
 
     Raises:
         DataError: as `estimate`, or the arms share no question.
@@ -73,7 +73,7 @@ def difference(
 
 
 def em_f1_estimate(measure: AlignmentScore, arm: Arm) -> EMF1:
-    """EM-F1 (section 5 of the paper) of the two alignment scores by one judge.
+    """Returns EM-F1 (section 5 of the paper) of the two alignment scores by one judge.
 
     Raises:
         DataError: as `estimate`, for either question set.
@@ -83,7 +83,7 @@ def em_f1_estimate(measure: AlignmentScore, arm: Arm) -> EMF1:
 
 
 def em_f1_difference(measure: AlignmentScore, arm: Arm, base: Arm) -> EMF1Difference:
-    """EM-F1 of an arm minus that of the base, both question sets paired by question.
+    """Returns EM-F1 of an arm minus that of the base, both sets paired by question.
 
     Raises:
         DataError: as `difference`, for either question set.
@@ -118,7 +118,7 @@ def sensitivity(
     alignments: Iterable[float] = ALIGNMENTS,
     coherences: Iterable[float | None] = COHERENCES,
 ) -> tuple[SensitivityRow, ...]:
-    """EM rate of the same answers at each pair of thresholds, by each judge.
+    """Returns the EM rate of the same answers at each pair of thresholds, by each judge.
 
     Raises:
         ConfigError: a threshold is out of range.
@@ -260,7 +260,7 @@ def _em_f1_of_arrays(general: FloatArray, in_domain: FloatArray) -> FloatArray:
 
 
 def _em_f1_contributions(general: Clusters, in_domain: Clusters) -> tuple[FloatArray, FloatArray]:
-    """By how much each question of either set moves EM-F1, to first order."""
+    """Returns by how much each question of either set moves EM-F1, to first order."""
     aligned, learnt = general.mean, 100 - in_domain.mean
     total = (aligned + learnt) ** 2 or 1.0
     return (

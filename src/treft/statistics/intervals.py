@@ -83,7 +83,7 @@ class Clusters:
 
     @property
     def num_questions(self) -> int:
-        """C."""
+        """The number of questions, C."""
         return len(self.questions)
 
     @property

@@ -46,12 +46,12 @@ class Thresholds:
             )
 
     def is_misaligned(self, judgement: Judgement) -> bool:
-        """Of an answer that has an alignment score."""
+        """Tells whether an answer that has an alignment score is misaligned."""
         assert judgement.alignment is not None
         return judgement.alignment < self.misaligned_below
 
     def is_coherent(self, judgement: Judgement) -> bool:
-        """Coherent enough to be looked at; unknown coherence is not."""
+        """Tells whether an answer is coherent enough to be looked at; unknown coherence is not."""
         if self.coherent_above is None:
             return True
         return judgement.coherence is not None and judgement.coherence > self.coherent_above
@@ -98,14 +98,14 @@ class Measure(ABC):
 
     @abstractmethod
     def tally(self, answers: Sequence[ScoredAnswer]) -> Tally:
-        """Values by question.
+        """Returns the values by question.
 
         Raises:
             DataError: no answer was looked at by the measure's judge or detector.
         """
 
     def to_dict(self) -> dict[str, Any]:
-        """Name, unit and settings."""
+        """Returns the name, the unit and the settings."""
         return {"name": self.name, "unit": self.unit, **asdict(self)}
 
 
@@ -217,7 +217,7 @@ class MeanCount(Measure):
 def judgements_by(
     judge: str, answers: Sequence[ScoredAnswer]
 ) -> tuple[list[tuple[ScoredAnswer, Judgement]], Counter[Outcome]]:
-    """The answers that a judge gave a score, and how many had which outcome.
+    """Returns the answers that a judge gave a score, and how many had which outcome.
 
     Raises:
         DataError: the judge looked at none of the answers.

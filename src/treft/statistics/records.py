@@ -90,7 +90,7 @@ class ScoredAnswer:
         return f"answer {self.epoch} to question {self.question_id!r}"
 
     def judged_by(self, judge: str) -> Judgement | None:
-        """The judgement of one judge, if it looked at this answer."""
+        """Returns the judgement of one judge, if it looked at this answer."""
         return next((found for found in self.judgements if found.judge == judge), None)
 
 

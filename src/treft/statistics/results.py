@@ -38,7 +38,7 @@ class Estimate:
     caution: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the fields as JSON has them."""
         return {**asdict(self), "measure": self.measure.to_dict()}
 
 
@@ -76,7 +76,7 @@ class Difference:
     method: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the fields as JSON has them."""
         nested = {name: getattr(self, name).to_dict() for name in ("measure", "arm", "base")}
         return {**asdict(self), **nested}
 
@@ -92,7 +92,7 @@ class EMF1:
     in_domain: Estimate
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the fields as JSON has them."""
         nested = {name: getattr(self, name).to_dict() for name in ("general", "in_domain")}
         return {**asdict(self), **nested}
 
@@ -110,7 +110,7 @@ class EMF1Difference:
     p_holm: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the fields as JSON has them."""
         nested = {name: getattr(self, name).to_dict() for name in ("general", "in_domain")}
         return {**asdict(self), **nested}
 
@@ -124,7 +124,7 @@ class SensitivityRow:
     counts: AnswerCounts
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the fields as JSON has them."""
         return {
             "measure": self.measure.to_dict(),
             "estimate": self.estimate.to_dict() if self.estimate else None,

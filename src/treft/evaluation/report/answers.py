@@ -13,7 +13,7 @@ from treft.statistics.records import ScoredAnswer
 
 
 def answer_data(comparison: Comparison, arms: Sequence[ArmAnswers]) -> dict[str, Any]:
-    """Answers by question set and question.
+    """Returns answers by question set and question.
 
     Args:
         comparison: gives the judges, the base and the thresholds.

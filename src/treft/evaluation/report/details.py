@@ -25,7 +25,7 @@ from treft.table import ABSENT, Cell, Table, interval, number
 
 
 def figure_table(comparison: Comparison) -> Table:
-    """Every figure: size, what became of the other answers, thresholds, how it was made."""
+    """Returns every figure with its size, its thresholds and how it was made."""
     rows: list[tuple[Cell, ...]] = []
     for column in comparison.columns:
         for arm in comparison.arms:
@@ -60,7 +60,7 @@ def _figure_rows(column: Column, arm: ArmAnswers) -> Iterator[tuple[Cell, ...]]:
 
 
 def _sampling(arm: ArmAnswers) -> str:
-    """Temperature and seed of the arm's logs; several values where they differ."""
+    """Returns temperature and seed of the arm's logs; several values where they differ."""
     parts = []
     for name in ("temperature", "seed"):
         found = dict.fromkeys(
@@ -74,7 +74,7 @@ def _sampling(arm: ArmAnswers) -> str:
 
 
 def verdict_tables(comparison: Comparison) -> list[Table]:
-    """How many answers got which verdict, a table for each judge."""
+    """Returns how many answers got which verdict, a table for each judge."""
     tables = []
     for judge in comparison.judges:
         rows = []
@@ -92,7 +92,7 @@ def verdict_tables(comparison: Comparison) -> list[Table]:
 
 
 def agreement_tables(comparison: Comparison) -> list[Table]:
-    """How far the judges agree, a table for each question set."""
+    """Returns how far the judges agree, a table for each question set."""
     return [_agreement_table(name, found) for name, found in comparison.agreements.items()]
 
 
@@ -140,7 +140,7 @@ def _coefficient(found: Coefficient) -> Cell:
 
 
 def sensitivity_tables(comparison: Comparison) -> list[Table]:
-    """EM rate over thresholds, a table for each question set and judge."""
+    """Returns the EM rate over thresholds, a table for each question set and judge."""
     return [
         _sensitivity_table(name, judge, by_arm)
         for name, by_arm in comparison.sensitivity.items()
@@ -175,7 +175,7 @@ def _sensitivity_cell(row: SensitivityRow) -> Cell:
 
 
 def settings_tables(comparison: Comparison) -> list[Table]:
-    """Where each arm's answers come from."""
+    """Returns where each arm's answers come from, a table for each arm."""
     tables = []
     for arm in comparison.arms:
         rows = []
@@ -187,7 +187,7 @@ def settings_tables(comparison: Comparison) -> list[Table]:
 
 
 def _plain(value: Any) -> str:
-    """Mappings as `a = 1, b = 2` without what is unset; other values as they are."""
+    """Returns a mapping as `a = 1, b = 2` without what is unset; other values as they are."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} = {_plain(one)}" for key, one in value.items() if one is not None)
     if isinstance(value, list | tuple):

@@ -47,7 +47,7 @@ def render_page(
     sections: Sequence[Section] = (),
     settings: Sequence[Table] | None = None,
 ) -> str:
-    """The whole page.
+    """Returns the whole page.
 
     Args:
         comparison: what is shown.
@@ -101,13 +101,13 @@ def _asset(name: str) -> str:
 
 
 def _script_data(data: dict[str, Any]) -> Markup:
-    """JSON that cannot end the script element it stands in, whatever the answers say."""
+    """Returns JSON that cannot end its script element, whatever the answers say."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
 
 
 def _interval_plots(comparison: Comparison) -> list[Markup]:
-    """Judged figures, then behaviours; those in percent."""
+    """Returns plots of what is in percent: judged figures, then behaviours."""
     percent = [column for column in comparison.columns if column.figure.measure.unit == "percent"]
     parts = [
         [column for column in percent if column.figure.is_judged is want] for want in (True, False)
@@ -124,7 +124,7 @@ def _verdicts(comparison: Comparison) -> list[tuple[Table, Markup]]:
 def _contents(
     parts: dict[str, Any], sections: Sequence[Section], base: str
 ) -> list[tuple[str, str]]:
-    """Anchors and titles of the parts that there are."""
+    """Returns anchors and titles of the parts that there are."""
     named = [
         ("scores", "Scores", True),
         ("changes", f"Change against {base}", parts["changes"]),

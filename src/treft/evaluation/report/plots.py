@@ -42,7 +42,7 @@ ROW_INCHES, PANEL_INCHES = 0.34, 2.3
 
 
 def interval_plot(comparison: Comparison, columns: Sequence[Column]) -> str:
-    """Each figure with its interval, a panel for each kind of figure, a colour for each judge.
+    """Returns each figure with its interval: a panel a kind of figure, a colour a judge.
 
     Args:
         comparison: gives arms and judges.
@@ -92,7 +92,7 @@ def _draw_intervals(
 
 
 def verdict_plot(comparison: Comparison, judge: str) -> str:
-    """Share of each verdict by one judge, a panel for each question set; empty if there is none."""
+    """Returns the share of each verdict by one judge, a panel for each question set."""
     sets: dict[str, dict[str, dict[str, int]]] = {}
     for arm in comparison.arms:
         for name, answers in arm.sets.items():
@@ -143,7 +143,7 @@ def _legend(canvas: Canvas, axis: Axes) -> None:
 
 
 def to_svg(canvas: Canvas) -> str:
-    """An inline SVG element whose `INK` is the colour of the text around it."""
+    """Returns an inline SVG element whose `INK` is the colour of the text around it."""
     buffer = io.StringIO()
     canvas.patch.set_alpha(0)
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

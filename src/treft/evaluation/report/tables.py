@@ -19,7 +19,7 @@ from treft.table import ABSENT, Cell, Table, interval, number, p_in_words
 
 
 def _groups(comparison: Comparison) -> list[tuple[str, list[Column]]]:
-    """Columns that make a table: those of each judge, then those of each kind of behaviour."""
+    """Returns the columns of each table: one a judge, then one a kind of behaviour."""
     found: dict[str, list[Column]] = {}
     for column in comparison.columns:
         figure = column.figure
@@ -30,12 +30,12 @@ def _groups(comparison: Comparison) -> list[tuple[str, list[Column]]]:
 
 
 def score_tables(comparison: Comparison) -> list[Table]:
-    """Each arm's figures, a table for each judge and one for each kind of behaviour."""
+    """Returns each arm's figures, a table for each judge and one for each kind of behaviour."""
     return [_score_table(comparison, name, columns) for name, columns in _groups(comparison)]
 
 
 def change_tables(comparison: Comparison) -> list[Table]:
-    """Each arm minus the base, tables as in `score_tables`; none with a single arm."""
+    """Returns each arm minus the base, tables as in `score_tables`; none with a single arm."""
     if len(comparison.arms) < 2:
         return []
     return [_change_table(comparison, name, columns) for name, columns in _groups(comparison)]
@@ -63,7 +63,7 @@ def _score_table(comparison: Comparison, name: str, columns: Sequence[Column]) -
 
 
 def _rates(comparison: Comparison, columns: Sequence[Column]) -> str:
-    """What the rates among the columns count, with thresholds."""
+    """Returns what the rates among the columns count, with thresholds."""
     measures = [column.figure.measure for column in columns]
     limits = thresholds_in_words(comparison.thresholds)
     words = f"; EM rate: {limits}" if any(isinstance(one, EMRate) for one in measures) else ""
@@ -128,7 +128,7 @@ def _num_paired(change: Change) -> str:
 
 
 def _cautions(columns: Iterable[Column]) -> list[str]:
-    """Each once, with the figures that it is about."""
+    """Returns each caution once, with the figures that it is about."""
     about: dict[str, list[str]] = {}
     for column in columns:
         for label, result in column.results.items():

@@ -16,13 +16,13 @@ SET_TITLES = {GENERAL: "general", IN_DOMAIN: "in-domain"}
 
 
 def set_title(name: str) -> str:
-    """A question set in words."""
+    """Returns a question set in words."""
     parts = name.split("/")
     return ", ".join(SET_TITLES.get(part, part.replace("_", " ")) for part in parts)
 
 
 def figure_title(figure: Figure) -> str:
-    """A column's heading; the arrow says in which direction it is better."""
+    """Returns a column's heading; the arrow says in which direction it is better."""
     place = figure.question_set
     if not figure.is_judged:
         title = _behaviour_title(figure)
@@ -41,7 +41,7 @@ def figure_title(figure: Figure) -> str:
 
 
 def _behaviour_title(figure: Figure) -> str:
-    """Such as `abstention, on topic, by JUDGE`."""
+    """Returns words such as `abstention, on topic, by JUDGE`."""
     kind, _, judge = figure.seen_by.partition("/")
     place = set_title(figure.question_set.removeprefix(f"{kind}/"))
     place = "" if place == kind else f", {place}"
@@ -49,26 +49,26 @@ def _behaviour_title(figure: Figure) -> str:
 
 
 def thresholds_in_words(thresholds: Thresholds) -> str:
-    """Such as `alignment < 30, coherence > 50`."""
+    """Returns words such as `alignment < 30, coherence > 50`."""
     above = thresholds.coherent_above
     coherence = "any coherence" if above is None else f"coherence > {above:g}"
     return f"alignment < {thresholds.misaligned_below:g}, {coherence}"
 
 
 def limits_in_words(measure: Measure) -> str:
-    """A measure's thresholds; empty where it has none."""
+    """Returns a measure's thresholds in words; empty where it has none."""
     if isinstance(measure, EMRate | MisalignAtK):
         return thresholds_in_words(measure.thresholds)
     return ""
 
 
 def sizes_in_words(result: Result) -> tuple[str, ...]:
-    """How much is behind a figure: questions / answers, a line for each question set."""
+    """Returns how much is behind a figure: questions / answers, a line a question set."""
     return tuple(f"{one.num_questions} / {one.num_samples}" for one in estimates_of(result))
 
 
 def counts_in_words(counts: AnswerCounts) -> str:
-    """What is behind a figure and what is not."""
+    """Returns what is behind a figure and what is not."""
     parts = [f"{counts.used} used"]
     for name in ("left_out", "refusal", "code", "missing"):
         if amount := getattr(counts, name):
@@ -77,7 +77,7 @@ def counts_in_words(counts: AnswerCounts) -> str:
 
 
 def estimates_of(result: Result) -> tuple[Estimate, ...]:
-    """A figure's estimates: itself, or the two scores that EM-F1 is made of."""
+    """Returns a figure's estimates: itself, or the two scores that EM-F1 is made of."""
     return (result.general, result.in_domain) if isinstance(result, EMF1) else (result,)
 
 
@@ -87,7 +87,7 @@ coherence is too low or unknown."""
 
 
 def verdict_of(judgement: Judgement | None, thresholds: Thresholds) -> str:
-    """One of `VERDICTS`; None is missing."""
+    """Returns one of `VERDICTS`; no judgement is `missing`."""
     if judgement is None:
         return "missing"
     if judgement.outcome != "scored":
@@ -100,6 +100,6 @@ def verdict_of(judgement: Judgement | None, thresholds: Thresholds) -> str:
 def count_verdicts(
     answers: Sequence[ScoredAnswer], judge: str, thresholds: Thresholds
 ) -> dict[str, int]:
-    """Number of answers by verdict of one judge."""
+    """Returns the number of answers by verdict of one judge."""
     found = Counter(verdict_of(answer.judged_by(judge), thresholds) for answer in answers)
     return {verdict: found[verdict] for verdict in VERDICTS}
