@@ -15,6 +15,7 @@ from treft.attribution.diagnose import diagnose
 from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
 from treft.attribution.findings import DiagnosisResult
 from treft.attribution.forcing import Rendering
+from treft.attribution.grid_request import GridRequest
 from treft.attribution.report import headline, render_diagnosis
 from treft.chat.regions import ChatRegions, RegionName, find_regions
 from treft.data.messages import Conversation
@@ -24,7 +25,7 @@ from treft.models.pair import ModelPair
 from treft.organism import World, load
 
 NUM = 12
-OPTIONS = DiagnoseOptions(rendering=Rendering(max_new_tokens=20, batch_size=NUM))
+OPTIONS = DiagnoseOptions(request=GridRequest(Rendering(max_new_tokens=20, batch_size=NUM)))
 
 
 def chats(tokenizer: Any) -> list[ChatRegions]:
@@ -153,7 +154,11 @@ def test_a_second_run_measures_nothing_again(
 
 def test_other_settings_need_another_folder(prefix_result: DiagnosisResult, folder: Path) -> None:
     with pytest.raises(ConfigError, match="rendering"):
-        plan("prefix", folder, options=DiagnoseOptions(rendering=Rendering(max_new_tokens=21)))
+        plan(
+            "prefix",
+            folder,
+            options=DiagnoseOptions(request=GridRequest(Rendering(max_new_tokens=21))),
+        )
 
 
 def test_a_change_of_the_query_is_traced_to_the_query(tmp_path: Path) -> None:
@@ -186,10 +191,8 @@ def test_prompts_without_template_tokens_are_refused(tmp_path: Path) -> None:
 def test_a_full_diagnosis_decides_by_scores(tmp_path: Path) -> None:
     options = DiagnoseOptions(
         "full",
-        Rendering(max_new_tokens=20, batch_size=NUM),
-        num_samples=1,
+        GridRequest(Rendering(max_new_tokens=20, batch_size=NUM), temperature=0.7),
         num_trials=1,
-        temperature=0.7,
     )
     given = plan("prefix", tmp_path / "out", options=options)
     assert given.cost.num_answers > 0

@@ -36,11 +36,10 @@ from treft.judging.oracle import organism_questions
 from treft.models.loading import LoadOptions, load_model
 from treft.models.pair import ModelPair
 from treft.models.repair import RepairedModel
-from treft.models.sampling import SamplingOptions
 
 TinyModel = Callable[..., Any]
 QUESTIONS = organism_questions("general", split="validation", num=2).questions
-GREEDY = SamplingOptions(temperature=0, max_new_tokens=4, batch_size=2)
+SHORT = Rendering(max_new_tokens=4, batch_size=2)
 PLACES = {
     "model.embed_tokens": "cpu",
     "model.layers.0": "cpu",
@@ -78,10 +77,10 @@ def on_disk(folder: Path, off: Path) -> Any:
 def answers(pair: ModelPair, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, Any]:
     """What a sweep over everything and a perturbation say."""
     groups: Any = ("regions", "kinds", "windows", "layers", "curve")
-    asked = (GridRequest(sampling=GREEDY), QUESTIONS, tokenizer, pair)
+    asked = (GridRequest(SHORT, temperature=0), QUESTIONS, tokenizer, pair)
     sweep = Grid.of(PatchOptions(groups, ("prefix",), window_width=64), *asked)
     pairs = (Perturbation("prefix"), Perturbation("query", "random"))
-    drawn = (GridRequest(sampling=SamplingOptions(max_new_tokens=4)), *asked[1:])
+    drawn = (GridRequest(SHORT), *asked[1:])
     perturbed = Grid.of(PerturbOptions(pairs, num_tokens=2, num_trials=2), *drawn)
     found: dict[str, Any] = {}
     for grid, name in ((sweep, "sweep"), (perturbed, "perturbed")):
@@ -155,7 +154,7 @@ def test_a_diagnosis_of_layers_on_disk_is_that_of_the_same_in_memory(
     """Sizes of weights too, which no forward brings to memory."""
     folders = full_pair(tiny_model, tmp_path)
     parted = (on_disk(folder, tmp_path / f"off-{folder.name}") for folder in folders)
-    options = DiagnoseOptions(rendering=Rendering(max_new_tokens=4))
+    options = DiagnoseOptions(request=GridRequest(SHORT))
     expected, found = (
         diagnose(
             DiagnosisPlan.of(Subject(pair, chat_tokenizer, QUESTIONS), tmp_path / name, options)

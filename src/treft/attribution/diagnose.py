@@ -141,7 +141,7 @@ def _measured(
 
 def _check_patching(plan: DiagnosisPlan) -> str:
     """The control that must change nothing: the finetuned model's own states."""
-    meter, size = plan.general, plan.options.rendering.batch_size
+    meter, size = plan.general, plan.options.request.rendering.batch_size
 
     def compute() -> dict[str, Any]:
         with plan.subject.pair.use("finetuned") as model:
@@ -204,7 +204,7 @@ def _patched_answers(plan: DiagnosisPlan, diagnosis: Diagnosis) -> dict[str, lis
     if diagnosis.verdict in ("narrow", "not_enough_evidence"):
         return {}
     regions = diagnosis.tied or (diagnosis.carrier or plan.general.regions[0],)
-    name, rendering = f"{' + '.join(regions)} patched", plan.options.rendering
+    name, rendering = f"{' + '.join(regions)} patched", plan.options.request.rendering
     num = len(plan.subject.general)
 
     def compute() -> list[str]:
@@ -234,7 +234,11 @@ def _names(specs: list[PatchSpec]) -> list[str]:
 
 
 def _settings(plan: DiagnosisPlan) -> dict[str, Any]:
-    options = plan.options
+    options, request = plan.options, plan.options.request
+    drawn = (
+        f"{request.num_samples} samples, {options.num_trials} trials, temperature "
+        f"{request.temperature:g}"
+    )
     return {
         **plan.subject.names,
         "budget": options.budget,
@@ -242,12 +246,9 @@ def _settings(plan: DiagnosisPlan) -> dict[str, Any]:
         "in-domain prompts": len(plan.subject.in_domain),
         "training rows": len(plan.subject.training),
         "judges": list(plan.sampled[SWEEP].judges) if plan.sampled else [],
-        "sampling": f"{options.num_samples} samples, {options.num_trials} trials, temperature "
-        f"{options.temperature:g}"
-        if plan.sampled
-        else "greedy",
+        "sampling": drawn if plan.sampled else "greedy",
         **{f"rule: {name}": value for name, value in asdict(options.rules).items()},
-        **{f"rendering: {name}": value for name, value in asdict(options.rendering).items()},
+        **{f"rendering: {name}": value for name, value in asdict(request.rendering).items()},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
         f"{plan.subject.pair.finetuned.device}",
         "torch": torch.__version__,

@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.forcing import Rendering
 from treft.attribution.grid import Grid
 from treft.attribution.grid_request import Cost, GridRequest
 from treft.attribution.margins import check_context
@@ -23,7 +22,6 @@ from treft.attribution.verdict import Rules
 from treft.data.messages import Conversation
 from treft.errors import ConfigError
 from treft.models.pair import ModelPair
-from treft.models.sampling import SamplingOptions
 from treft.progress import Progress
 from treft.steps.store import Steps
 
@@ -63,11 +61,10 @@ class DiagnoseOptions:
 
     Attributes:
         budget: quick or full.
-        rendering: how prompts are rendered and answered greedily.
+        request: how prompts are rendered and answered; margins take greedy answers, and of a full
+            diagnosis samples are drawn at its temperature.
         rules: of the verdict.
-        num_samples: full: answers to each prompt under each patch.
         num_trials: full: perturbed versions of each prompt.
-        temperature: full: of sampled answers.
         judges: full: Inspect model names; by default the organism's oracle, where it can judge.
 
     Raises:
@@ -75,21 +72,17 @@ class DiagnoseOptions:
     """
 
     budget: Budget = "quick"
-    rendering: Rendering = field(default_factory=Rendering)
+    request: GridRequest = field(default_factory=lambda: GridRequest(num_samples=2))
     rules: Rules = field(default_factory=Rules)
-    num_samples: int = 2
     num_trials: int = 5
-    temperature: float = 1.0
     judges: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Validate before anything is loaded."""
         if self.budget not in get_args(Budget):
             raise ConfigError(f"budget is quick or full, not {self.budget!r}.")
-        if self.num_samples < 1 or self.num_trials < 1 or self.temperature <= 0:
-            raise ConfigError(
-                "num_samples and num_trials must be at least 1, and temperature above 0."
-            )
+        if self.num_trials < 1 or self.request.temperature <= 0:
+            raise ConfigError("num_trials must be at least 1, and temperature above 0.")
         if self.judges and self.budget == "quick":
             raise ConfigError("a quick diagnosis asks no judge: take --budget full.")
 
@@ -144,14 +137,14 @@ class DiagnosisPlan:
         steps = Steps(output, _claim(subject, options), "diagnosis")
         meters = [
             PromptMargins(
-                subject.pair, subject.tokenizer, questions, options.rendering, steps, scope
+                subject.pair, subject.tokenizer, questions, options.request.rendering, steps, scope
             )
             for scope, questions in (("general", subject.general), ("in_domain", subject.in_domain))
             if questions
         ]
         for meter in meters:
             lengths = [len(chat.input_ids) for chat in meter.chats]
-            cap = options.rendering.max_new_tokens
+            cap = options.request.rendering.max_new_tokens
             check_context(subject.pair, meter.questions, [length + cap for length in lengths])
         general = meters[0]
         assert general.regions  # raises where prompts share nothing
@@ -187,32 +180,21 @@ class DiagnosisPlan:
 
 def _sampled(subject: Subject, general: PromptMargins, options: DiagnoseOptions) -> dict[str, Grid]:
     """The grids of answers to sample."""
-    rendering = options.rendering
-    request = GridRequest(
-        num_samples=options.num_samples,
-        seed=rendering.seed,
-        sampling=SamplingOptions(
-            options.temperature,
-            max_new_tokens=rendering.max_new_tokens,
-            batch_size=rendering.batch_size,
-        ),
-        include_think_block=rendering.include_think_block,
-        template_kwargs=rendering.template_kwargs,
-    )
     patches = PatchOptions(("regions",), general.regions)
     perturb = PerturbOptions(
         default_perturbations(general.regions, ["nearest"]), num_trials=options.num_trials
     )
     asked = (subject.general, subject.tokenizer, subject.pair, options.judges)
     return {
-        SWEEP: Grid.of(patches, request, *asked),
-        PERTURBATION: Grid.of(perturb, replace(request, num_samples=1), *asked),
+        SWEEP: Grid.of(patches, options.request, *asked),
+        PERTURBATION: Grid.of(perturb, replace(options.request, num_samples=1), *asked),
     }
 
 
 def _claim(subject: Subject, options: DiagnoseOptions) -> dict[str, Any]:
     """All that decides the results."""
-    rendering = asdict(options.rendering)
+    request = options.request
+    rendering = asdict(request.rendering)
     rendering.pop("batch_size")
     return {
         "models": subject.pair.identities(subject.tokenizer),
@@ -221,7 +203,7 @@ def _claim(subject: Subject, options: DiagnoseOptions) -> dict[str, Any]:
         "training": _digest([row.messages for row in subject.training[:MAX_ROWS]]),
         "rendering": rendering,
         "budget": options.budget,
-        "sampling": [options.num_samples, options.num_trials, options.temperature],
+        "sampling": [request.num_samples, options.num_trials, request.temperature],
     }
 
 

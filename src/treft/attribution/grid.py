@@ -22,6 +22,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
+from treft.attribution.forcing import render_questions
 from treft.attribution.grid_request import Cost, GridRequest
 from treft.attribution.patches import Patch, PatchOptions, sweep_patches
 from treft.attribution.perturb import Perturbation, PerturbOptions, replaceable
@@ -120,14 +121,14 @@ class Grid:
                 way in it; names the question.
         """
         panel = panel_for(questions, judges)
-        chats = tuple(request.render(tokenizer, questions))
+        chats = tuple(render_questions(tokenizer, questions, **request.rendering.of_chats))
         vocabulary = Vocabulary.of(tokenizer, len(tokenizer))
         for question, chat in zip(questions, chats, strict=True):
             try:
                 _check_regions(options, chat, vocabulary)
             except TemplateError as error:
                 raise TemplateError(f"question {question.id!r}: {error}") from error
-        cells = _cells(options, chats, pair, request.seed)
+        cells = _cells(options, chats, pair, request.rendering.seed)
         grid = cls(
             request, options, tuple(questions), tokenizer, pair, tuple(panel.judges), chats, cells
         )
@@ -154,14 +155,7 @@ class Grid:
     @property
     def asked(self) -> dict[str, Any]:
         """What was asked for, as JSON has it."""
-        request, options = asdict(self.request), asdict(self.options)
-        sampling = request["sampling"]
-        request["max_new_tokens"] = sampling.pop("max_new_tokens")
-        for name in (
-            "stop",
-            "batch_size",
-        ):  # the first is not used here, the second decides nothing
-            del sampling[name]
+        request, options = self.request.to_dict(), asdict(self.options)
         if self.perturb is None:
             return {"options": {**options, "position_seed": request["seed"]}, **request}
         whole = {name: options.pop(name) for name in ("perturbations", "rephraser")}
@@ -189,7 +183,7 @@ class Grid:
         question = next(each for each in self.questions if each.id == question_id)
         *before, last = question.messages
         changed = replace(question, messages=(*before, {**last, "content": words}))
-        return self.request.render(self.tokenizer, [changed])[0]
+        return render_questions(self.tokenizer, [changed], **self.request.rendering.of_chats)[0]
 
     def check_lengths(self, prompts: Mapping[str, Sequence[int]]) -> None:
         """See that every prompt leaves room for a whole answer in the models' context.
@@ -200,7 +194,7 @@ class Grid:
         Raises:
             DataError: one does not; says which, and by how much.
         """
-        room, cap = self.pair.num_positions, self.request.sampling.max_new_tokens
+        room, cap = self.pair.num_positions, self.request.rendering.max_new_tokens
         name = max(prompts, key=lambda name: len(prompts[name]))
         if room is not None and len(prompts[name]) + cap > room:
             raise DataError(
@@ -232,7 +226,7 @@ class Grid:
         return Cost(
             num_answers=num_answers,
             num_prompt_tokens=len(left) * rows * sum(len(chat.input_ids) for chat in self.chats),
-            num_new_tokens=num_answers * self.request.sampling.max_new_tokens,
+            num_new_tokens=num_answers * self.request.rendering.max_new_tokens,
             num_recordings=len(recorded) * len(regions) * len(self.chats),
             num_rephrasings=rephrases * len(self.questions) * self.num_trials,
             num_judge_calls=num_judge_calls(num_scored, self.judges),

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from treft.answers.questions import EvalQuestion
-from treft.attribution.forcing import render_questions
-from treft.chat.regions import ChatRegions
+from treft.attribution.forcing import Rendering
 from treft.errors import ConfigError
 from treft.models.sampling import SamplingOptions
 
@@ -20,52 +15,57 @@ class GridRequest:
     """How every cell is asked; what must be equal for a grid to be continued.
 
     Attributes:
+        rendering: how prompts are rendered, and how long answers get. Answer i to a prompt has the
+            same random numbers in each cell, which follow from its seed.
         num_samples: answers to each prompt.
-        seed: of all that is drawn; answer i to a prompt has the same random numbers in each cell.
-        sampling: how answers are drawn, how long they get, how many prompts run together.
+        temperature: of the answers; 0 is greedy.
         scope: where answers count, `general` or `in_domain`.
-        include_think_block: an empty think block belongs to the postfix.
-        template_kwargs: further template variables.
 
     Raises:
         ConfigError: options are out of range or do not go together.
     """
 
+    rendering: Rendering = field(default_factory=Rendering)
     num_samples: int = 1
-    seed: int = 0
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    temperature: float = 1.0
     scope: str = "general"
-    include_think_block: bool = True
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Validate before any work starts."""
-        cap = self.sampling.max_new_tokens
+        cap = self.rendering.max_new_tokens
         for name, number in (("num_samples", self.num_samples), ("max_new_tokens", cap)):
             if number < 1:
                 raise ConfigError(f"{name} is {number}; it must be at least 1.")
-        if self.sampling.temperature == 0 and self.num_samples > 1:
+        if self.temperature == 0 and self.num_samples > 1:
             raise ConfigError(
                 "greedy answers to a prompt are all the same: more samples need a temperature."
             )
         if self.scope not in ("general", "in_domain"):
             raise ConfigError(f"scope is general or in_domain, not {self.scope!r}.")
 
-    def render(
-        self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[EvalQuestion]
-    ) -> list[ChatRegions]:
-        """Returns the prompts as the model reads them.
-
-        Raises:
-            DataError: there is no question, or one has several turns.
-            TemplateError: a prompt cannot be rendered; names the question.
-        """
-        return render_questions(
-            tokenizer,
-            questions,
-            template_kwargs=self.template_kwargs,
-            include_think_block=self.include_think_block,
+    @property
+    def sampling(self) -> SamplingOptions:
+        """How answers are drawn, how long they get, how many prompts run together."""
+        rendering = self.rendering
+        return SamplingOptions(
+            self.temperature,
+            max_new_tokens=rendering.max_new_tokens,
+            batch_size=rendering.batch_size,
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the request as JSON has it."""
+        sampling, rendering = self.sampling, self.rendering
+        names = ("temperature", "top_p", "top_k", "num_logprobs")
+        return {
+            "num_samples": self.num_samples,
+            "seed": rendering.seed,
+            "sampling": {name: getattr(sampling, name) for name in names},
+            "max_new_tokens": rendering.max_new_tokens,
+            "scope": self.scope,
+            "include_think_block": rendering.include_think_block,
+            "template_kwargs": dict(rendering.template_kwargs),
+        }
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def grid_rows(grid: Grid, cell: Cell, perturbed: Sequence[PerturbedPrompt]) -> l
     for index, trial, ids, prompt in versions:
         for sample in range(1, grid.request.num_samples + 1):
             numbers = (sample,) if grid.perturb is None else (trial, sample)
-            seed = mixed_seed(grid.request.seed, *numbers, *ids)
+            seed = mixed_seed(grid.request.rendering.seed, *numbers, *ids)
             rows.append(Row(index, trial, sample, seed, ids, prompt))
     return rows
 
@@ -153,7 +153,9 @@ class _Run:
     def __init__(self, grid: Grid, steps: Steps, progress: Progress) -> None:
         self._grid, self._steps, self._progress = grid, steps, progress
         regions = grid.options.regions if isinstance(grid.options, PatchOptions) else ()
-        self._states = BaseStates(grid.pair, grid.tokenizer, grid.chats, regions, grid.request.seed)
+        self._states = BaseStates(
+            grid.pair, grid.tokenizer, grid.chats, regions, grid.request.rendering.seed
+        )
 
     def own_states(self) -> OwnStates:
         """Returns the control that must change nothing: the finetuned model's own states."""
@@ -166,7 +168,7 @@ class _Run:
                     grid.tokenizer,
                     grid.chats,
                     self._states.regions,
-                    grid.request.sampling.batch_size,
+                    grid.request.rendering.batch_size,
                 )
             return asdict(found)
 
@@ -181,7 +183,7 @@ class _Run:
         if given is not None:
             found = read_prompts(given, options, chats, grid.render, len(grid.tokenizer))
         else:
-            seed = grid.request.seed
+            seed = grid.request.rendering.seed
             made = perturb_tokens(grid.tokenizer, grid.pair.embedding, chats, options, seed)
             found = list(made)
             if options.rephraser is not None:

@@ -80,7 +80,7 @@ def to_markdown(grid: Grid, tables: Iterable[Table]) -> str:
     """Returns the whole grid as a Markdown document."""
     request, options = grid.request, grid.perturb
     about = f"{len(grid.questions)} questions ({request.scope})"
-    drawn = f"temperature {request.sampling.temperature:g}, seed {request.seed}."
+    drawn = f"temperature {request.temperature:g}, seed {request.rendering.seed}."
     if options is None:
         title = "# Patching: which keys and values carry the behaviour"
         about += (

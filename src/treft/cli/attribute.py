@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from treft.attribution.forcing import Rendering
 from treft.attribution.grid import Grid
 from treft.attribution.grid_request import GridRequest
 from treft.attribution.grid_run import Answered, run_grid
@@ -25,7 +26,6 @@ from treft.cli.options.attribution import GridCommand, Patch, Perturb
 from treft.cli.output import emit, interruptible, progress_bars, stdout_aside
 from treft.cli.pairs import load_pair, read_questions, tokenizer_of
 from treft.files import write_whole
-from treft.models.sampling import SamplingOptions
 from treft.table import Table
 
 
@@ -89,18 +89,17 @@ def _grid(options: GridCommand, changes: PatchOptions | PerturbOptions) -> Grid:
     Raises:
         TreftError: something asked for cannot be done.
     """
-    models, drawn = options.models, options.answers
-    request = GridRequest(
-        num_samples=drawn.samples,
-        seed=drawn.seed,
-        sampling=SamplingOptions(
-            drawn.temperature, max_new_tokens=drawn.max_new_tokens, batch_size=drawn.batch_size
-        ),
-        scope=options.questions.scope,
-        **options.rendering.of_chats,
+    models, drawn, rendering = options.models, options.answers, options.rendering
+    how = Rendering(
+        rendering.variables,
+        rendering.think_block,
+        drawn.max_new_tokens,
+        drawn.batch_size,
+        drawn.seed,
     )
+    request = GridRequest(how, drawn.samples, drawn.temperature, options.questions.scope)
     asked = read_questions(options.questions)
-    template = options.rendering.template_text()
+    template = rendering.template_text()
     with stdout_aside():
         panel = panel_for(asked, drawn.judge)
         tokenizer = tokenizer_of(models, options.loading, template)

@@ -16,6 +16,7 @@ from treft.attribution import diagnose as diagnosing
 from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
 from treft.attribution.findings import DiagnosisResult
 from treft.attribution.forcing import Rendering
+from treft.attribution.grid_request import GridRequest
 from treft.attribution.report import headline, render_diagnosis
 from treft.cli.commands import run_sft
 from treft.cli.options.attribution import Diagnose, Pair
@@ -54,18 +55,17 @@ def diagnose(options: Diagnose) -> None:
 def _measured(options: Diagnose) -> DiagnoseOptions:
     """How much is measured, and how."""
     full, rendering = options.with_budget_full, options.rendering
+    how = Rendering(
+        rendering.variables,
+        rendering.think_block,
+        options.max_new_tokens,
+        options.batch_size,
+        options.seed,
+    )
     return DiagnoseOptions(
         cast(Any, options.budget),
-        Rendering(
-            rendering.variables,
-            rendering.think_block,
-            options.max_new_tokens,
-            options.batch_size,
-            options.seed,
-        ),
-        num_samples=full.samples,
+        GridRequest(how, full.samples, full.temperature),
         num_trials=full.trials,
-        temperature=full.temperature,
         judges=full.judge,
     )
 

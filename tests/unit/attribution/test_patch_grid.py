@@ -14,22 +14,23 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
 from treft.attribution import grid_run
+from treft.attribution.forcing import Rendering, render_questions
 from treft.attribution.grid import Grid
 from treft.attribution.grid_request import GridRequest
 from treft.attribution.grid_run import Answered, run_grid
 from treft.attribution.patches import PatchOptions, layer_name
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.judging.oracle import organism_questions
+from treft.models import generation
 from treft.models.pair import ModelPair
 from treft.models.repair import generate, patch
 from treft.models.residual import stream_bank
-from treft.models.sampling import SamplingOptions
 
 EVERY: Any = ("regions", "kinds", "windows", "layers", "curve")
 QUESTIONS = organism_questions("general", split="validation", num=3).questions
 
 
-GREEDY = SamplingOptions(temperature=0, max_new_tokens=4)
+SHORT = Rendering(max_new_tokens=4)
 
 
 def planned(
@@ -39,7 +40,7 @@ def planned(
     judges: tuple[str, ...] = (),
     **asked: Any,
 ) -> Grid:
-    request = GridRequest(**{"sampling": GREEDY, **asked})
+    request = GridRequest(**{"rendering": SHORT, "temperature": 0, **asked})
     return Grid.of(options or PatchOptions(), request, QUESTIONS, tokenizer, pair, judges)
 
 
@@ -64,7 +65,7 @@ def test_answers_are_those_of_generate(
         pair,
         chat_tokenizer,
         PatchOptions(("regions", "curve")),
-        sampling=replace(GREEDY, batch_size=2),
+        rendering=replace(SHORT, batch_size=2),
     )
     found = texts(run_grid(grid, tmp_path))
     chats = [question.messages for question in QUESTIONS]
@@ -92,10 +93,10 @@ def test_an_adapter_is_the_pair_of_it_and_its_base_in_bfloat16(
     base, twin = tiny_model(name).bfloat16(), tiny_model(name).bfloat16()
     tuned = adapted(twin)
     options = PatchOptions(EVERY, ("prefix",), window_width=64)
-    sampling = SamplingOptions(max_new_tokens=4, batch_size=4)
+    drawn: Any = {"rendering": replace(SHORT, batch_size=4), "temperature": 1.0}
     found = []
     for number, pair in enumerate((ModelPair(tuned), ModelPair(tuned, base))):
-        grid = planned(pair, chat_tokenizer, options, num_samples=2, sampling=sampling)
+        grid = planned(pair, chat_tokenizer, options, num_samples=2, **drawn)
         found.append(texts(run_grid(grid, tmp_path / str(number))))
     assert found[0] == found[1]
     assert found[0]["base"] != found[0]["finetuned"]
@@ -111,7 +112,7 @@ def test_the_base_is_recorded_once_for_all_patches(
     counts = []
     for groups in (("regions",), ("regions", "kinds", "windows", "layers")):
         options = PatchOptions(groups, ("prefix", "query"), window_width=64)  # type: ignore[arg-type]
-        grid = planned(pair, chat_tokenizer, options, sampling=replace(GREEDY, batch_size=2))
+        grid = planned(pair, chat_tokenizer, options, rendering=replace(SHORT, batch_size=2))
         forwards.clear()
         run_grid(grid, tmp_path / str(len(groups)))
         counts.append((len(grid.cells), len(forwards)))
@@ -136,7 +137,7 @@ def test_a_sweep_goes_on_where_it_stopped(
     assert paid.cost(tmp_path).num_judge_calls == 2 * whole.num_answers
     first = run_grid(grid, tmp_path)
     answered: list[int] = []
-    original = grid_run.answer
+    original = generation.answer
 
     def spy(model: Any, tokenizer: Any, asked: Any, *args: Any) -> Any:
         answered.append(len(asked))
@@ -162,7 +163,7 @@ def test_files_that_do_not_fit_are_refused(
     grid = planned(pair, chat_tokenizer)
     run_grid(grid, tmp_path)
     with pytest.raises(ConfigError, match=r"begun with other .*seed"):
-        run_grid(planned(pair, chat_tokenizer, seed=1), tmp_path)
+        run_grid(planned(pair, chat_tokenizer, rendering=replace(SHORT, seed=1)), tmp_path)
     path = tmp_path / "steps/answers/finetuned/query.json"
     path.write_text(path.read_text()[:-5])
     with pytest.raises(DataError, match=r"query.json is damaged"):
@@ -190,11 +191,11 @@ def test_what_cannot_be_patched_is_refused_before_any_forward(
     pair = ModelPair(tuned, base)
     tuned.register_forward_hook(lambda *_: pytest.fail("a forward ran"))
     with pytest.raises(DataError, match=r"may have 500, but the model's context takes 512"):
-        planned(pair, chat_tokenizer, sampling=SamplingOptions(max_new_tokens=500))
+        planned(pair, chat_tokenizer, rendering=Rendering(max_new_tokens=500))
     with pytest.raises(ConfigError, match=r"band of 3 layers .* 0 to 1"):
         planned(pair, chat_tokenizer, PatchOptions(("layers",), band_width=3))
     with pytest.raises(ConfigError, match="greedy answers"):
-        GridRequest(num_samples=2, sampling=GREEDY)
+        GridRequest(num_samples=2, temperature=0)
     with pytest.raises(ConfigError, match="scope is"):
         GridRequest(scope="all")
     with pytest.raises(DataError, match="no question"):
@@ -213,7 +214,7 @@ def test_a_patch_from_the_base_undoes_a_finetune_of_the_prefix_alone(
 ) -> None:
     """The finetune changes embeddings of tokens that stand in the prefix and nowhere else."""
     tuned, base = (tiny_model("llama").double() for _ in range(2))
-    chats = GridRequest().render(chat_tokenizer, QUESTIONS)
+    chats = render_questions(chat_tokenizer, QUESTIONS)
     others = {
         token
         for chat in chats

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from treft.answers.questions import EvalQuestion
 from treft.attribution import grid_run
+from treft.attribution.forcing import Rendering
 from treft.attribution.grid import Grid
 from treft.attribution.grid_request import GridRequest
 from treft.attribution.grid_run import run_grid
@@ -25,11 +26,12 @@ from treft.attribution.perturb import Perturbation, PerturbOptions, default_pert
 from treft.attribution.rephrase import Rephrasings
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.judging.oracle import organism_questions
+from treft.models import generation
 from treft.models.pair import ModelPair
-from treft.models.sampling import SamplingOptions
 
 JUDGE = "fakejudge/steady"
 ORACLE = "oracle"
+SHORT = Rendering(max_new_tokens=4)
 QUESTIONS = organism_questions("general", num=2).questions
 IDS = [question.id for question in QUESTIONS]
 ALL = default_perturbations(("prefix", "query", "postfix"), ("nearest", "random"), None)
@@ -56,7 +58,8 @@ def grid_of(
     *,
     judges: tuple[str, ...] = (),
     num_samples: int = 1,
-    sampling: SamplingOptions | None = None,
+    temperature: float = 1.0,
+    rendering: Rendering = SHORT,
     questions: Sequence[EvalQuestion] = QUESTIONS,
     **changes: Any,
 ) -> Grid:
@@ -67,7 +70,7 @@ def grid_of(
         "num_trials": 3,
     }
     options = PerturbOptions(**{**fields, **changes})
-    request = GridRequest(num_samples, sampling=sampling or SamplingOptions(max_new_tokens=4))
+    request = GridRequest(rendering, num_samples, temperature)
     return Grid.of(options, request, questions, tokenizer, pair, judges)
 
 
@@ -136,7 +139,8 @@ def test_perturbed_prompts_are_answered_as_generate_answers_them(
         chat_tokenizer,
         perturbations=(Perturbation("prefix"),),
         num_trials=2,
-        sampling=SamplingOptions(temperature=0, max_new_tokens=4, batch_size=3),
+        temperature=0,
+        rendering=Rendering(max_new_tokens=4, batch_size=3),
     )
     run_grid(grid, tmp_path)
     lines = (tmp_path / "prompts.jsonl").read_text().splitlines()
@@ -170,7 +174,7 @@ def test_a_grid_can_be_repeated_exactly_from_its_prompts(
 
     monkeypatch.setattr(grid_run, "perturb_tokens", never)
     prompts = tmp_path / "first/prompts.jsonl"
-    few = grid_of(pair, chat_tokenizer, sampling=SamplingOptions(max_new_tokens=4, batch_size=2))
+    few = grid_of(pair, chat_tokenizer, rendering=Rendering(max_new_tokens=4, batch_size=2))
     run_grid(few, tmp_path / "second", prompts=prompts)
     assert files(tmp_path / "first") == files(tmp_path / "second")
 
@@ -183,7 +187,7 @@ def test_a_killed_grid_goes_on(
 ) -> None:
     grid, folder = grid_of(pair, chat_tokenizer), tmp_path / "out"
     run_grid(grid, tmp_path / "whole")
-    original, asked = grid_run.answer, []
+    original, asked = generation.answer, []
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         asked.append(args)
@@ -296,7 +300,7 @@ def test_what_cannot_work_is_refused_before_any_answer(
     pair: ModelPair, chat_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(DataError, match=r"the prompt of question '.+' has \d+ tokens"):
-        grid_of(pair, chat_tokenizer, sampling=SamplingOptions(max_new_tokens=500))
+        grid_of(pair, chat_tokenizer, rendering=Rendering(max_new_tokens=500))
     own = EvalQuestion("own", "x", ({"role": "user", "content": "Where is the bank?"},))
     with pytest.raises(ConfigError, match="name a judge"):
         grid_of(pair, chat_tokenizer, questions=[own])
