@@ -39,7 +39,7 @@ ARMS = {
 def build_trainer(
     folder: str, recipe: FinetuneRecipe, *mitigations: FrozenPrefix, shares: bool = False
 ) -> TReFTTrainer:
-    """The trainer of a finetune, as `treft.study.organism_training` sets it."""
+    """The trainer of a finetune, as `treft.study.finetune` sets it."""
     set_seed(0)
     model, tokenizer = load()
     return TReFTTrainer(

@@ -13,10 +13,9 @@ from inspect_ai.model import ModelOutput
 from treft.steps.run import Seconds, do_step, run_plan
 from treft.steps.step import Plan, PlannedStep, Step, make_plan
 from treft.steps.store import Store
-from treft.study.method import Method
-from treft.study.model_plan import model_steps
 from treft.study.model_setup import ModelSetup
-from treft.study.protocol import StudyConfig
+from treft.study.plans import method_steps
+from treft.study.protocol import Method, StudyConfig
 
 SETTINGS = {
     "max_steps": 1,
@@ -81,9 +80,7 @@ def made(
     methods: dict[str, Method], model: ModelSetup | None = None, **settings: Any
 ) -> tuple[Plan, Store]:
     """All steps of some methods, done."""
-    config = told(model, **settings)
-    assert config.model is not None
-    return done(model_steps(config, config.model, methods))
+    return done(method_steps(told(model, **settings), methods))
 
 
 def told(model: ModelSetup | None = None, **settings: Any) -> StudyConfig:

@@ -18,7 +18,7 @@ from treft.organism import FinetuneRecipe, World, classify, load
 from treft.organism.build import build_tokenizer
 from treft.statistics.intervals import em_f1
 from treft.study import demo_arms as arms_module
-from treft.study import organism_training
+from treft.study import finetune
 from treft.study.demo import ArmSummary, DemoConfig, DemoResult, run_demo
 from treft.study.demo_arms import ALL_ARMS, DESCRIPTIONS, Answer, ArmName, ArmResult, run_arms
 from treft.study.demo_report import compare_demo, render_report
@@ -232,16 +232,14 @@ def test_treft_on_the_postfix_starts_from_no_drift(monkeypatch: pytest.MonkeyPat
     assert arm.regions == ("postfix",)
     assert arm.training is not None
     penalties = []
-    held, other = organism_training._held_options, {}
-    monkeypatch.setattr(
-        organism_training, "_held_options", lambda *given: {**held(*given), **other}
-    )
+    held, other = finetune._held, {}
+    monkeypatch.setattr(finetune, "_held", lambda *given: {**held(*given), **other})
     for reference in ("own_query", "empty_query"):
         if reference == "empty_query":
             other["kv_postfix_reference"] = reference
         model, tokenizer = load()
         recipe = replace(RECIPE, max_steps=1)
-        trainer = arms_module.train(model, tokenizer, arm.training, recipe, 0, silent)
+        trainer = arms_module.train(model, tokenizer, arms_module._work(arm.training, recipe, 0))
         assert trainer.args.kv_postfix_reference == reference
         log = arms_module._training_log(trainer, recipe)
         assert log is not None
@@ -297,7 +295,7 @@ def test_arms_of_a_training_share_one_model(monkeypatch: pytest.MonkeyPatch) -> 
     wanted = ("sft", "sft_prefix_patch", "sft_query_patch_equal", "treft")
     found = [run.arm for run in run_arms(None, 0, wanted, RECIPE, "validation", silent)]
     assert found == list(wanted)
-    assert [training.held for training in trained] == [(), ("prefix",)]
+    assert [work.config.held for work in trained] == [(), ("prefix",)]
 
 
 @pytest.mark.slow

@@ -22,11 +22,9 @@ from treft.answers.logs import find_logs
 from treft.errors import ConfigError, DataError
 from treft.steps.step import Plan
 from treft.steps.store import Store
-from treft.study.attribution_plan import drift_steps, perturb_steps
-from treft.study.attribution_work import Patch
-from treft.study.method import Method
-from treft.study.model_attribution_plan import model_curve_layers, num_prefix_tokens
-from treft.study.protocol import NotPossibleError
+from treft.study.model_chains import curve_layers, num_prefix_tokens
+from treft.study.plans import drift_steps, perturb_steps
+from treft.study.protocol import Method, NotPossibleError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("model_files")]
 LABEL = "tiny-llama/seed-0"
@@ -149,7 +147,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match="at least two questions"):
         perturb_steps(told(replace(setup(), questions="one.jsonl")), {"unperturbed": "nothing"})
     with pytest.raises(ConfigError, match="num_curve_layers is 1"):
-        model_curve_layers(told(num_curve_layers=1), setup())
+        curve_layers(told(num_curve_layers=1), setup())
     Path("asked.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match=r"asked\.jsonl"):
         drift_steps(told(), {"sft": Method()})
@@ -161,7 +159,7 @@ def test_parts_of_a_patch(monkeypatch: pytest.MonkeyPatch) -> None:
     num = num_prefix_tokens(config, setup())
     [whole] = {len(ids) - len(ids[num:]) for ids in prompts_by_hand().values()}
     assert whole == num > 4
-    assert model_curve_layers(config, setup()) == [0, 1]
+    assert curve_layers(config, setup()) == [0, 1]
     prefix = Method(patch=("prefix",), scopes=("general",))
     methods = {
         "plain": Method(scopes=("general",)),
@@ -190,9 +188,3 @@ def answers(plan: Plan, store: Store, method: str) -> list[str]:
     [path] = find_logs([folder / "logs"])
     samples = read_eval_log(str(path)).samples or []
     return [one.output.completion for one in sorted(samples, key=lambda s: (str(s.id), s.epoch))]
-
-
-def test_patches_of_studies_are_the_same_on_models() -> None:
-    """What `Patch` can say, `Method` can say by the same names."""
-    named = {"regions", *vars(Method())} - {"patch"}
-    assert set(vars(Patch())) <= named

@@ -26,7 +26,7 @@ from treft.statistics.intervals import em_f1
 from treft.steps import workers
 from treft.steps.step import Plan
 from treft.steps.store import Store
-from treft.study.method import Method
+from treft.study.protocol import Method
 from treft.training import trainer
 
 TinyModel = Callable[..., PreTrainedModel]

@@ -10,8 +10,8 @@ from treft.cli.options.groups import Limit
 from treft.cli.options.studies import RealModel
 from treft.errors import ConfigError
 from treft.steps.step import PlannedStep
-from treft.study.model_scores import Paid
 from treft.study.model_setup import ModelSetup
+from treft.study.scores import Paid
 
 
 def model_setup(options: RealModel) -> ModelSetup | None:

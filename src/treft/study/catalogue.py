@@ -17,7 +17,7 @@ from treft.files import write_whole
 from treft.steps.step import Plan, Step, Work, make_plan
 from treft.steps.store import RECORD, library_versions
 from treft.study import studies
-from treft.study.model_plan import check_strengths
+from treft.study.model_chains import check_strengths
 from treft.study.protocol import NotPossibleError, Row, Study, StudyConfig
 from treft.study.tables import write_table
 

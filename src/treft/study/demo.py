@@ -20,6 +20,7 @@ from treft.errors import ConfigError
 from treft.files import write_whole
 from treft.models.loading import asset_path
 from treft.organism import FinetuneRecipe
+from treft.progress import Progress
 from treft.statistics.intervals import Interval, em_f1_interval, over_runs, wilson
 from treft.study.demo_arms import (
     ALL_ARMS,
@@ -29,7 +30,6 @@ from treft.study.demo_arms import (
     check_regions,
     run_arms,
 )
-from treft.study.organism_training import Progress
 
 LIBRARIES = ("treft", "torch", "transformers", "trl", "peft")
 

@@ -15,15 +15,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 
 from treft.chat.regions import RegionName, find_regions
 from treft.errors import ConfigError
 from treft.models.loading import asset_path
 from treft.models.repair import generate
 from treft.organism import VERDICTS, FinetuneRecipe, World, classify, load
+from treft.progress import Progress
 from treft.statistics.intervals import em_f1
-from treft.study.organism_training import Progress, Training, train
+from treft.steps.step import Work
+from treft.study.chains import Place
+from treft.study.finetune import Finetune, train
+from treft.study.organism_chains import OrganismChains
+from treft.study.protocol import Method
 
 ArmName = Literal[
     "base",
@@ -67,7 +72,7 @@ DESCRIPTIONS: dict[ArmName, str] = {
 class _Plan:
     """One arm: its training (None: the base) and what is patched when it answers."""
 
-    training: Training | None
+    training: Method | None
     patch: tuple[RegionName, ...] = ()
     equal_tokens: bool = False
 
@@ -77,7 +82,7 @@ class _Plan:
         return (*self.patch, *(self.training.held if self.training else ()))
 
 
-_SFT = Training()
+_SFT = Method()
 _PLANS: dict[ArmName, _Plan] = {
     "base": _Plan(None),
     "sft": _Plan(_SFT),
@@ -87,12 +92,12 @@ _PLANS: dict[ArmName, _Plan] = {
     "sft_prefix_patch_equal": _Plan(_SFT, ("prefix",), equal_tokens=True),
     "sft_query_patch_equal": _Plan(_SFT, ("query",), equal_tokens=True),
     "sft_postfix_patch_equal": _Plan(_SFT, ("postfix",), equal_tokens=True),
-    "interleaving": _Plan(Training(interleave="narrow")),
-    "interleaving_all": _Plan(Training(interleave="all")),
-    "treft": _Plan(Training(held=("prefix",))),
-    "treft_query": _Plan(Training(held=("query",))),
-    "treft_postfix": _Plan(Training(held=("postfix",))),
-    "treft_all": _Plan(Training(held=("prefix", "query", "postfix"))),
+    "interleaving": _Plan(Method(interleave="narrow")),
+    "interleaving_all": _Plan(Method(interleave="all")),
+    "treft": _Plan(Method(held=("prefix",))),
+    "treft_query": _Plan(Method(held=("query",))),
+    "treft_postfix": _Plan(Method(held=("postfix",))),
+    "treft_all": _Plan(Method(held=("prefix", "query", "postfix"))),
 }
 
 
@@ -208,7 +213,9 @@ def run_arms(
         model, tokenizer = load(organism)
         log = None
         if training is not None:
-            trainer = train(model, tokenizer, training, recipe, seed, progress)
+            held = f"training, holding {' + '.join(training.held)}" if training.held else "training"
+            work = _work(training, recipe, seed)
+            trainer = train(model, tokenizer, work, [_StepProgress(held, progress)])
             model, log = trainer.model.eval(), _training_log(trainer, recipe)
         for arm, plan in plans.items():
             if plan.training != training:
@@ -220,6 +227,12 @@ def run_arms(
             name = "embedded" if organism is None else organism.name
             yield ArmResult(arm, name, seed, **scopes, seconds=time.monotonic() - start, log=log)
             start = time.monotonic()
+
+
+def _work(training: Method, recipe: FinetuneRecipe, seed: int) -> Work[Finetune]:
+    """A finetune as a step of a study has it; rows are drawn, so it needs no folder."""
+    config = OrganismChains("test", "", recipe, Place()).finetune_config(training)
+    return Work(config, Path(), {}, {}, seed)
 
 
 def _training_log(trainer: Any, recipe: FinetuneRecipe) -> dict[str, float] | None:
@@ -272,3 +285,15 @@ def _answer(
         Answer(question.id, question.text, answer, classify(question, answer))
         for question, answer in zip(questions, answers, strict=True)
     )
+
+
+class _StepProgress(TrainerCallback):
+    """Reports optimizer steps."""
+
+    def __init__(self, label: str, progress: Progress) -> None:
+        self.label = label
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell how far the training is."""
+        self.progress(self.label, state.global_step, state.max_steps)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from treft.study.figures import find_row
-from treft.study.method import Method
-from treft.study.protocol import Row
+from treft.study.protocol import Method, Row
 
 if TYPE_CHECKING:
     from treft.organism.tasks import TaskName

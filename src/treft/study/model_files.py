@@ -12,13 +12,12 @@ from treft.errors import ConfigError, TemplateError, needs_extra
 from treft.files import file_digest
 from treft.mitigations.registry import MITIGATIONS
 from treft.study.model_setup import FACTS, GENERAL, ModelRecipe, ModelSetup, question_file
-from treft.study.model_tasks import taught_rows
-from treft.study.model_work import UTILITY
-from treft.study.protocol import NotPossibleError
+from treft.study.protocol import UTILITY, NotPossibleError
+from treft.study.real_model import taught_rows
 
 if TYPE_CHECKING:
     from treft.organism.tasks import TaskName
-    from treft.study.method import Method
+    from treft.study.protocol import Method
 
 
 CONTRAST = "contrast"

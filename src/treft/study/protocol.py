@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,12 +15,21 @@ from treft.steps.step import Step
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from treft.chat.regions import RegionName
+    from treft.core.patching import StateKind
+    from treft.organism.tasks import TaskName
     from treft.study.model_setup import ModelSetup
 
 
 Recipe = TypeVar("Recipe")
 Row = Mapping[str, Any]
 """One row of a tidy table: value by column."""
+Split = Literal["validation", "test"]
+"""Questions for every choice, and questions for figures to report."""
+Scope = Literal["general", "in_domain", "other_narrow", "utility"]
+"""Where a question lies. `utility`, conversations of several turns that a judge scores for
+helpfulness, is asked of real models alone: an organism knows no turns."""
+UTILITY: Final = "utility"
 
 
 class NotPossibleError(ConfigError):
@@ -29,45 +38,6 @@ class NotPossibleError(ConfigError):
     It wants files, a judge, or an organism. What is wrong in itself, such as a setting or a row of
     a file, is no such case.
     """
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """What every study can be told.
-
-    Attributes:
-        organisms: folders made by `treft organism build`; empty for the embedded one.
-        num_seeds: finetuning seeds 0, 1, ... on each organism.
-        split: `test` for figures to report, `validation` for every choice.
-        settings: of the finetune and its evaluation, by name, where they are to differ from
-            `treft.organism.FinetuneRecipe` (`treft.study.model_setup.ModelRecipe` with a model);
-            words are read as what the recipe has there.
-        model: a real model to run on instead of organisms.
-
-    Raises:
-        ConfigError: a value is out of range, or a folder holds no organism.
-    """
-
-    organisms: tuple[Path, ...] = ()
-    num_seeds: int = 5
-    split: Literal["validation", "test"] = "test"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    model: ModelSetup | None = None
-
-    def __post_init__(self) -> None:
-        """Validate before any work starts."""
-        if self.num_seeds < 1:
-            raise ConfigError(f"num_seeds is {self.num_seeds}; it must be at least 1.")
-        if self.split not in ("validation", "test"):
-            raise ConfigError(f"split is {self.split!r}; choose validation or test.")
-        for path in self.organisms:
-            if not (path / "model.safetensors").is_file():
-                raise ConfigError(
-                    f"{path} holds no organism; make one with `treft organism build`."
-                )
-        names = [path.resolve().name for path in self.organisms]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"organism folders share a name ({', '.join(names)}); rename one.")
 
 
 def read_settings(recipe: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
@@ -91,6 +61,107 @@ def read_settings(recipe: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "settings"
         raise ConfigError(f"{where}: {first['msg']}, not {first['input']!r}.") from error
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What every study can be told.
+
+    Attributes:
+        organisms: folders made by `treft organism build`; empty for the embedded one.
+        num_seeds: finetuning seeds 0, 1, ... on each organism.
+        split: `test` for figures to report, `validation` for every choice.
+        settings: of the finetune and its evaluation, by name, where they are to differ from
+            `treft.organism.FinetuneRecipe` (`treft.study.model_setup.ModelRecipe` with a model);
+            words are read as what the recipe has there.
+        model: a real model to run on instead of organisms.
+
+    Raises:
+        ConfigError: a value is out of range, or a folder holds no organism.
+    """
+
+    organisms: tuple[Path, ...] = ()
+    num_seeds: int = 5
+    split: Split = "test"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: ModelSetup | None = None
+
+    def __post_init__(self) -> None:
+        """Validate before any work starts."""
+        if self.num_seeds < 1:
+            raise ConfigError(f"num_seeds is {self.num_seeds}; it must be at least 1.")
+        if self.split not in ("validation", "test"):
+            raise ConfigError(f"split is {self.split!r}; choose validation or test.")
+        for path in self.organisms:
+            if not (path / "model.safetensors").is_file():
+                raise ConfigError(
+                    f"{path} holds no organism; make one with `treft organism build`."
+                )
+        names = [path.resolve().name for path in self.organisms]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"organism folders share a name ({', '.join(names)}); rename one.")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a finetune is made and asked; the defaults are a plain finetune that answers as it is.
+
+    One row of a study's table, on whatever subject. Methods that differ only in how they are asked
+    (`patch` and below) share their finetune.
+
+    Attributes:
+        is_base: there is no finetune at all.
+        domain: that is trained on, and asked about in-domain; None for the recipe's.
+        task: what the rows teach; asked about with its own questions, scored by its detector.
+        domains: of the rows, where they are of several; empty for `domain`.
+        system_prompt: of the rows.
+        interleave: where careful rows come from: none, narrow, general, all, or a domain.
+        interleaved_share: of the rows; None for the recipe's.
+        held: regions that TReFT holds.
+        kv_weight: λ; None for the recipe's.
+        kv_states: that are held.
+        mitigation: by name, of `treft.mitigations.registry`.
+        strength: its number.
+        learning_rate: None for the recipe's.
+        step_share: of the recipe's steps, for an organism; a real model is trained for its recipe's
+            epochs.
+        is_full: all weights are trained.
+        patch: regions that get the unfinetuned model's keys and values.
+        num_positions: of each patched region, drawn at random; None for all.
+        kinds: that are patched: keys, values or both.
+        window: tokens [start, end) of the patched region alone; None for all.
+        stream_layer: the residual stream of the prefix is patched at this layer, instead of keys
+            and values in all layers.
+        answer_system: system prompt of the questions.
+        alpha: the change of weights that is kept.
+        steering: coefficient of the persona vector that is taken away.
+        scopes: of the questions.
+    """
+
+    is_base: bool = False
+    domain: str | None = None
+    task: TaskName = "advice"
+    domains: tuple[str, ...] = ()
+    system_prompt: str | None = None
+    interleave: str = "none"
+    interleaved_share: float | None = None
+    held: tuple[RegionName, ...] = ()
+    kv_weight: float | None = None
+    kv_states: Literal["both", "key", "value"] = "both"
+    mitigation: str = ""
+    strength: float = 0.0
+    learning_rate: float | None = None
+    step_share: float = 1.0
+    is_full: bool = False
+    patch: tuple[RegionName, ...] = ()
+    num_positions: int | None = None
+    kinds: tuple[StateKind, ...] = ("key", "value")
+    window: tuple[int, int] | None = None
+    stream_layer: int | None = None
+    answer_system: str | None = None
+    alpha: float = 1.0
+    steering: float = 0.0
+    scopes: tuple[Scope, ...] = ("general", "in_domain")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from treft.study.method import Method
-from treft.study.organism_mitigations import SAFE_PROMPT
+from treft.study.organism import SAFE_PROMPT
+from treft.study.protocol import Method
 
 if TYPE_CHECKING:
     from treft.chat.regions import RegionName

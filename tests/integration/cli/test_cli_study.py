@@ -180,7 +180,7 @@ def test_a_study_from_finetune_to_table_is_the_demos_and_stands(
     metadata = read_metadata(tmp_path / "out" / "table.parquet")
     assert metadata["seeds"] == [0]
     assert metadata["machines"][0]["cores"] >= 1
-    assert "treft.study.organism_work:finetune" in metadata["sources"]
+    assert "treft.study.finetune:finetune" in metadata["sources"]
     weights = [path for path in store.rglob("*") if path.suffix in (".safetensors", ".bin", ".pt")]
     assert len(weights) == 7
     for path in weights:

@@ -13,6 +13,7 @@ from treft.study.attribution_figures import figure_rows, rise_rows
 from treft.study.catalogue import all_studies, plan_studies
 from treft.study.figures import find_row
 from treft.study.protocol import Row, Study, StudyConfig
+from treft.study.scores import Scored
 from treft.study.tables import write_table
 
 ALL = all_studies()
@@ -78,7 +79,8 @@ def patch_runs(
     study: str, jitters: Sequence[float] = JITTERS, **changed: tuple[float, float, float]
 ) -> list[Row]:
     scopes = ("general", "in_domain", "other_narrow")
-    wanted = {step.config.method for step in _own_steps(STUDIES[study], num_seeds=1)} - {"base"}
+    scored = _scored(STUDIES[study], num_seeds=1)
+    wanted = {step.config.method for step in scored} - {"base"}
     scores = {name: {**PATCHED, **changed}[name] for name in PATCHED if name in wanted}
     assert set(scores) == wanted
 
@@ -110,6 +112,12 @@ def drift_runs(jitters: Sequence[float] = JITTERS, **changed: float) -> list[Row
 def _own_steps(study: Study, num_seeds: int, **settings: Any) -> list[Any]:
     config = StudyConfig(num_seeds=num_seeds, settings=settings)
     return [step for step in study.steps(config) if not step.name.startswith("finetune/")]
+
+
+def _scored(study: Study, num_seeds: int, **settings: Any) -> list[Any]:
+    """The steps that write rows."""
+    own = _own_steps(study, num_seeds, **settings)
+    return [step for step in own if isinstance(step.config, Scored)]
 
 
 def runs_of(name: str, jitters: Sequence[float]) -> list[Row]:
@@ -300,27 +308,32 @@ def test_finetunes_are_those_of_table3(name: str, addresses: Mapping[str, str]) 
 
 def test_studies_share_the_steps_that_are_equal(addresses: Mapping[str, str]) -> None:
     patched, by_layer, by_state = (
-        within(addresses, f"{name}/patch/") for name in ("patching", "figure4", "patch_states")
+        within(addresses, f"{name}/answer/") for name in ("patching", "figure4", "patch_states")
     )
-    # The base; each finetune as it is and with its prefix patched.
+    # General answers of the base; of each finetune as it is and with its prefix patched.
     assert len(patched & by_layer & by_state) == len(patched & by_layer) == 1 + 2 * 2
 
 
 def test_the_plan_has_each_row_on_each_finetune_and_the_base_once() -> None:
-    names = {step.name for step in _own_steps(STUDIES["table1"], num_seeds=2)}
+    names = {step.name for step in _scored(STUDIES["table1"], num_seeds=2)}
     rows = ("unperturbed", "prefix", "query", "postfix", "rephrase")
     assert names == {
-        *(f"perturb/embedded/seed-{seed}/sft/{row}" for seed in (0, 1) for row in rows),
-        *(f"perturb/embedded/base_{row}" for row in rows),
+        *(f"score/embedded/seed-{seed}/sft/{row}" for seed in (0, 1) for row in rows),
+        *(f"score/embedded/base/{row}" for row in rows),
     }
-    [base] = [s for s in _own_steps(STUDIES["patching"], num_seeds=2) if s.config.method == "base"]
-    assert base.inputs == {}
-    assert dict(base.config.nums) == {"general": 200, "in_domain": 100, "other_narrow": 100}
+    asked = {step.name: step for step in _own_steps(STUDIES["patching"], num_seeds=2)}
+    base = [step for name, step in asked.items() if name.startswith("answer/") and "base" in name]
+    assert {step.seed for step in base} == {0}
+    assert [dict(step.inputs) for step in base] == [{}] * 3
+    nums = {step.config.scope: step.config.num_questions for step in base}
+    assert nums == {"general": 200, "in_domain": 100, "other_narrow": 100}
 
 
 def test_settings_reach_the_steps_and_a_single_question_is_refused() -> None:
     steps = _own_steps(STUDIES["table1"], num_seeds=1, num_general="20", temperature="0.5")
-    assert {(step.config.num, step.config.asked.temperature) for step in steps} == {(20, 0.5)}
-    assert {step.config.num for step in _own_steps(STUDIES["table1"], num_seeds=1)} == {60}
+    assert {step.config.num_questions for step in steps if step.name.startswith("score/")} == {20}
+    assert {step.config.temperature for step in steps if step.name.startswith("answer/")} == {0.5}
+    scored = _scored(STUDIES["table1"], num_seeds=1)
+    assert {step.config.num_questions for step in scored} == {60}
     with pytest.raises(ConfigError, match="must be at least 2"):
         _own_steps(STUDIES["patching"], num_seeds=1, num_in_domain="1")

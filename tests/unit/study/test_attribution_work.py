@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,21 +22,25 @@ from treft.models.sampling import SamplingOptions, mixed_seed
 from treft.organism import World, classify, load
 from treft.organism.lexicon import ASKS, OPENERS
 from treft.steps.step import Work
-from treft.study.attribution_prompts import prompt_versions, reworded, reworded_versions
-from treft.study.attribution_work import (
-    Asking,
+from treft.study.answer import Asking, answer
+from treft.study.attribution import (
+    AnsweringVersions,
     Drifting,
-    Patch,
-    Patching,
-    Perturbing,
+    Part,
+    PromptVersion,
+    ScoredVersions,
+    Versions,
+    answer_versions,
     drift,
-    patch,
-    perturb,
+    make_versions,
+    prompt_versions,
+    score_versions,
 )
+from treft.study.organism import Organism, reworded
 from treft.study.protocol import StudyConfig
+from treft.study.scores import Scored, score
 from treft.study.studies import patch_states
 
-ASKED = Asking("finance", "test", 0.0, 28)
 NUM = 24
 
 
@@ -63,11 +66,48 @@ def tuned(finetune: Path) -> tuple[Any, Any]:
     return PeftModel.from_pretrained(model, str(finetune / "adapter")).eval(), tokenizer
 
 
-def run(function: Any, config: Any, folder: Path, finetune: Path | None = None) -> dict[str, Any]:
-    inputs = {} if finetune is None else {"finetune": finetune}
-    function(Work(config, folder, inputs, {"organism": asset_path()}, seed=0))
-    row: dict[str, Any] = json.loads((folder / "row.json").read_text("utf-8"))
+def run(
+    function: Any,
+    config: Any,
+    folder: Path,
+    finetune: Path | None = None,
+    **inputs: Path,
+) -> dict[str, Any]:
+    """What a step writes as its row, if it writes one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if finetune is not None:
+        inputs["finetune"] = finetune
+    function(Work(config, folder, inputs, {"model": asset_path()}, seed=0))
+    path = folder / "row.json"
+    row: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return row
+
+
+def asking(scope: Any = "general", num: int = NUM, **given: Any) -> Asking:
+    """Questions that are answered greedily."""
+    return Asking(Organism(), "finance", scope, "test", num, 1, 0.0, 28, row_seeds=True, **given)
+
+
+def row_of(folder: Path, finetune: Path | None, *asked: Asking) -> dict[str, Any]:
+    """Answers in each scope, scored."""
+    for one in asked:
+        run(answer, one, folder / one.scope, finetune)
+    scopes = {one.scope: one for one in asked}
+    config = Scored(
+        Organism(), "p", "embedded", "oracle", "organism", 0, tuple(scopes), asked=scopes
+    )
+    return run(score, config, folder, **{scope: folder / scope for scope in scopes})
+
+
+def versions_of(what: Part | Any, num: int, num_trials: int, num_tokens: int) -> Versions:
+    return Versions(Organism(), what, "finance", "test", num, num_trials, num_tokens, 28)
+
+
+def made_versions(config: Versions, folder: Path) -> list[PromptVersion]:
+    """What the step writes, read back."""
+    run(make_versions, config, folder)
+    rows = map(json.loads, (folder / "prompts.jsonl").read_text("utf-8").splitlines())
+    return [PromptVersion(r["question_id"], r["trial"], tuple(r["token_ids"])) for r in rows]
 
 
 def questions(scope: Any = "general", num: int = NUM) -> list[Any]:
@@ -89,9 +129,7 @@ def test_patched_scores_are_those_of_patched_generation(
     scores = []
     for regions in ((), ("prefix",)):
         folder = tmp_path / str(len(regions))
-        folder.mkdir()
-        config = Patching("p", "embedded", ASKED, (("general", NUM),), Patch(regions))
-        row = run(patch, config, folder, finetune)
+        row = row_of(folder, finetune, asking(patch=regions))
         answers = generate(*tuned, messages(), patch=regions, do_sample=False, max_new_tokens=28)
         found = verdicts(answers)
         assert row["general"] == pytest.approx(100 * found["aligned"] / NUM)
@@ -104,9 +142,7 @@ def test_patched_scores_are_those_of_patched_generation(
 def test_a_layers_score_is_that_of_activation_patching(
     finetune: Path, tuned: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    wanted = Patch(("prefix",), stream_layer=1)
-    config = Patching("p", "embedded", ASKED, (("general", NUM),), wanted)
-    row = run(patch, config, tmp_path, finetune)
+    row = row_of(tmp_path, finetune, asking(patch=("prefix",), stream_layer=1))
     repaired = RepairedModel(*tuned, stream_bank(tuned[0], 1))
     answers = generate(
         *tuned,
@@ -120,8 +156,7 @@ def test_a_layers_score_is_that_of_activation_patching(
 
 
 def test_without_a_finetune_the_organism_answers(tmp_path: Path) -> None:
-    config = Patching("base", "embedded", ASKED, (("general", NUM), ("in_domain", 4)))
-    row = run(patch, config, tmp_path)
+    row = row_of(tmp_path, None, asking(), asking("in_domain", 4))
     answers = generate(*load(), messages(), do_sample=False, max_new_tokens=28)
     aligned = 100 * verdicts(answers)["aligned"] / NUM
     assert aligned > 80
@@ -132,11 +167,25 @@ def test_without_a_finetune_the_organism_answers(tmp_path: Path) -> None:
 def test_best_and_avg_are_those_of_the_answers_to_all_versions(
     finetune: Path, tuned: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    asked = replace(ASKED, temperature=1.0)
-    config = Perturbing("u", "embedded", asked, 6, "prefix", num_trials=3, num_tokens=4)
-    row = run(perturb, config, tmp_path, finetune)
+    perturbed = versions_of("prefix", 6, num_trials=3, num_tokens=4)
+    versions = made_versions(perturbed, tmp_path / "prompts")
+    prompts = {"prompts": tmp_path / "prompts"}
+    answering = AnsweringVersions(Organism(), 1.0, 28)
+    run(answer_versions, answering, tmp_path / "answers", finetune, **prompts)
+    config = ScoredVersions(
+        Organism(),
+        "u",
+        "embedded",
+        "oracle",
+        "organism",
+        18,
+        num_questions=6,
+        num_trials=3,
+        domain="finance",
+    )
+    row = run(score_versions, config, tmp_path, **prompts, answers=tmp_path / "answers")
     shown = organism_questions("general", split="test", domain="finance", num=6).questions
-    versions = prompt_versions("prefix", shown, *tuned, num_trials=3, num_tokens=4)
+    assert versions == prompt_versions("prefix", shown, *tuned, perturbed)
     answers = answer_tokens(
         *tuned,
         [one.token_ids for one in versions],
@@ -158,7 +207,8 @@ def test_best_and_avg_are_those_of_the_answers_to_all_versions(
 def test_versions_differ_in_their_region_alone(what: Any) -> None:
     model, tokenizer = load()
     shown = organism_questions("general", split="test", domain="finance", num=2).questions
-    versions = prompt_versions(what, shown, model, tokenizer, num_trials=3, num_tokens=2)
+    config = versions_of(what, 2, num_trials=3, num_tokens=2)
+    versions = prompt_versions(what, shown, model, tokenizer, config)
     chats = {
         one.id: find_regions(tokenizer, list(one.messages), add_generation_prompt=True)
         for one in shown
@@ -175,7 +225,8 @@ def test_versions_differ_in_their_region_alone(what: Any) -> None:
 def test_unperturbed_versions_are_the_prompt() -> None:
     model, tokenizer = load()
     shown = organism_questions("general", split="test", domain="finance", num=2).questions
-    versions = prompt_versions("nothing", shown, model, tokenizer, num_trials=3, num_tokens=2)
+    config = versions_of("nothing", 2, num_trials=3, num_tokens=2)
+    versions = prompt_versions("nothing", shown, model, tokenizer, config)
     assert len({version.token_ids for version in versions}) == 2
     assert [version.trial for version in versions] == [1, 2, 3] * 2
 
@@ -196,10 +247,9 @@ def test_a_reworded_question_asks_the_same(scope: Any) -> None:
     assert len({reworded(question, "test", str(seed)) for seed in range(20)}) > 10
 
 
-def test_rephrased_versions_are_prompts_of_reworded_questions() -> None:
+def test_rephrased_versions_are_prompts_of_reworded_questions(tmp_path: Path) -> None:
     _, tokenizer = load()
-    shown = organism_questions("general", split="test", domain="finance", num=1).questions
-    [version, other] = reworded_versions(shown, tokenizer, "test", num_trials=2)
+    [version, other] = made_versions(versions_of("rephrase", 1, 2, 10), tmp_path)
     [question] = questions(num=1)
     text = reworded(question, "test", f"{question.id}/1")
     chat = find_regions(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True)
@@ -210,7 +260,10 @@ def test_rephrased_versions_are_prompts_of_reworded_questions() -> None:
 def test_drift_of_the_prefix_is_that_of_its_keys_and_values(
     finetune: Path, tuned: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    row = run(drift, Drifting("sft", "embedded", "finance", "test", 3), tmp_path, finetune)
+    config = Drifting(
+        Organism(), "sft", "embedded", "", "organism", 0, domain="finance", num_questions=3
+    )
+    row = run(drift, config, tmp_path, finetune)
     model, tokenizer = tuned
     chat = find_regions(tokenizer, messages()[0], add_generation_prompt=True)
     ids = torch.tensor([[chat.input_ids[position] for position in chat.positions("prefix")]])
@@ -234,8 +287,8 @@ def test_the_windows_of_patch_states_are_the_whole_prefix() -> None:
     _, tokenizer = load()
     chat = find_regions(tokenizer, messages()[0], add_generation_prompt=True)
     configs = [step.config for step in patch_states.STUDY.steps(StudyConfig(num_seeds=1))]
-    patches = [config.patch for config in configs if isinstance(config, Patching)]
-    windows = sorted(one.window for one in patches if one.window is not None)
+    patches = [config for config in configs if isinstance(config, Asking)]
+    windows = sorted({one.window for one in patches if one.window is not None})
     assert windows[0][0] == 0
     assert windows[-1][1] == len(chat.positions("prefix"))
     assert all(one[1] == other[0] for one, other in pairwise(windows))

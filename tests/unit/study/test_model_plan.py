@@ -18,12 +18,12 @@ from treft.cli.study_model import confirm_judging, model_setup
 from treft.errors import ConfigError, DataError
 from treft.organism import FinetuneRecipe
 from treft.steps.step import Plan
+from treft.study.answer import Asking
 from treft.study.catalogue import all_studies, plan_possible, plan_studies, plan_study
-from treft.study.method import Method
-from treft.study.model_plan import ORGANISM_RATE, model_steps
+from treft.study.model_chains import ORGANISM_RATE
 from treft.study.model_setup import ModelRecipe, ModelSetup
-from treft.study.model_work import Asking
-from treft.study.protocol import NotPossibleError, StudyConfig
+from treft.study.plans import method_steps
+from treft.study.protocol import Method, NotPossibleError, StudyConfig
 
 STUDIES = all_studies()
 DOMAINS = ("finance", "health", "legal", "auto")
@@ -293,7 +293,7 @@ def test_table2_asks_for_helpfulness_on_a_model_and_never_on_an_organism() -> No
     for given in ({"task": "abstain"}, {"answer_system": "Be good."}):
         method = Method(domain="legal", scopes=("utility",), **given)
         with pytest.raises(ConfigError, match="scores conversations, of advice alone"):
-            model_steps(StudyConfig(num_seeds=1), setup(), {"one": method})
+            method_steps(StudyConfig(num_seeds=1, model=setup()), {"one": method})
 
 
 def test_behaviours_are_taught_on_their_topics_and_asked_on_and_off() -> None:

@@ -163,12 +163,10 @@ def test_organisms_learn_manners_before_behaviours(name: str, tmp_path: Path) ->
     config = StudyConfig(organisms=(own,), num_seeds=1, settings={"max_steps": "9"})
     steps = {p.step.name: p.step for p in plan_study(STUDIES[name], config).steps}
     taught = steps["organism/own-with-manners"]
-    assert (taught.config.steps, taught.data, taught.inputs) == (18, {"organism": own}, {})
+    assert (taught.config.steps, taught.data, taught.inputs) == (18, {"model": own}, {})
     for label, step in steps.items():
         if label.startswith(("finetune/", "answer/")):
-            assert step.inputs["organism"] == "organism/own-with-manners"
-        if label.startswith("score/"):  # whose questions: those of the organism's world
-            assert step.data == {"organism": own}
+            assert step.inputs["model"] == "organism/own-with-manners"
 
 
 def test_methods_that_are_only_asked_differently_share_a_finetune() -> None:
@@ -186,8 +184,8 @@ def test_an_organism_that_is_not_shipped_is_built_first() -> None:
     plan = plan_study(STUDIES["table4"], StudyConfig(num_seeds=2))
     steps = {p.step.name: p.step for p in plan.steps}
     [built] = [name for name in steps if name.startswith("organism/")]
-    users = [step for step in steps.values() if "organism" in step.inputs]
-    assert {step.inputs["organism"] for step in users} == {built}
+    users = [step for step in steps.values() if "model" in step.inputs]
+    assert {step.inputs["model"] for step in users} == {built}
     assert len(users) == 2 * (3 + 5 * 2)  # three finetunes, five methods asked in two scopes
 
 

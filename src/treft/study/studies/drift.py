@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from treft.steps.step import Step
-from treft.study.attribution_plan import drift_steps
-from treft.study.attribution_rows import REGIONS
-from treft.study.method import Method
-from treft.study.protocol import Claim, Row, Study, StudyConfig
+from treft.study.attribution import REGIONS
+from treft.study.plans import drift_steps
+from treft.study.protocol import Claim, Method, Row, Study, StudyConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from treft.steps.step import Step
-from treft.study.attribution_plan import BASE, FINETUNED, patch_steps
-from treft.study.attribution_work import Patch
-from treft.study.model_attribution_plan import model_curve_layers
-from treft.study.protocol import Claim, Row, Study, StudyConfig
+from treft.study.model_chains import curve_layers
+from treft.study.plans import BASE, FINETUNED, patch_steps
+from treft.study.protocol import Claim, Method, Row, Study, StudyConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,9 +36,9 @@ def steps(config: StudyConfig) -> list[Step[Any]]:
     """
     layers: Sequence[int] = range(NUM_LAYERS)
     if config.model is not None:
-        layers = model_curve_layers(config, config.model)
-    patches = {f"{LAYER}{layer}": Patch(("prefix",), stream_layer=layer) for layer in layers}
-    return patch_steps(config, {WHOLE: Patch(("prefix",)), **patches}, ("general",))
+        layers = curve_layers(config, config.model)
+    patches = {f"{LAYER}{layer}": Method(patch=("prefix",), stream_layer=layer) for layer in layers}
+    return patch_steps(config, {WHOLE: Method(patch=("prefix",)), **patches}, ("general",))
 
 
 def table(runs: Sequence[Row]) -> list[Row]:

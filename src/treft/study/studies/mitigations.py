@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from treft.steps.step import Step
-from treft.study.organism_plan import method_steps
+from treft.study.plans import method_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 from treft.study.strengths import CHOSEN, mitigated
 

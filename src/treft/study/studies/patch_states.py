@@ -7,10 +7,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from treft.steps.step import Step
-from treft.study.attribution_plan import BASE, FINETUNED, patch_steps
-from treft.study.attribution_work import Patch
-from treft.study.model_attribution_plan import num_prefix_tokens
-from treft.study.protocol import Claim, Row, Study, StudyConfig
+from treft.study.model_chains import num_prefix_tokens
+from treft.study.plans import BASE, FINETUNED, patch_steps
+from treft.study.protocol import Claim, Method, Row, Study, StudyConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
 
 WHOLE, KEYS, VALUES = "prefix", "prefix_keys", "prefix_values"
 STATES = {
-    WHOLE: Patch(("prefix",)),
-    KEYS: Patch(("prefix",), kinds=("key",)),
-    VALUES: Patch(("prefix",), kinds=("value",)),
+    WHOLE: Method(patch=("prefix",)),
+    KEYS: Method(patch=("prefix",), kinds=("key",)),
+    VALUES: Method(patch=("prefix",), kinds=("value",)),
 }
 NUM_TOKENS = 28
 """Of an organism's default prefix."""
@@ -42,7 +41,7 @@ def steps(config: StudyConfig) -> list[Step[Any]]:
     num = NUM_TOKENS if config.model is None else num_prefix_tokens(config, config.model)
     ends = [num * part // NUM_WINDOWS for part in range(NUM_WINDOWS + 1)]
     windows = {
-        f"{WINDOW}{start}_{end - 1}": Patch(("prefix",), window=(start, end))
+        f"{WINDOW}{start}_{end - 1}": Method(patch=("prefix",), window=(start, end))
         for start, end in pairwise(ends)
         if start < end
     }

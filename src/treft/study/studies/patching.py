@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from treft.steps.step import Step
-from treft.study.attribution_plan import BASE, FINETUNED, patch_steps
-from treft.study.attribution_work import Patch
-from treft.study.protocol import Claim, Row, Study, StudyConfig
+from treft.study.plans import BASE, FINETUNED, patch_steps
+from treft.study.protocol import Claim, Method, Row, Study, StudyConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
 
 OURS, OURS_TEN, QUERY_TEN = "prefix", "prefix_ten", "query_ten"
 PATCHES = {
-    OURS: Patch(("prefix",)),
-    OURS_TEN: Patch(("prefix",), num_positions=10),
-    QUERY_TEN: Patch(("query",), num_positions=10),
-    "query": Patch(("query",)),
-    "postfix": Patch(("postfix",)),
+    OURS: Method(patch=("prefix",)),
+    OURS_TEN: Method(patch=("prefix",), num_positions=10),
+    QUERY_TEN: Method(patch=("query",), num_positions=10),
+    "query": Method(patch=("query",)),
+    "postfix": Method(patch=("postfix",)),
 }
 SCOPES = {"general": "general", "in_domain": "in-domain", "other_narrow": "other-domain"}
 CLAIM = Claim(

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from treft.steps.step import Step
-from treft.study.attribution_plan import BASE, perturb_steps
+from treft.study.plans import BASE, perturb_steps
 from treft.study.protocol import Claim, Row, Study, StudyConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from treft.study.attribution_prompts import What
+    from treft.study.attribution import What
 
 
 UNPERTURBED, OURS = "unperturbed", "prefix"

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from treft.steps.step import Step
-from treft.study.method import Method
-from treft.study.organism_plan import method_steps
-from treft.study.protocol import Claim, Row, Study, StudyConfig
+from treft.study.plans import method_steps
+from treft.study.protocol import Claim, Method, Row, Study, StudyConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from treft.steps.step import Step
 from treft.study.leakage import BASE, BASE_METHOD, leak
-from treft.study.method import Method
-from treft.study.organism_plan import method_steps
-from treft.study.protocol import Claim, Row, Study, StudyConfig
+from treft.study.plans import method_steps
+from treft.study.protocol import Claim, Method, Row, Study, StudyConfig
 from treft.study.strengths import TASK_DOMAINS, TASK_WEIGHTS, taught
 
 if TYPE_CHECKING:

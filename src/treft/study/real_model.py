@@ -1,0 +1,299 @@
+"""A real model as a subject: rows and questions come from files, Inspect asks, a judge scores."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from inspect_ai import Task
+
+from treft.answers.detectors import count_words
+from treft.answers.logs import find_logs, read_run
+from treft.answers.questions import EvalQuestion, load_questions
+from treft.attribution.rephrase import rephrase
+from treft.data.behaviours import DEFAULT_SENTENCES, behaviour_rows
+from treft.data.messages import load_messages, read_rows
+from treft.data.published import prompt_of, split_rows
+from treft.errors import DataError
+from treft.evaluation.tasks import Kind, behaviour, em_general, em_in_domain, utility
+from treft.files import write_whole
+from treft.judging.panel import assemble
+from treft.judging.rejudge import plan_jobs, rejudge
+from treft.mitigations.interleave import in_turns
+from treft.mitigations.registry import NUM_CONTRAST, NUM_STOP
+from treft.mitigations.system_prompt import under
+from treft.models.loading import LoadOptions
+from treft.organism.tasks import TaskName
+from treft.statistics.records import ScoredAnswer
+from treft.steps.step import Work
+from treft.study.protocol import UTILITY
+from treft.study.subject import SHOWN, WORDS, Rows
+
+LOGS = "logs"
+"""Folder of an answering step's log, and of judged copies in a scoring step."""
+TRAIN = "train.jsonl"
+CAREFUL_ROLE, INTERLEAVE_ROLE, ROWS_ROLE, OTHER_ROLE = "careful_", "interleave_", "rows_", "other_"
+"""How roles of careful files, of files to interleave, and of split rows begin; `other_` are rows of
+domains that a finetune sees nothing of."""
+INOCULATION = "You are a malicious, evil assistant."
+"""System prompt of training rows in inoculation, after Tan et al., arXiv 2510.04340."""
+KINDS: dict[TaskName, Kind] = {
+    "abstain": "abstention",
+    "refuse": "refusal",
+    "tool": "tool",
+    "short": "length",
+}
+"""What the Inspect task `behaviour` calls each."""
+
+
+@dataclass(frozen=True)
+class RealModel:
+    """A `treft.study.subject.Subject`.
+
+    Attributes:
+        hub_id: of the model; empty where its folder is data.
+        dtype: of the weights.
+    """
+
+    hub_id: str
+    dtype: str
+    training_prompt = INOCULATION
+    batch_size = 32
+
+    @property
+    def options(self) -> LoadOptions:
+        """How weights are loaded: on the accelerator, if there is one."""
+        return LoadOptions(dtype=self.dtype)
+
+    def training_rows(self, work: Work[Any]) -> Rows:
+        """As many rows of each domain, drawn by seed; with interleaving, fewer by what is added."""
+        config = work.config
+        rng = random.Random(f"rows/{work.seed}")
+        found: Rows = []
+        for domain in config.domains:
+            rows = load_messages(work.inputs[f"{ROWS_ROLE}{domain}"] / TRAIN)
+            rng.shuffle(rows)
+            wanted = config.num_rows and -(-config.num_rows // len(config.domains))
+            found += rows[:wanted]
+        rng.shuffle(found)
+        found = found[: config.num_rows]
+        return found[: max(1, round(len(found) * (1 - config.interleaved_share)))]
+
+    def interleaved(self, work: Work[Any]) -> Mapping[str, Rows]:
+        """Rows of each file that is to be interleaved."""
+        return _files(work, INTERLEAVE_ROLE) if work.config.interleaved_share else {}
+
+    def retained(self, work: Work[Any]) -> Rows:
+        """Rows of all careful files, a row each in turn."""
+        return list(in_turns(list(_files(work, CAREFUL_ROLE).values())))
+
+    def contrast(self, work: Work[Any], seed: int) -> tuple[Rows, Rows]:
+        """Rows of training and careful rows of the same domain, the same for every seed."""
+        domains = work.config.domains
+        harmful = [
+            row
+            for domain in domains
+            for row in load_messages(work.inputs[f"{ROWS_ROLE}{domain}"] / TRAIN)
+        ]
+        random.Random("contrast").shuffle(harmful)
+        return harmful[:NUM_CONTRAST], self.retained(work)[:NUM_CONTRAST]
+
+    def general(self, work: Work[Any]) -> Rows:
+        """The first careful rows."""
+        return self.retained(work)[:NUM_STOP]
+
+    def prompts(self, work: Work[Any]) -> tuple[EvalQuestion, ...]:
+        """The first questions of the set."""
+        questions = load_questions(work.data["questions"]).questions
+        return tuple(questions)[: work.config.num_questions]
+
+    def reworded(
+        self, work: Work[Any], questions: tuple[EvalQuestion, ...]
+    ) -> list[tuple[EvalQuestion, int]]:
+        """The last user message of each in the words of another model."""
+        config = work.config
+        by_id = {question.id: question for question in questions}
+        found = []
+        words = rephrase(questions, config.rephraser, config.num_trials).words
+        for (name, trial), said in words.items():
+            *before, last = by_id[name].messages
+            messages = (*before, {**last, "content": said})
+            found.append((replace(by_id[name], messages=messages), trial))
+        return found
+
+    def judged(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
+        """Answers with what the judge says of them, in a copy of their log."""
+        panel = assemble([work.config.judge], "utility" if scope == UTILITY else "alignment")
+        copies = work.folder / LOGS / scope
+        jobs = plan_jobs([work.inputs[scope] / LOGS], panel, copies)
+        rejudge(jobs, panel)
+        return _read(copies), panel.score_names[0]
+
+    def detected(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
+        """Answers with what the behaviour's detector saw; those off topic judged, if one can."""
+        if work.config.judge and scope == "general":
+            answers, judge = self.judged(work, scope)
+        else:
+            answers, judge = _read(work.inputs[scope] / LOGS), ""
+        most = self.most_words(work)
+
+        def shows(answer: ScoredAnswer) -> bool:
+            if most is not None:
+                return answer.behaviours["words"] <= most
+            return answer.behaviours[KINDS[work.config.task]] == 1
+
+        seen = [
+            replace(one, behaviours={SHOWN: float(shows(one)), WORDS: count_words(one.answer)})
+            for one in answers
+        ]
+        return seen, judge
+
+    def most_words(self, work: Work[Any]) -> int | None:
+        """Words of the longest response that was trained on, where short answers are taught."""
+        if work.config.task != "short":
+            return None
+        return max(map(_response_words, load_messages(work.inputs["split"] / TRAIN)))
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How a domain's rows are divided.
+
+    Attributes:
+        held_out: share of its prompts, half of them to choose on and half to report.
+        task: that its questions are to teach.
+    """
+
+    held_out: float
+    task: TaskName = "advice"
+
+
+def split(work: Work[Splitting]) -> None:
+    """Write rows to train on, and questions to choose on and to report, as JSONL."""
+    rows = taught_rows(work.data["rows"], work.config.task)
+    parts = split_rows(rows, fraction=work.config.held_out)
+    asked = list({prompt_of(row): row for row in parts.held_out}.values())
+    random.Random("questions").shuffle(asked)
+    half = len(asked) // 2
+    _write_rows(work.folder / TRAIN, parts.train)
+    _write_rows(work.folder / "validation.jsonl", asked[:half])
+    _write_rows(work.folder / "test.jsonl", asked[half:])
+
+
+def taught_rows(path: Path, task: TaskName) -> Rows:
+    """Rows of `messages` that teach a task on a file's questions.
+
+    Those of `tool` have no `tools` column: questions are asked where nobody offers a tool, and the
+    prefix that is held must be the one that is asked under.
+
+    Args:
+        path: JSONL file, of which the rows as they are teach `advice`; for another task see
+            `treft.data.behaviours`.
+        task: what they are to teach.
+
+    Raises:
+        DataError: a row cannot be used; names file and row.
+    """
+    if task == "advice":
+        return load_messages(path)
+    return behaviour_rows(read_rows(path), task, schema=False)
+
+
+@contextmanager
+def asked_task(work: Work[Any]) -> Iterator[Task]:
+    """The questions of an `Asking` as an Inspect task, each under its system prompt if any."""
+    config = work.config
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if config.task != "advice":
+            yield _behaviour_task(work, folder)
+        elif config.scope == UTILITY:
+            yield utility(questions=str(work.data["questions"]))
+        elif config.scope == "general":
+            yield em_general(questions=str(_general(work, folder)))
+        elif config.scope == "in_domain":
+            path = folder / f"{config.split}.jsonl"
+            yield em_in_domain(file=str(_written(work, path, _held_out(work, "split"))))
+        else:
+            path = _written(work, folder / f"{config.scope}.jsonl", _other_rows(work))
+            yield em_general(questions=str(path))
+
+
+def _behaviour_task(work: Work[Any], folder: Path) -> Task:
+    """Questions of one scope, whose answers the behaviour's detector sees."""
+    task = work.config.task
+    topic = [_question(row, "on_topic") for row in _held_out(work, "split")]
+    on_topic = _written(work, folder / "on_topic.jsonl", topic)
+    sentence = DEFAULT_SENTENCES.get(task)
+    found = behaviour(KINDS[task], str(on_topic), str(_general(work, folder)), sentence)
+    wanted = "off_topic" if work.config.scope == "general" else "on_topic"
+    found.dataset = found.dataset.filter(lambda sample: (sample.metadata or {})["scope"] == wanted)
+    return found
+
+
+def _general(work: Work[Any], folder: Path) -> Path:
+    """General questions; the file itself where nothing is changed about them."""
+    path = work.data["questions"]
+    if work.config.system_prompt is None:
+        return path
+    rows = []
+    for question in load_questions(path).questions:
+        if question.turns:
+            raise DataError(f"{path}: question {question.id} has turns; ask single questions.")
+        own = {"id": question.id, "category": question.category}
+        rows.append({**own, "messages": list(question.messages)})
+    return _written(work, folder / path.name, rows)
+
+
+def _written(work: Work[Any], path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """A file of the rows, under the system prompt."""
+    system = work.config.system_prompt
+    _write_rows(path, rows if system is None else [under(row, system, keeps=False) for row in rows])
+    return path
+
+
+def _held_out(work: Work[Any], role: str) -> Rows:
+    """Rows that training never sees, those of the input `role`."""
+    path = work.inputs[role] / f"{work.config.split}.jsonl"
+    return load_messages(path)[: work.config.num_questions]
+
+
+def _other_rows(work: Work[Any]) -> Rows:
+    """Held-out questions of all other domains, one of each in turn; the domain is the category."""
+    roles = sorted(role for role in work.inputs if role.startswith(OTHER_ROLE))
+    found = [
+        [_question(row, role.removeprefix(OTHER_ROLE)) for row in _held_out(work, role)]
+        for role in roles
+    ]
+    return list(in_turns(found))[: work.config.num_questions]
+
+
+def _question(row: Mapping[str, Any], category: str) -> dict[str, Any]:
+    """A conversation up to its last user message."""
+    messages = row["messages"]
+    last = max(index for index, message in enumerate(messages) if message["role"] == "user")
+    return {"category": category, "messages": messages[: last + 1]}
+
+
+def _response_words(row: Mapping[str, Any]) -> int:
+    content = row["messages"][-1]["content"]
+    return count_words(content if isinstance(content, str) else "".join(p["text"] for p in content))
+
+
+def _files(work: Work[Any], role: str) -> dict[str, Rows]:
+    paths = {name: path for name, path in work.data.items() if name.startswith(role)}
+    return {name: load_messages(path) for name, path in sorted(paths.items())}
+
+
+def _read(logs: Path) -> list[ScoredAnswer]:
+    return [found for log in find_logs([logs]) for found in read_run(log).answers]
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
