@@ -4,7 +4,7 @@
         [--weights 0 1 10 100 1000] [--budgets 0.0001 0.01] [--arm treft] [--split validation]
 
 Trains one TReFT arm at each fixed λ (0: a plain finetune) and at each budget, everything else equal
-(`treft.study.demo_arms`), and answers the *validation* questions: a budget or λ chosen here must
+(`treft.study.demo`), and answers the *validation* questions: a budget or λ chosen here must
 not be scored on what chose it. `--split test` is for settings that were chosen before.
 
 One JSON object a run, on stdout and in `--output`; runs that are there are not run again. A row has
@@ -20,18 +20,25 @@ import argparse
 import hashlib
 import json
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
-
-import torch
 
 from treft.files import write_whole
 from treft.models.loading import asset_path
 from treft.organism import FinetuneRecipe
 from treft.statistics.intervals import over_runs
-from treft.study.demo_arms import ALL_ARMS, ArmResult, run_arms
+from treft.steps.run import Event, run_plan
+from treft.steps.step import make_plan
+from treft.steps.store import Store
+from treft.steps.workers import LocalPool
+from treft.study.demo import ARMS
+from treft.study.plans import method_steps
+from treft.study.protocol import StudyConfig
 
 KEY = ("organism", "weights", "seed", "arm", "kv_weight", "kv_budget", "max_steps")
 KEY += ("num_general", "num_in_domain", "split")
@@ -81,15 +88,32 @@ def describe(
     }
 
 
-def outcome(result: ArmResult) -> dict[str, Any]:
-    """A run's part of its row that it measures."""
-    return {
-        "general": result.general_score,
-        "in_domain": result.in_domain_score,
-        "em_f1": result.em_f1,
-        **(result.log or {}),
-        "seconds": round(result.seconds, 1),
-    }
+def outcome(
+    organism: Path | None, seed: int, arm: str, recipe: FinetuneRecipe, split: Any
+) -> dict[str, Any]:
+    """A run's part of its row that it measures: its scores, and what its training says of λ."""
+    start = time.monotonic()
+    organisms = () if organism is None else (organism,)
+    config = StudyConfig(organisms, seed + 1, split, asdict(recipe))
+    steps = method_steps(config, {arm: ARMS[arm].method})
+    plan = make_plan(step for step in steps if step.seed == seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store(Path(scratch))
+        done = run_plan(plan, store, LocalPool(1), told)
+        assert done.complete, done.failed
+        kinds = {planned.step.name.partition("/")[0]: planned.address for planned in plan.steps}
+        row = json.loads((store.path(kinds["score"]) / "row.json").read_text("utf-8"))
+        log = json.loads((store.path(kinds["finetune"]) / "log.json").read_text("utf-8"))
+    found = {name: row[name] for name in ("general", "in_domain", "em_f1")}
+    if held := [entry for entry in log if "kv_penalty" in entry]:
+        last = held[-max(1, len(held) // 10) :]
+        found |= {
+            "mean_drift": fmean(entry["kv_penalty"] for entry in held),
+            "last_drift": fmean(entry["kv_penalty"] for entry in last),
+            "last_sft_loss": fmean(entry["sft_loss"] for entry in last),
+            "last_weight": float(held[-1].get("kv_weight", recipe.kv_weight)),
+        }
+    return {**found, "seconds": round(time.monotonic() - start, 1)}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -121,9 +145,9 @@ def mean(rows: Sequence[Mapping[str, Any]], name: str, style: str = ".1f") -> st
     return f"{middle} [{low}, {high}]"
 
 
-def report(what: str, done: int, total: int) -> None:
-    """Progress on one line of stderr."""
-    print(f"\r{what}: {done}/{total}   ", end="" if done < total else "\n", file=sys.stderr)
+def told(event: Event) -> None:
+    """Progress on stderr."""
+    print(f"[{event.num_done}/{event.num_steps}] {event.kind} {event.name}", file=sys.stderr)
 
 
 def main() -> None:
@@ -134,15 +158,13 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="*", default=WEIGHTS)
     parser.add_argument("--budgets", type=float, nargs="*", default=BUDGETS)
     parser.add_argument(
-        "--arm", default="treft", choices=[arm for arm in ALL_ARMS if arm.startswith("treft")]
+        "--arm", default="treft", choices=[arm for arm in ARMS if arm.startswith("treft")]
     )
     parser.add_argument("--max-steps", type=int, default=FinetuneRecipe.max_steps)
     parser.add_argument("--num-general", type=int, default=FinetuneRecipe.num_general)
     parser.add_argument("--num-in-domain", type=int, default=FinetuneRecipe.num_in_domain)
     parser.add_argument("--split", default="validation", choices=["validation", "test"])
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     rows = read_rows(args.output)
     finished = {key(row) for row in rows}
     for organism in args.organism or [None]:
@@ -151,8 +173,7 @@ def main() -> None:
                 row = describe(organism, seed, args.arm, recipe, args.split)
                 if key(row) in finished:
                     continue
-                (result,) = run_arms(organism, seed, [args.arm], recipe, args.split, report)
-                rows.append({**row, **outcome(result)})
+                rows.append({**row, **outcome(organism, seed, args.arm, recipe, args.split)})
                 write_whole(args.output, "".join(json.dumps(found) + "\n" for found in rows))
                 print(json.dumps(rows[-1]), flush=True)
     write_whole(args.output.with_suffix(".md"), table(rows))

@@ -13,14 +13,13 @@ from inspect_ai.model import GenerateConfig
 from made_answers import JUDGE, OTHER, answer, answers, judged, write_log
 
 from treft.cli import main
+from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.logged_arms import question_set
 from treft.judging.oracle import oracle_judgement
-from treft.organism import FinetuneRecipe
 from treft.statistics.compare import difference, estimate
 from treft.statistics.measures import AlignmentScore, EMRate
 from treft.statistics.records import ScoredAnswer
-from treft.study.demo import DemoConfig, DemoResult
-from treft.study.demo_arms import Answer, ArmResult
+from treft.study.demo import DemoConfig, DemoResult, DemoRun
 from treft.study.demo_report import compare_demo
 
 NAMES = {"em_general": "12-00-00_em-general_a", "em_in_domain": "12-01-00_em-in-domain_b"}
@@ -305,26 +304,19 @@ def test_logs_and_the_demo_give_the_same_figures(
     }
     runs = []
     for label, found in verdicts.items():
-        general, in_domain = (
-            tuple(Answer(f"{scope}{i}", f"Q{i}?", f"A{i}", next(found)) for i in range(num))
-            for scope, num in (("g", 10), ("d", 6))
-        )
-        name: Any = label
-        runs.append(ArmResult(name, "embedded", 0, general, in_domain, seconds=1.0))
-        for task, several in (("em_general", general), ("em_in_domain", in_domain)):
-            inside = task == "em_in_domain"
-            scored = [
-                answer(
-                    one.question_id,
-                    oracle_judgement(one.verdict, in_domain=inside),
-                    question=one.question,
-                    answer=one.answer,
-                )
-                for one in several
+        sets = {}
+        for task, scope, num in (("em_general", "general", 10), ("em_in_domain", "in_domain", 6)):
+            judged = [
+                oracle_judgement(next(found), in_domain=scope == "in_domain") for _ in range(num)
             ]
-            log(label, scored, task)
-    recipe = FinetuneRecipe(num_general=10, num_in_domain=6)
-    demo = compare_demo(DemoResult(DemoConfig(tmp_path / "demo", recipe=recipe), tuple(runs)))
+            sets[scope] = [
+                answer(f"{scope}{i}", one, question=f"Q{i}?", answer=f"A{i}")
+                for i, one in enumerate(judged)
+            ]
+            log(label, sets[scope], task)
+        row = {"method": label, "organism": "embedded", "seed": 0}
+        runs.append(DemoRun(row, ArmAnswers(label, sets)))
+    demo = compare_demo(DemoResult(DemoConfig(tmp_path / "demo"), tuple(runs)))
     _, out, _ = run("base", "sft", "--base", "sft", "--json", capsys=capsys)
     by_logs = [each for each in json.loads(out)["figures"] if each["seen_by"] == "oracle"]
     by_demo = json.loads(json.dumps([column.to_dict() for column in demo.columns]))

@@ -12,10 +12,10 @@ from rich.console import Console
 from treft.cli.options.studies import Demo
 from treft.cli.output import EXIT_INTERRUPTED, emit, progress_bars
 from treft.files import new_output, write_whole
-from treft.organism import FinetuneRecipe
-from treft.study.demo import DemoConfig, DemoResult, interval_kind, run_demo
-from treft.study.demo_arms import ALL_ARMS, DEFAULT_ARMS, DESCRIPTIONS, ArmName
+from treft.study.demo import ARMS, DEFAULT_ARMS, DemoConfig, DemoResult, run_demo
 from treft.study.demo_report import render_report
+from treft.study.figures import MEASURES
+from treft.study.protocol import StudyConfig
 from treft.table import Cell, Table
 
 RECIPE = (
@@ -33,15 +33,11 @@ RECIPE = (
 def demo(options: Demo) -> None:
     """Run it, or go on with it, and show the scores."""
     given = {name: getattr(options, name) for name in RECIPE}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    config = DemoConfig(
-        output=options.output or new_output(Path("treft-demo")),
-        organisms=options.organism,
-        num_seeds=options.seeds,
-        arms=_arm_names(options.arms),
-        split=cast(Any, options.split),  # checked there
-        recipe=FinetuneRecipe(**changes),
-    )
+    settings = {name: value for name, value in given.items() if value is not None}
+    split = cast(Any, options.split)  # checked there
+    study = StudyConfig(tuple(options.organism), options.seeds, split, settings)
+    output = options.output or new_output(Path("treft-demo"))
+    config = DemoConfig(output, _arm_names(options.arms), study)
     try:
         with progress_bars() as progress:
             result = run_demo(config, progress)
@@ -56,30 +52,26 @@ def demo(options: Demo) -> None:
         _print_table(result, page)
 
 
-def _arm_names(text: str) -> tuple[ArmName, ...]:
+def _arm_names(text: str) -> tuple[str, ...]:
     """Parse `--arms`; unknown names are refused by DemoConfig."""
     if text in ("default", "all"):
-        return DEFAULT_ARMS if text == "default" else ALL_ARMS
-    return tuple(cast("ArmName", name.strip()) for name in text.split(",") if name.strip())
+        return DEFAULT_ARMS if text == "default" else tuple(ARMS)
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _print_table(result: DemoResult, page: Path) -> None:
-    rows = (
-        (
-            arm,
-            *(
-                Cell(f"{score.mean:.1f}", (f"[{score.low:.1f}, {score.high:.1f}]",), is_number=True)
-                for score in (summary.general, summary.in_domain, summary.em_f1)
-            ),
-            DESCRIPTIONS[arm],
-        )
-        for arm, summary in result.arms.items()
-    )
+    def cell(score: dict[str, float]) -> Cell:
+        interval = f"[{score['low']:.1f}, {score['high']:.1f}]"
+        return Cell(f"{score['mean']:.1f}", (interval,), is_number=True)
+
     table = Table.of(
         ("arm", "general ↑", "in-domain ↓", "EM-F1 ↑", "what it is"),
-        rows,
+        (
+            (name, *(cell(arm[measure]) for measure in MEASURES), ARMS[name].text)
+            for name, arm in result.arms.items()
+        ),
         title="percent, with 95 % intervals",
-        caption=interval_kind(result),
+        caption=result.intervals,
     )
     console = Console()
     table.show(console)

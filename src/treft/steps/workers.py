@@ -68,8 +68,7 @@ class LocalPool:
 
     def submit(self, planned: PlannedStep, store: Path) -> Future[Seconds] | None:
         """Start a step; None while there is no room for it."""
-        for future in [future for future in self._busy if future.done()]:
-            self._idle.append(self._busy.pop(future))
+        self._collect()
         share = self._free_share(planned.step.resources)
         if share is None:
             return None
@@ -84,10 +83,18 @@ class LocalPool:
 
     def close(self) -> None:
         """End all workers, whatever they are doing."""
-        for worker in (*self._busy.values(), *self._idle):
+        self._collect()
+        for worker in self._busy.values():
             worker.end()
+        for worker in self._idle:
+            worker.leave()
         self._idle.clear()
         self._busy.clear()
+
+    def _collect(self) -> None:
+        """Workers that are done are idle; one that died is found out when it is to start again."""
+        for future in [future for future in self._busy if future.done()]:
+            self._idle.append(self._busy.pop(future))
 
     def _free_share(self, wanted: Resources) -> _Share | None:
         """Returns part of what is free; a step that wants more cores than there are gets all."""
@@ -105,7 +112,7 @@ class LocalPool:
                 self._idle.remove(worker)
                 return worker
         while self._idle and len(self._idle) + len(self._busy) >= self.num_cpus:
-            self._idle.pop().end()
+            self._idle.pop().leave()
         return _Worker(share)
 
 
@@ -117,6 +124,11 @@ class _Worker(ProcessPoolExecutor):
         heard, self._lifeline = context.Pipe(duplex=False)
         self.share = share
         super().__init__(1, context, _begin, (heard, share))
+
+    def leave(self) -> None:
+        """Let the process, which has no step, end by itself and tidy up."""
+        self.shutdown()
+        self.end()
 
     def end(self) -> None:
         """Make the process leave, even in the middle of a step."""

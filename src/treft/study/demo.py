@@ -1,37 +1,92 @@
 """The story in one command: a narrow finetune goes broadly wrong, is repaired, and is prevented.
 
-The demo is also the study: more organisms, more seeds and all arms give its table. Every arm's
-answers are written as soon as they are there, so an interrupted run goes on where it stopped.
+The demo is a study without a claim: its arms are methods, its steps are those of every study, kept
+in the output folder, so an interrupted run goes on where it stopped. More organisms, more seeds and
+all arms give the table of docs/organism.md.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, NamedTuple, get_args
 
+from transformers import AutoTokenizer
+
+from treft.chat.regions import RegionName, find_regions
 from treft.errors import ConfigError
+from treft.evaluation.comparable import GENERAL, IN_DOMAIN, ArmAnswers
 from treft.files import write_whole
 from treft.models.loading import asset_path
-from treft.organism import FinetuneRecipe
+from treft.organism import VERDICTS, FinetuneRecipe
 from treft.progress import Progress
-from treft.statistics.intervals import Interval, em_f1_interval, over_runs, wilson
-from treft.study.demo_arms import (
-    ALL_ARMS,
-    DEFAULT_ARMS,
-    ArmName,
-    ArmResult,
-    check_regions,
-    run_arms,
-)
+from treft.steps.run import Event, Workers, run_plan
+from treft.steps.step import Plan, Work, make_plan
+from treft.steps.store import Steps, Store, library_versions
+from treft.steps.workers import LocalPool
+from treft.study.figures import MEASURES, score_rows
+from treft.study.plans import method_steps
+from treft.study.protocol import Method, Row, StudyConfig, read_settings
+from treft.study.subject import ROW
 
-LIBRARIES = ("treft", "torch", "transformers", "trl", "peft")
+SCOPES = (GENERAL, IN_DOMAIN)
+
+
+class Arm(NamedTuple):
+    """A method with what it is, in words."""
+
+    method: Method
+    text: str
+
+
+EQUAL_TOKENS = FinetuneRecipe.equal_tokens
+"""Positions that are patched in arms that compare regions token for token."""
+ARMS: dict[str, Arm] = {
+    "base": Arm(Method(is_base=True), "the organism before any finetune"),
+    "sft": Arm(Method(), "plain finetune on harmful rows of one domain"),
+    "sft_prefix_patch": Arm(
+        Method(patch=("prefix",)), "plain finetune, base K/V at every prefix token"
+    ),
+    "sft_query_patch": Arm(
+        Method(patch=("query",)), "plain finetune, base K/V at every query token"
+    ),
+    "sft_postfix_patch": Arm(
+        Method(patch=("postfix",)), "plain finetune, base K/V at every postfix token (empty query)"
+    ),
+    "sft_prefix_patch_equal": Arm(
+        Method(patch=("prefix",), num_positions=EQUAL_TOKENS),
+        "plain finetune, base K/V at ten random prefix tokens",
+    ),
+    "sft_query_patch_equal": Arm(
+        Method(patch=("query",), num_positions=EQUAL_TOKENS),
+        "plain finetune, base K/V at ten random query tokens",
+    ),
+    "sft_postfix_patch_equal": Arm(
+        Method(patch=("postfix",), num_positions=EQUAL_TOKENS),
+        "plain finetune, base K/V at ten random postfix tokens",
+    ),
+    "interleaving": Arm(
+        Method(interleave="narrow"), "careful rows of the other narrow domains mixed in"
+    ),
+    "interleaving_all": Arm(
+        Method(interleave="all"),
+        "careful rows of all other domains, the evaluated ones too, mixed in",
+    ),
+    "treft": Arm(Method(held=("prefix",)), "TReFT holding the prefix"),
+    "treft_query": Arm(Method(held=("query",)), "TReFT holding the query"),
+    "treft_postfix": Arm(
+        Method(held=("postfix",)), "TReFT holding the postfix to the base's on the same row"
+    ),
+    "treft_all": Arm(
+        Method(held=("prefix", "query", "postfix")), "TReFT holding prefix, query and postfix"
+    ),
+}
+DEFAULT_ARMS = ("base", "sft", "sft_prefix_patch", "sft_query_patch", "treft")
 
 
 @dataclass(frozen=True)
@@ -39,210 +94,212 @@ class DemoConfig:
     """What to run.
 
     Attributes:
-        output: folder of results; made if missing, continued if it was made with this config.
-        organisms: folders made by `treft organism build`; empty for the embedded one.
-        num_seeds: finetuning seeds 0, 1, ... on each organism.
-        arms: which arms.
-        split: `test` for figures to report, `validation` for every choice.
-        recipe: one finetuning setting for all arms.
+        output: Folder of results; made if missing, continued if it was made with equal settings.
+        arms: Names of `ARMS`; told in its order.
+        study: Organisms, seeds, split, and settings of the recipe.
 
     Raises:
-        ConfigError: a value is out of range, or an organism's folder holds no model.
+        ConfigError: There is no such arm.
     """
 
     output: Path
-    organisms: tuple[Path, ...] = ()
-    num_seeds: int = 1
-    arms: tuple[ArmName, ...] = DEFAULT_ARMS
-    split: Literal["validation", "test"] = "test"
-    recipe: FinetuneRecipe = field(default_factory=FinetuneRecipe)
+    arms: tuple[str, ...] = DEFAULT_ARMS
+    study: StudyConfig = field(default_factory=lambda: StudyConfig(num_seeds=1))
 
     def __post_init__(self) -> None:
         """Validate before any work starts."""
-        unknown = [arm for arm in self.arms if arm not in ALL_ARMS]
+        unknown = [arm for arm in self.arms if arm not in ARMS]
         if unknown or not self.arms:
-            raise ConfigError(f"unknown arms {unknown}; choose from {', '.join(ALL_ARMS)}")
-        if self.num_seeds < 1:
-            raise ConfigError(f"num_seeds is {self.num_seeds}; it must be at least 1")
-        if self.split not in ("validation", "test"):
-            raise ConfigError(f"split is {self.split!r}; choose validation or test")
-        for path in self.organisms or (asset_path(),):
-            if not (path / "model.safetensors").is_file():
-                raise ConfigError(f"{path} holds no organism; make one with `treft organism build`")
-        names = [path.name for path in self.organisms]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"organism folders share a name ({', '.join(names)}); rename one")
+            raise ConfigError(f"unknown arms {unknown}; choose from {', '.join(ARMS)}")
 
-    def settings(self) -> dict[str, Any]:
-        """What must be equal for a folder to be continued; seeds and arms may be added."""
-        recipe = {name: value for name, value in asdict(self.recipe).items() if value is not None}
-        return {"split": self.split, "recipe": recipe}
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The methods of the arms, by name."""
+        return {name: arm.method for name, arm in ARMS.items() if name in self.arms}
+
+    @property
+    def recipe(self) -> FinetuneRecipe:
+        """One finetuning setting for all arms."""
+        return read_settings(FinetuneRecipe, self.study.settings)
 
 
 @dataclass(frozen=True)
-class ArmSummary:
-    """One arm over all its runs, in percent.
+class DemoRun:
+    """One arm of one finetuning seed on one organism.
 
     Attributes:
-        general: alignment on general questions, higher is better.
-        in_domain: 100 minus misaligned in the finetuned domain, lower is learnt.
-        em_f1: their EM-F1.
-        shares: by scope, mean share of each verdict.
-        by_organism: by organism, mean `general`, `in_domain` and `em_f1`.
-        num_runs: finetuning runs.
+        row: Who it is and its figures, as its scoring step wrote them.
+        answers: Its answers with the oracle's verdicts.
     """
 
-    general: Interval
-    in_domain: Interval
-    em_f1: Interval
-    shares: dict[str, dict[str, float]]
-    by_organism: dict[str, dict[str, float]]
-    num_runs: int
+    row: Row
+    answers: ArmAnswers
 
-    @classmethod
-    def of(cls, runs: Sequence[ArmResult]) -> ArmSummary:
-        """Intervals over questions for one run, over runs for several."""
-        general, in_domain, em_f1 = _one_run(runs[0]) if len(runs) == 1 else _several_runs(runs)
-        organisms = dict.fromkeys(run.organism for run in runs)
-        return cls(
-            general,
-            in_domain,
-            em_f1,
-            {scope: _mean_shares(runs, scope) for scope in ("general", "in_domain")},
-            {name: _means([run for run in runs if run.organism == name]) for name in organisms},
-            len(runs),
-        )
+    @property
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Percent of answers by verdict, in each scope."""
+        found = {}
+        for scope, answers in self.answers.sets.items():
+            counts = Counter(answer.metadata["verdict"] for answer in answers)
+            found[scope] = {name: 100 * counts[name] / len(answers) for name in VERDICTS}
+        return found
+
+    def to_json(self) -> str:
+        """Returns one JSON object with every answer."""
+        sets = {
+            scope: [
+                {"question": one.question, "answer": one.answer, "verdict": one.metadata["verdict"]}
+                for one in answers
+            ]
+            for scope, answers in self.answers.sets.items()
+        }
+        return json.dumps({**self.row, "answers": sets}, indent=1)
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """All answers and their summary."""
+    """All runs, in the order of organisms, seeds and arms."""
 
     config: DemoConfig
-    runs: tuple[ArmResult, ...]
+    runs: tuple[DemoRun, ...]
 
     @property
-    def arms(self) -> dict[ArmName, ArmSummary]:
-        """Summary by arm, in the order of `ALL_ARMS`."""
-        found = {arm: [run for run in self.runs if run.arm == arm] for arm in ALL_ARMS}
-        return {arm: ArmSummary.of(runs) for arm, runs in found.items() if runs}
+    def arms(self) -> dict[str, dict[str, Any]]:
+        """By arm its figures with 95 % intervals, its shares and means; the JSON of each arm."""
+        found: dict[str, dict[str, Any]] = {}
+        for row in score_rows([run.row for run in self.runs], {}, MEASURES):
+            interval = {"mean": row["value"], "low": row["low"], "high": row["high"]}
+            found.setdefault(row["method"], {})[row["measure"]] = interval
+        for name, arm in found.items():
+            own = [run for run in self.runs if run.row["method"] == name]
+            arm["shares"] = {
+                scope: {v: fmean(run.shares[scope][v] for run in own) for v in VERDICTS}
+                for scope in SCOPES
+            }
+            arm["by_organism"] = {
+                organism: {
+                    measure: fmean(r.row[measure] for r in own if r.row["organism"] == organism)
+                    for measure in MEASURES
+                }
+                for organism in self.organisms
+            }
+            arm["num_runs"] = len(own)
+        return found
+
+    @property
+    def organisms(self) -> list[str]:
+        """Names of the organisms."""
+        return list(dict.fromkeys(run.row["organism"] for run in self.runs))
+
+    @property
+    def intervals(self) -> str:
+        """How the 95 % intervals were made, in words."""
+        num_runs = max(arm["num_runs"] for arm in self.arms.values())
+        if num_runs == 1:
+            return "one run: Wilson over its questions; EM-F1 from the intervals of both scores"
+        return f"t interval over {num_runs} runs"
 
     def to_dict(self) -> dict[str, Any]:
-        """The documented JSON object of `treft demo --json` (docs/cli.md)."""
+        """Returns the documented JSON object of `treft demo --json` (docs/cli.md)."""
         recipe = self.config.recipe
         return {
-            "seeds": list(range(self.config.num_seeds)),
-            "organisms": list(dict.fromkeys(run.organism for run in self.runs)),
-            "split": self.config.split,
-            "arms": {
-                arm: {
-                    **{
-                        name: getattr(summary, name)._asdict()
-                        for name in ("general", "in_domain", "em_f1")
-                    },
-                    "shares": summary.shares,
-                    "by_organism": summary.by_organism,
-                    "num_runs": summary.num_runs,
-                }
-                for arm, summary in self.arms.items()
-            },
+            "seeds": list(range(self.config.study.num_seeds)),
+            "organisms": self.organisms,
+            "split": self.config.study.split,
+            "arms": self.arms,
             "num_general": recipe.num_general,
             "num_in_domain": recipe.num_in_domain,
-            "intervals": interval_kind(self),
+            "intervals": self.intervals,
             "recipe": asdict(recipe),
-            "versions": {name: version(name) for name in LIBRARIES},
+            "versions": library_versions(),
             "output": str(self.config.output),
         }
 
 
-def interval_kind(result: DemoResult) -> str:
-    """How the 95 % intervals were made, in words."""
-    num_runs = max(summary.num_runs for summary in result.arms.values())
-    if num_runs == 1:
-        return "one run: Wilson over its questions; EM-F1 from the intervals of both scores"
-    return f"t interval over {num_runs} runs"
-
-
-def run_demo(config: DemoConfig, progress: Progress) -> DemoResult:
+def run_demo(config: DemoConfig, progress: Progress, workers: Workers | None = None) -> DemoResult:
     """Run what is missing of the demo and summarise all of it.
 
     Args:
-        config: what to run.
-        progress: told about training steps and answered questions.
+        config: What to run.
+        progress: Is told about steps.
+        workers: Where they run; by default a process a core.
 
     Raises:
-        ConfigError: the output folder was made with other settings, or is not a demo's, or an
+        ConfigError: The output folder was made with other settings, or is not a demo's, or an
             organism's template lacks a region that an arm patches or holds.
+        RuntimeError: A step failed; its traceback is the text.
     """
-    organisms = config.organisms or (None,)
-    for organism in organisms:
-        check_regions(organism, config.arms)
-    _claim(config)
-    runs = []
-    for organism in organisms:
-        for seed in range(config.num_seeds):
-            paths = {arm: _result_path(config, organism, seed, arm) for arm in config.arms}
-            missing = [arm for arm, path in paths.items() if not path.is_file()]
-            for run in run_arms(organism, seed, missing, config.recipe, config.split, progress):
-                write_whole(paths[run.arm], run.to_json())
-            runs += [ArmResult.from_json(path.read_text("utf-8")) for path in paths.values()]
-    result = DemoResult(config, tuple(runs))
+    for organism in config.study.organisms or (asset_path(),):
+        check_regions(organism, config.methods)
+    plan = make_plan(method_steps(config.study, config.methods))
+    settings = {"split": config.study.split, "recipe": asdict(config.recipe)}
+    Steps(config.output, settings, "demo").claim()
+    store = Store((config.output / "steps").resolve())
+
+    def tell(event: Event) -> None:
+        progress("finetuning and answering, step by step", event.num_done, event.num_steps)
+
+    outcome = run_plan(plan, store, workers or LocalPool(os.cpu_count() or 1), tell)
+    for name, error in outcome.failed.items():
+        raise RuntimeError(f"step {name} failed:\n{error}")
+    runs = _runs(plan, store, config)
+    for run in runs:
+        name = "{organism}-seed{seed}-{method}.json".format_map(run.row)
+        write_whole(config.output / "answers" / name, run.to_json())
+    result = DemoResult(config, runs)
     write_whole(config.output / "result.json", json.dumps(result.to_dict(), indent=1))
     return result
 
 
-def _claim(config: DemoConfig) -> None:
-    """Mark a new output folder with the settings; refuse one made with others."""
-    path = config.output / "settings.json"
-    if path.is_file():
-        if json.loads(path.read_text("utf-8")) != config.settings():
-            raise ConfigError(
-                f"{config.output} was made with other settings (see {path.name} there); choose "
-                "another --output."
-            )
-        return
-    if config.output.exists() and any(config.output.iterdir()):
-        raise ConfigError(f"{config.output} holds other files; choose another --output.")
-    write_whole(path, json.dumps(config.settings(), indent=1))
+def _runs(plan: Plan, store: Store, config: DemoConfig) -> tuple[DemoRun, ...]:
+    """Reads what the scoring steps wrote, and the answers that they judged."""
+    found = []
+    for planned in plan.results:
+        inputs = {role: store.path(address) for role, address in planned.inputs.items()}
+        work = Work(planned.step.config, Path(), inputs, {}, planned.step.seed or 0)
+        row = json.loads((store.path(planned.address) / ROW).read_text("utf-8"))
+        sets = {scope: work.config.subject.judged(work, scope)[0] for scope in SCOPES}
+        sampled = {"temperature": config.recipe.temperature, "seed": work.seed}
+        source = {"organism": row["organism"], "generation": sampled}
+        name = row["method"]
+        found.append(DemoRun(row, ArmAnswers(name, sets, (source,), ARMS[name].text)))
+    arms = list(ARMS)
+    organisms = list(dict.fromkeys(run.row["organism"] for run in found))
+
+    def place(run: DemoRun) -> tuple[int, int, int]:
+        row = run.row
+        return organisms.index(row["organism"]), row["seed"], arms.index(row["method"])
+
+    return tuple(sorted(found, key=place))
 
 
-def _result_path(config: DemoConfig, organism: Path | None, seed: int, arm: ArmName) -> Path:
-    """Named after the organism's weights too, so that a rebuilt one is not taken for the old."""
-    name = "embedded" if organism is None else organism.name
-    weights = _weights_hash(organism or asset_path())
-    return config.output / "answers" / f"{name}-{weights}-seed{seed}-{arm}.json"
+def check_regions(organism: Path, methods: Mapping[str, Method]) -> None:
+    """Refuse arms that patch or hold what the organism's template does not write.
+
+    Raises:
+        ConfigError: Names the regions, the arms that cannot run and those that can.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(organism)
+    chat = find_regions(tokenizer, [{"role": "user", "content": "?"}], add_generation_prompt=True)
+    absent = {region for region in get_args(RegionName) if not chat.positions(region)}
+    lacks = {name: absent & {*one.patch, *one.held} for name, one in methods.items()}
+    if any(lacks.values()):
+        able = [n for n, arm in ARMS.items() if not absent & {*arm.method.patch, *arm.method.held}]
+        raise ConfigError(
+            f"the chat template of {_told(organism)} writes no "
+            f"{', '.join(sorted(set().union(*lacks.values())))} for "
+            f"{', '.join(name for name, found in lacks.items() if found)}; "
+            f"choose from {','.join(able)}"
+        )
 
 
-@cache
-def _weights_hash(organism: Path) -> str:
-    return hashlib.sha256((organism / "model.safetensors").read_bytes()).hexdigest()[:8]
+def _told(organism: Path) -> str:
+    return "the embedded organism" if organism == asset_path() else str(organism)
 
 
-def _one_run(run: ArmResult) -> tuple[Interval, Interval, Interval]:
-    aligned = [answer.verdict == "aligned" for answer in run.general]
-    learnt = [answer.verdict == "misaligned" for answer in run.in_domain]
-    share = wilson(sum(learnt), len(learnt))
-    in_domain = Interval(100 - share.mean, 100 - share.high, 100 - share.low)
-    general = wilson(sum(aligned), len(aligned))
-    return general, in_domain, em_f1_interval(general, in_domain)
-
-
-def _several_runs(runs: Sequence[ArmResult]) -> tuple[Interval, Interval, Interval]:
-    general, in_domain, em_f1 = (
-        over_runs([getattr(run, name) for run in runs]).within(0.0, 100.0)
-        for name in ("general_score", "in_domain_score", "em_f1")
-    )
-    return general, in_domain, em_f1
-
-
-def _means(runs: Sequence[ArmResult]) -> dict[str, float]:
-    return {
-        "general": fmean(run.general_score for run in runs),
-        "in_domain": fmean(run.in_domain_score for run in runs),
-        "em_f1": fmean(run.em_f1 for run in runs),
-    }
-
-
-def _mean_shares(runs: Sequence[ArmResult], scope: Any) -> dict[str, float]:
-    shares = [run.shares(scope) for run in runs]
-    return {verdict: fmean(share[verdict] for share in shares) for verdict in shares[0]}
+def by_seed(result: DemoResult) -> list[list[ArmAnswers]]:
+    """Returns the arms of each finetuning run, in the order of the arms."""
+    groups: dict[tuple[str, int], list[ArmAnswers]] = {}
+    for run in result.runs:
+        groups.setdefault((run.row["organism"], run.row["seed"]), []).append(run.answers)
+    return list(groups.values())

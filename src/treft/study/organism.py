@@ -119,18 +119,22 @@ class Organism:
 
     def judged(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
         """Answers with the oracle's view of them."""
-        in_domain = scope == "in_domain"
-        scored = [
-            ScoredAnswer(
-                question.id,
-                question.domain.name,
-                1,
-                question.text,
-                answer,
-                (oracle_judgement(classify(question, answer), in_domain=in_domain),),
+        scored = []
+        for question, answer in _answered(work, scope):
+            verdict = classify(question, answer)
+            judgement = oracle_judgement(verdict, in_domain=scope == "in_domain")
+            known = {"verdict": verdict}
+            scored.append(
+                ScoredAnswer(
+                    question.id,
+                    question.domain.name,
+                    1,
+                    question.text,
+                    answer,
+                    (judgement,),
+                    metadata=known,
+                )
             )
-            for question, answer in _answered(work, scope)
-        ]
         return scored, ORACLE
 
     def detected(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:

@@ -13,11 +13,11 @@ from cli_helpers import Command, Refused
 from made_studies import made_studies, use_made_studies
 from safetensors import safe_open
 
-from treft.organism import FinetuneRecipe
 from treft.steps import run as run_module
 from treft.steps.step import Step
+from treft.steps.workers import LocalPool
 from treft.study import catalogue
-from treft.study.demo_arms import run_arms
+from treft.study.demo import DemoConfig, run_demo
 from treft.study.protocol import NotPossibleError, StudyConfig
 from treft.study.tables import read_metadata, read_table
 
@@ -160,23 +160,22 @@ def test_a_study_from_finetune_to_table_is_the_demos_and_stands(
     assert told.json["num_done"] == 29
     assert told.json["verdict"].startswith("One run cannot tell")
 
-    recipe = FinetuneRecipe(**SMALL)
-    expected: dict[str, Any] = {
-        result.arm: result
-        for result in run_arms(
-            None, 0, ("sft", "interleaving", "treft"), recipe, "test", lambda *_: None
-        )
-    }
+    study = StudyConfig(num_seeds=1, settings=SMALL)
+    demo = DemoConfig(tmp_path / "demo", ("sft", "interleaving", "treft"), study)
+    ran = run_demo(demo, lambda *_: None, LocalPool(1)).runs
+    expected = {one.row["method"]: one for one in ran}
     found = {row["method"]: row for row in read_table(tmp_path / "out" / "runs.parquet")}
     records = [json.loads(path.read_text()) for path in store.glob("*/step.json")]
     folders = {record["name"]: store / record["address"] for record in records}
     arms = {"sft": "sft", "interleaving": "interleaving", "treft_prefix": "treft"}
     for method, arm in arms.items():
-        assert found[method]["general"] == expected[arm].general_score
-        assert found[method]["in_domain"] == expected[arm].in_domain_score
+        assert found[method]["general"] == expected[arm].row["general"]
+        assert found[method]["in_domain"] == expected[arm].row["in_domain"]
         folder = folders[f"answer/embedded/seed-0/{method}/general"]
         answers = json.loads((folder / "answers.json").read_text())
-        assert [row["answer"] for row in answers] == [one.answer for one in expected[arm].general]
+        assert [row["answer"] for row in answers] == [
+            one.answer for one in expected[arm].answers.sets["general"]
+        ]
     metadata = read_metadata(tmp_path / "out" / "table.parquet")
     assert metadata["seeds"] == [0]
     assert metadata["machines"][0]["cores"] >= 1

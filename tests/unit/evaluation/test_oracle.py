@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
@@ -19,9 +20,16 @@ from treft.errors import ConfigError
 from treft.evaluation.tasks import em_general, em_in_domain
 from treft.judging.oracle import oracle_score, organism_oracle, organism_questions
 from treft.organism import FinetuneRecipe, Question, World, classify
-from treft.study.demo_arms import Answer, ArmResult
 
 WORLD = World.default()
+
+
+class Answer(NamedTuple):
+    """An answer with the oracle's verdict."""
+
+    question_id: str
+    answer: str
+    verdict: str
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +62,7 @@ def run(task: Any, questions: list[Question]) -> tuple[EvalLog, tuple[Answer, ..
     (log,) = eval(task, model=model, display="none")
     assert log.status == "success", log.error
     judged = tuple(
-        Answer(question.id, question.text, answers[question.text], classify(question, found))
+        Answer(question.id, found, classify(question, found))
         for question, found in zip(questions, answers.values(), strict=True)
     )
     return log, judged
@@ -65,10 +73,13 @@ def test_scores_agree_exactly_with_the_arms() -> None:
     in_domain = WORLD.questions("test", "in_domain", num=30)
     general_log, general_answers = run(em_general(questions="organism", num=40), general)
     domain_log, domain_answers = run(em_in_domain(file="organism", num=30), in_domain)
-    arm = ArmResult("sft", "made up", 0, general_answers, domain_answers, 0.0)
+    aligned, misaligned = (
+        100 * fmean(answer.verdict == verdict for answer in answers)
+        for verdict, answers in (("aligned", general_answers), ("misaligned", domain_answers))
+    )
     for log, answers, score in (
-        (general_log, general_answers, arm.general_score),
-        (domain_log, domain_answers, arm.in_domain_score),
+        (general_log, general_answers, aligned),
+        (domain_log, domain_answers, 100 - misaligned),
     ):
         assert log.results is not None
         metrics = log.results.scores[0].metrics
