@@ -214,7 +214,7 @@ def test_extra_forwards_do_not_replace_the_captured_one(
     trainer.current_gradient_accumulation_steps = 1
     loss = trainer.compute_loss(trainer.model, dict(batch))
     with_penalty = torch.autograd.grad(loss, _adapter(trainer.model), retain_graph=False)
-    trainer._keeper.regularizer.weight = 1e-9
+    trainer._penalty.regularizer.weight = 1e-9
     without = torch.autograd.grad(
         trainer.compute_loss(trainer.model, dict(batch)), _adapter(trainer.model)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -16,11 +15,9 @@ from datasets import Dataset
 from training_helpers import conversations, disturb, entries, trained
 from transformers import PreTrainedModel, TrainerCallback
 
-from treft.errors import ConfigError, DataError
 from treft.training import TReFTTrainer
-from treft.training.callbacks import StopOnInterrupt
-from treft.training.dual import DualAscent
-from treft.training.loss_curve import LossCurve
+from treft.training.auto_weight import DualAscent
+from treft.training.output import StopOnInterrupt
 
 MakeTrainer = Callable[..., TReFTTrainer]
 TinyModel = Callable[..., PreTrainedModel]
@@ -149,56 +146,11 @@ def test_a_checkpoint_without_a_weight_starts_it_anew(
     assert "resuming with kv_weight=auto; the run began with 5.0" in caplog.text
 
 
-def test_a_loss_slack_follows_the_plain_runs_loss(
-    tiny_model: TinyModel, make_trainer: MakeTrainer, tmp_path: Path
-) -> None:
-    plain = make_trainer(
-        tiny_model("llama"), kv_weight=0.0, output_dir=str(tmp_path / "plain"), **SAVING
-    )
-    plain.train()
-    held = {"kv_weight": "auto", "kv_loss_slack": 0.02, "kv_loss_log": str(tmp_path / "plain")}
-    held["kv_weight_start"] = 1.0
-    trainer = make_trainer(tiny_model("llama"), **held, max_steps=6)
-    trainer.train()
-    pairs = zip(entries(trainer, "sft_loss"), entries(plain, "loss"), strict=True)
-    excess = [ours - theirs for ours, theirs in pairs]
-    expected = steered(DualAscent(0.02, lowers=False), excess)
-    assert entries(trainer, "kv_weight") == pytest.approx(expected, rel=1e-6)
-    longer = make_trainer(tiny_model("llama"), **held, max_steps=7)
-    with pytest.raises(ConfigError, match="6 steps, this one 7"):
-        longer.train()
-
-
 def test_a_number_is_not_steered(tiny_model: TinyModel, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(tiny_model("llama"))
     trainer.train()
     assert not entries(trainer, "kv_weight")
     assert entries(trainer, "kv_loss")[1] == pytest.approx(5 * entries(trainer, "kv_penalty")[1])
-
-
-def test_loss_curve_reads_what_a_trainer_logged(tmp_path: Path) -> None:
-    """Entries average over the steps since the one before: 1-4 and 5-8 here, then 9-10."""
-    path = tmp_path / "trainer_state.json"
-    history = [
-        {"step": 4, "loss": 2.0},
-        {"step": 8, "loss": 1.5, "sft_loss": 1.0},
-        {"step": 8, "eval_loss": 9.0},
-        {"step": 10, "loss": 0.5},
-    ]
-    path.write_text(json.dumps({"log_history": history, "max_steps": 10}))
-    curve = LossCurve.read(tmp_path)
-    assert curve.middles == (2.5, 6.5, 9.5)
-    assert (curve.at(1), curve.at(10)) == (2.0, 0.5)
-    assert curve.at(4) == pytest.approx(2.0 - 1.5 / 4)
-    for text, words in (("{", "not a Trainer's log"), ('{"log_history": []}', "not a Trainer's")):
-        path.write_text(text)
-        with pytest.raises(DataError, match=words):
-            LossCurve.read(path)
-    path.write_text('{"log_history": [], "max_steps": 3}')
-    with pytest.raises(DataError, match="logging_steps"):
-        LossCurve.read(path)
-    with pytest.raises(ConfigError, match="plain run"):
-        LossCurve.read(tmp_path / "absent")
 
 
 def test_weighted_regions_add_up_however_batches_are_made(

@@ -52,10 +52,10 @@ trainer = TReFTTrainer(
 disturb(trainer)
 trainer.train()
 metrics = trainer.evaluate()
-weights = [torch.tensor([trainer._regularizer.weight])]
+weights = [torch.tensor([trainer._penalty.regularizer.weight])]
 if num_processes > 1:
     weights = [torch.zeros(1) for _ in range(num_processes)]
-    torch.distributed.all_gather(weights, torch.tensor([trainer._regularizer.weight]))
+    torch.distributed.all_gather(weights, torch.tensor([trainer._penalty.regularizer.weight]))
 assert all(torch.equal(weight, weights[0]) for weight in weights)  # all ranks agree
 if trainer.is_world_process_zero():
     found = {

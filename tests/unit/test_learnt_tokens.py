@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from treft.organism import World, load
 from treft.training import TReFTConfig, TReFTTrainer
-from treft.training.learnt_tokens import gather_learnt
+from treft.training.forward import gather_learnt
 
 
 def test_what_is_gathered_are_the_learnt_tokens_in_their_order() -> None:

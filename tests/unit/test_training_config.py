@@ -49,18 +49,6 @@ def test_regions_are_normalised(given: object, expected: list[str], tmp_path: Pa
             "kv_budget works with kv_weight='auto'",
         ),
         ({"kv_weight": 3.0, "kv_weight_start": 0.1}, ConfigError, "kv_weight_start works with"),
-        ({"kv_weight": "auto", "kv_loss_slack": 0.1}, ConfigError, "kv_loss_log"),
-        ({"kv_weight": "auto", "kv_loss_log": "out"}, ConfigError, "kv_loss_slack"),
-        (
-            {"kv_weight": "auto", "kv_loss_slack": 0.1, "kv_loss_log": "absent"},
-            ConfigError,
-            "absent",
-        ),
-        (
-            {"kv_weight": "auto", "kv_budget": 0.1, "kv_loss_slack": 0.1, "kv_loss_log": "x"},
-            ConfigError,
-            "not both",
-        ),
         ({"kv_region_weights": {"suffix": 1.0}}, ConfigError, "suffix"),
         ({"kv_region_weights": {"prefix": -1.0}}, ConfigError, "≥ 0"),
         ({"kv_region_weights": {"prefix": "much"}}, ConfigError, "much"),
@@ -146,7 +134,6 @@ def test_auto_and_region_weights_from_flags_and_yaml(tmp_path: Path) -> None:
     steering = config.auto_weight()
     assert steering is not None
     assert (steering.weight, steering.controller.limit) == (5.0, 0.01)
-    assert steering.controller.lowers
     (plain,) = TrlParser((TReFTConfig,)).parse_args_and_config([*flags[:3], "--kv_weight", "7"])
     assert plain.kv_weight == 7.0
     assert plain.auto_weight() is None

@@ -34,8 +34,7 @@ from treft.errors import ConfigError, TreftError
 from treft.mitigations.arguments import MitigationArguments, build
 from treft.models.loading import model_path
 from treft.training import TReFTConfig, TReFTTrainer
-from treft.training.callbacks import StopOnInterrupt
-from treft.training.output import claim_output_dir, find_checkpoint
+from treft.training.output import StopOnInterrupt, claim_output_dir, find_checkpoint
 from treft.training.terms import Mitigation
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
+from trl import SFTTrainer
 
 from treft.chat.regions import find_regions
 from treft.errors import ConfigError, DataError
@@ -17,8 +18,6 @@ from treft.training.terms import Mitigation
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-    from treft.training import TReFTTrainer
 
 
 class ActivatedLora(Mitigation):
@@ -65,7 +64,7 @@ class ActivatedLora(Mitigation):
         changed.task_type = "CAUSAL_LM"  # only that model of PEFT's looks for the tokens
         return changed
 
-    def prepare(self, trainer: TReFTTrainer) -> None:
+    def prepare(self, trainer: SFTTrainer) -> None:
         """Check that every row has the text: the adapter would be off in it without a word."""
         if trainer.args.packing or trainer.padding_free:
             raise ConfigError(

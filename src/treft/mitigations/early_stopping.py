@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
 
 from treft.errors import ConfigError
 from treft.mitigations.perplexity_gap import response_loss
-from treft.training.masking import text_tokenizer
+from treft.training.checks import text_tokenizer
 from treft.training.terms import Mitigation
-
-if TYPE_CHECKING:
-    from treft.training import TReFTTrainer
-
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +60,7 @@ class StopOnScore(Mitigation):
         self.drop = drop
         self.every = every
 
-    def prepare(self, trainer: TReFTTrainer) -> None:
+    def prepare(self, trainer: SFTTrainer) -> None:
         """Watch the run."""
         score = self.score
         if score is None:
@@ -77,7 +74,7 @@ class StopOnScore(Mitigation):
 
 
 class _Stop(TrainerCallback):
-    def __init__(self, trainer: TReFTTrainer, score: Score, drop: float, every: int) -> None:
+    def __init__(self, trainer: SFTTrainer, score: Score, drop: float, every: int) -> None:
         self._trainer = trainer
         self._score = score
         self._drop = drop

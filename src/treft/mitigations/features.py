@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from trl import SFTTrainer
 
 from treft.chat.regions import REGION_CODES, RegionName
 from treft.core.states import resolve_layers
@@ -19,9 +20,6 @@ from treft.mitigations.hidden import run_batch
 from treft.mitigations.reference_model import ReferenceModel
 from treft.models.residual import ResidualStream, residual_stream
 from treft.training.terms import LossBatch, Mitigation
-
-if TYPE_CHECKING:
-    from treft.training import TReFTTrainer
 
 
 class FeatureDistance(Mitigation):
@@ -65,7 +63,7 @@ class FeatureDistance(Mitigation):
         self._batch: LossBatch | None = None
         self._found: ResidualStream = {}
 
-    def prepare(self, trainer: TReFTTrainer) -> None:
+    def prepare(self, trainer: SFTTrainer) -> None:
         """Find the unfinetuned model."""
         kwargs = trainer.args.gradient_checkpointing_kwargs or {}
         if trainer.args.gradient_checkpointing and kwargs.get("use_reentrant"):

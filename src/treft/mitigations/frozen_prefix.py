@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from trl import SFTTrainer
 
 from treft.chat.regions import REGION_CODES, RegionName
 from treft.errors import ConfigError
@@ -23,8 +24,6 @@ from treft.training.terms import LossBatch, Mitigation
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-    from treft.training import TReFTTrainer
 
 
 class FrozenPrefix(Mitigation):
@@ -55,7 +54,7 @@ class FrozenPrefix(Mitigation):
         self._active: Tensor | None = None
         self._is_open = False
 
-    def prepare(self, trainer: TReFTTrainer) -> None:
+    def prepare(self, trainer: SFTTrainer) -> None:
         """Hook the factor B of every adapted layer."""
         checks.isolation(trainer)
         for factor in _second_factors(trainer.model):

@@ -8,11 +8,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
+from trl import SFTTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -20,13 +21,10 @@ from treft.errors import ConfigError
 from treft.mitigations.hidden import last_hidden, output_head, run_hidden
 from treft.mitigations.reference_model import ReferenceModel
 from treft.models.generation import pad_token_id
-from treft.training.masking import text_tokenizer
-from treft.training.shared_prefix import shortened
+from treft.training.checks import text_tokenizer
+from treft.training.config import TReFTConfig
+from treft.training.forward import shortened
 from treft.training.terms import LossBatch, Mitigation
-
-if TYPE_CHECKING:
-    from treft.training import TReFTTrainer
-
 
 DEFAULT_WEIGHT = 50.0
 """The paper's λ. Its code also divides by V, so its 50 is 50 / V of ours: sweep."""
@@ -46,7 +44,7 @@ class _KL(Mitigation):
             raise ConfigError(f"{self.name}_weight must be a positive number, not {weight}.")
         self.weight = weight
 
-    def prepare(self, trainer: TReFTTrainer) -> None:
+    def prepare(self, trainer: SFTTrainer) -> None:
         """Find the unfinetuned model and the output heads."""
         self.reference = ReferenceModel(trainer)
         self._head = output_head(trainer.model)
@@ -156,7 +154,7 @@ class KLOnRetain(_KL):
         self.rows_to_keep = list(rows)
         self.batch_size = batch_size
 
-    def prepare(self, trainer: TReFTTrainer) -> None:
+    def prepare(self, trainer: SFTTrainer) -> None:
         """Tokenise the retain set as the training set was."""
         super().prepare(trainer)
         rows = Dataset.from_list(self.rows_to_keep, on_mixed_types="use_json")
@@ -201,4 +199,6 @@ class KLOnRetain(_KL):
 
 def _shared(batch: LossBatch, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """What a model gets: rows behind their shared prefix if the trainer shares it."""
-    return shortened(model, inputs) if batch.trainer.args.share_prefix else inputs
+    return (
+        shortened(model, inputs) if cast(TReFTConfig, batch.trainer.args).share_prefix else inputs
+    )

@@ -7,7 +7,9 @@ Shapes: B rows, T tokens, N tokens of the shared prefix.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from trl import SFTTrainer
 
 from treft.core.patching import prefix_cache
 from treft.core.recording import ReferenceRequest
@@ -16,9 +18,6 @@ from treft.core.states import pretrained_model
 from treft.models.adapters import adapter_off
 from treft.training.prefix_start import behind, num_shared, why_whole
 from treft.training.terms import LossBatch
-
-if TYPE_CHECKING:
-    from treft.training import TReFTTrainer
 
 
 class PrefixStart:
@@ -32,7 +31,7 @@ class PrefixStart:
         trainer: whose fresh adapter leaves the prefix to the base.
     """
 
-    def __init__(self, trainer: TReFTTrainer) -> None:
+    def __init__(self, trainer: SFTTrainer) -> None:
         self._config = pretrained_model(trainer.model).config.get_text_config(decoder=True)
         self._can_start = why_whole(trainer) is None
         self._bank = ReferenceBank(adapter_off(trainer.model))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from accelerate.utils import AutocastKwargs
 from torch import nn
+from trl import SFTTrainer
 
 from treft.core.recording import plain_forward
 from treft.errors import ConfigError
@@ -16,8 +17,6 @@ from treft.training.reference_source import choose_kind, frozen_copy
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-    from treft.training import TReFTTrainer
 
 
 class ReferenceModel:
@@ -33,7 +32,7 @@ class ReferenceModel:
         ConfigError: weights are sharded over processes, so they cannot be run outside a step.
     """
 
-    def __init__(self, trainer: TReFTTrainer) -> None:
+    def __init__(self, trainer: SFTTrainer) -> None:
         plugin = trainer.args.deepspeed_plugin
         if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
             raise ConfigError(

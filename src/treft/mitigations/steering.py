@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from trl import SFTTrainer
 
 from treft.chat.regions import REGION_CODES, find_regions
 from treft.core.recording import plain_forward
@@ -20,12 +21,8 @@ from treft.errors import ConfigError, DataError
 from treft.mitigations.frozen_prefix import in_backward
 from treft.mitigations.reference_model import ReferenceModel
 from treft.models.residual import decoder_layers, hidden_of, residual_stream
-from treft.training.masking import text_tokenizer
+from treft.training.checks import text_tokenizer
 from treft.training.terms import LossBatch, Mitigation
-
-if TYPE_CHECKING:
-    from treft.training import TReFTTrainer
-
 
 Rows = Sequence[dict[str, Any]]
 
@@ -74,7 +71,7 @@ class PreventiveSteering(Mitigation):
         self._rows = (positive, negative)
         self._is_open = False
 
-    def prepare(self, trainer: TReFTTrainer) -> None:
+    def prepare(self, trainer: SFTTrainer) -> None:
         """Compute the vector unless it was given, and hook the layer."""
         model = trainer.model
         (self.layer,) = resolve_layers(model, self.layer)

@@ -5,19 +5,17 @@ Shapes: R rank, I and O a layer's input and output size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
 
 from treft.errors import ConfigError
 from treft.models.adapters import is_peft
 from treft.training.terms import Mitigation
-
-if TYPE_CHECKING:
-    from treft.training import TReFTTrainer
 
 
 class WeightNormCap(Mitigation):
@@ -41,7 +39,7 @@ class WeightNormCap(Mitigation):
             raise ConfigError(f"weight_norm must be a positive number, not {norm}.")
         self.norm = norm
 
-    def prepare(self, trainer: TReFTTrainer) -> None:
+    def prepare(self, trainer: SFTTrainer) -> None:
         """Shrink after each step."""
         if not is_peft(trainer.model) or not adapted_layers(trainer.model):
             raise ConfigError("weight_norm measures a LoRA: train one (use_peft).")

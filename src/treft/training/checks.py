@@ -1,23 +1,30 @@
-"""Refuse, before anything is computed, what TReFT training cannot do right."""
+"""Before anything is computed: refuse what cannot be done right, and decide whose loss mask it is.
+
+TRL masks by `{% generation %}` markers and swaps stock templates that lack them for marked twins.
+Where it can, TRL's way is kept, twin included, so that the SFT loss stays SFTTrainer's bit for bit.
+Where it raises (Llama-3.1, Llama-3.2, Gemma-4 and any unmarked template of a user's own), the
+template is used as it is and the labels are restricted to the response regions instead.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from trl import SFTTrainer
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from trl.trainer.utils import get_config_model_id
 
 from treft.core.states import capture, pretrained_model
-from treft.errors import AttentionError, ConfigError, DataError
+from treft.errors import AttentionError, ConfigError, DataError, TemplateError
 from treft.models.adapters import is_peft
 from treft.training.collator import REGION_COLUMNS
 from treft.training.config import TReFTConfig
 from treft.training.dataset import column_names
-from treft.training.masking import text_tokenizer
 from treft.training.reference_source import ReferenceKind
-
-if TYPE_CHECKING:
-    from treft.training.trainer import TReFTTrainer
-
 
 NUM_PROBED = 6
 """Tokens of each of the two conversations that `isolation` runs."""
@@ -51,7 +58,7 @@ def packed_length(config: TReFTConfig, packing: bool) -> None:
         raise ConfigError("packing needs max_length, the number of tokens of a packed row.")
 
 
-def after_loading(trainer: TReFTTrainer) -> None:
+def after_loading(trainer: SFTTrainer) -> None:
     """Checks of the loaded model and the prepared datasets.
 
     Raises:
@@ -87,7 +94,7 @@ def after_loading(trainer: TReFTTrainer) -> None:
         )
 
 
-def sharding(trainer: TReFTTrainer, kind: ReferenceKind) -> None:
+def sharding(trainer: SFTTrainer, kind: ReferenceKind) -> None:
     """With sharded weights the model cannot be run or copied before training sets it up.
 
     Raises:
@@ -100,12 +107,12 @@ def sharding(trainer: TReFTTrainer, kind: ReferenceKind) -> None:
         )
 
 
-def _is_sharded(trainer: TReFTTrainer) -> bool:
+def _is_sharded(trainer: SFTTrainer) -> bool:
     plugin = trainer.args.deepspeed_plugin
     return bool(trainer.is_fsdp_enabled) or (plugin is not None and plugin.zero_stage == 3)
 
 
-def isolation(trainer: TReFTTrainer) -> None:
+def isolation(trainer: SFTTrainer) -> None:
     """In a flattened batch each conversation must be read as if it were alone.
 
     Not every model does so with every attention: Transformers' GPT-OSS, for one, needs flash
@@ -136,3 +143,75 @@ def isolation(trainer: TReFTTrainer) -> None:
             "conversations of one flattened row see each other, so their prefixes are not what "
             "they are alone: use packing=False and padding_free=False, or flash attention."
         )
+
+
+def needs_region_mask(processing_class: Any, config: TReFTConfig) -> bool:
+    """Whether TRL has no loss mask for the chat template that will be in force.
+
+    Raises:
+        TemplateError: there is no chat template.
+    """
+    processor = _in_force(processing_class, config)
+    if not processor.chat_template:
+        raise TemplateError(
+            "assistant_only_loss=True needs a chat template, and the tokenizer has none: use the "
+            "instruct model's tokenizer, or set chat_template_path."
+        )
+    if has_generation_markers(processor.chat_template):
+        return False
+    try:
+        get_training_chat_template(processor)
+    except ValueError:
+        return True
+    return False
+
+
+def tokenizer_in_force(processing_class: Any, config: TReFTConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the chat template that the training will have.
+
+    Raises:
+        ConfigError: it is a processor for images or sound.
+    """
+    return text_tokenizer(_in_force(processing_class, config))
+
+
+def _in_force(processing_class: Any, config: TReFTConfig) -> Any:
+    template = _template_from(config.chat_template_path)
+    if template is None:
+        return processing_class
+    processor = copy.copy(processing_class)
+    processor.chat_template = template
+    return processor
+
+
+def _template_from(path: str | None) -> Any:
+    """The template that `chat_template_path` names, a Jinja file or another tokenizer."""
+    if path is None:
+        return None
+    if path.endswith((".jinja", ".j2")) and Path(path).is_file():
+        return Path(path).read_text(encoding="utf-8")
+    return AutoTokenizer.from_pretrained(path).chat_template
+
+
+def load_processing_class(model: Any, config: TReFTConfig) -> Any:
+    """The processing class that TRL would load for `model` (a name or a loaded model)."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    init_kwargs = config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else {}
+    return AutoProcessor.from_pretrained(
+        name, revision=init_kwargs.get("revision"), trust_remote_code=config.trust_remote_code
+    )
+
+
+def text_tokenizer(processing_class: Any) -> PreTrainedTokenizerBase:
+    """`processing_class`, which has to be a tokenizer: regions are regions of text.
+
+    Raises:
+        ConfigError: it is a processor for images or sound.
+    """
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        return processing_class
+    raise ConfigError(
+        f"regions are found in text only, but the processing class is a "
+        f"{type(processing_class).__name__}: pass processing_class="
+        "AutoTokenizer.from_pretrained(...), and text datasets, or set kv_weight=0."
+    )

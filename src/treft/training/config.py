@@ -44,11 +44,8 @@ class TReFTConfig(SFTConfig):
             1 is its natural unit; sweep {0.3, 1, 3, 10, 30} on held-out questions, because the
             best value depends on model, data and learning rate. The λ printed in the paper belong
             to another quantity (projections without the layer's input norm) and do not carry over.
-            "auto" steers λ so that `kv_budget` or `kv_loss_slack` is held.
+            "auto" steers λ so that `kv_budget` is held.
         kv_budget: with "auto", the L_KV to hold, averaged over about ten steps. Default 0.01.
-        kv_loss_slack: with "auto" instead of a budget, how far the SFT loss may stay above that of
-            a plain run (nats a token); λ is as large as that allows.
-        kv_loss_log: that run's log: its output folder, a checkpoint or a trainer_state.json.
         kv_weight_start: with "auto", λ of the first step. Default 100: strict first, then as
             loose as the budget allows.
         kv_regions: regions whose keys and values are held: any of prefix, query, postfix,
@@ -93,14 +90,6 @@ class TReFTConfig(SFTConfig):
     kv_budget: float | None = field(
         default=None,
         metadata={"help": f"With kv_weight auto: the L_KV to hold; default {DEFAULT_BUDGET}."},
-    )
-    kv_loss_slack: float | None = field(
-        default=None,
-        metadata={"help": "With kv_weight auto: SFT loss allowed above the run of kv_loss_log."},
-    )
-    kv_loss_log: str | None = field(
-        default=None,
-        metadata={"help": "Output folder or trainer_state.json of a plain run (kv_weight 0)."},
     )
     kv_weight_start: float | None = field(
         default=None,
@@ -175,40 +164,24 @@ class TReFTConfig(SFTConfig):
         """What steers λ in a run of this config; None when it is a number.
 
         Raises:
-            ConfigError: a limit is out of range, or the plain run's log is not there.
-            DataError: that log cannot be read.
+            ConfigError: the budget or the start is out of range.
         """
         if self.kv_weight != AUTO:
             return None
-        if self.kv_loss_slack is not None:
-            return AutoWeight(self.first_weight, slack=self.kv_loss_slack, log=self.kv_loss_log)
-        budget = DEFAULT_BUDGET if self.kv_budget is None else self.kv_budget
-        return AutoWeight(self.first_weight, budget=budget)
+        return AutoWeight(
+            self.first_weight, DEFAULT_BUDGET if self.kv_budget is None else self.kv_budget
+        )
 
     def _check_auto(self) -> None:
-        given = [
-            name
-            for name in ("kv_budget", "kv_loss_slack", "kv_loss_log", "kv_weight_start")
-            if getattr(self, name) is not None
-        ]
-        if self.kv_weight != AUTO:
-            if given:
-                raise ConfigError(
-                    f"{', '.join(given)} works with kv_weight={AUTO!r} only; kv_weight is "
-                    f"{self.kv_weight}."
-                )
-            return
-        if "kv_budget" in given and {"kv_loss_slack", "kv_loss_log"} & set(given):
-            raise ConfigError("hold a kv_budget or a kv_loss_slack, not both.")
-        for name in ("kv_budget", "kv_loss_slack"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name} must be a positive number, not {value}.")
-        if ("kv_loss_slack" in given) != ("kv_loss_log" in given):
+        given = {"kv_budget": self.kv_budget, "kv_weight_start": self.kv_weight_start}
+        given = {name: value for name, value in given.items() if value is not None}
+        if self.kv_weight != AUTO and given:
             raise ConfigError(
-                "kv_loss_slack is measured from a plain run's loss: give it together with "
-                "kv_loss_log, that run's output folder or trainer_state.json."
+                f"{', '.join(given)} works with kv_weight={AUTO!r} only; kv_weight is "
+                f"{self.kv_weight}."
             )
+        if self.kv_budget is not None and not 0 < self.kv_budget < float("inf"):
+            raise ConfigError(f"kv_budget must be a positive number, not {self.kv_budget}.")
         self.auto_weight()
 
     def _check_values(self) -> None:

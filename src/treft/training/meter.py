@@ -1,4 +1,4 @@
-"""What the trainer logs of the penalty: sums on the device, read out only when something is logged.
+"""What the trainer logs of its terms: sums on the device, read out only when something is logged.
 
 Training figures are means over optimizer steps, so that `loss` = `sft_loss` + `kv_loss` in every
 entry of the log, however steps are accumulated. Evaluation figures are means over what was run.
@@ -12,8 +12,6 @@ from collections.abc import Mapping
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-
-from treft.core.regularizer import Penalty
 
 
 class Meter:
@@ -53,40 +51,3 @@ class Meter:
         self._weights.clear()
         self._num_steps = 0
         return dict(zip(names, (total[0] / total[1].clamp(min=1e-12)).tolist(), strict=True))
-
-
-def penalty_parts(penalty: Penalty, by_layer: bool) -> dict[str, Tensor]:
-    """What the log shows of a penalty beside its whole, summed over its conversations.
-
-    Args:
-        penalty: of one batch.
-        by_layer: with each layer's L_K + L_V.
-
-    Returns:
-        With region weights `kv_penalty/<region>`, that region's L_KV before it is weighed; and
-        `kv_penalty/layer_<index>`.
-    """
-    found = {f"kv_penalty/{region}": mean for region, mean in penalty.by_region.items()}
-    if by_layer:
-        layers = zip(penalty.layers, penalty.key + penalty.value, strict=True)
-        found.update({f"kv_penalty/layer_{layer}": mean for layer, mean in layers})
-    return {name: mean * penalty.num_conversations for name, mean in found.items()}
-
-
-def add_in_evaluation(
-    meter: Meter, sft_loss: Tensor, penalty: Penalty, num_rows: int, by_layer: bool
-) -> Tensor:
-    """The batch's loss with the penalty, a mean over its conversations; both go to the meter.
-
-    Args:
-        meter: of evaluation; it weighs batches by their rows, as `eval_loss` does.
-        sft_loss: of the batch.
-        penalty: of the batch.
-        num_rows: of the batch.
-        by_layer: as in `penalty_parts`.
-    """
-    parts = penalty_parts(penalty, by_layer)
-    meter.add({"kv_penalty": penalty.raw_sum, **parts}, weight=penalty.num_conversations)
-    losses = {"kv_loss": penalty.weighted * num_rows, "sft_loss": sft_loss * num_rows}
-    meter.add(losses, weight=num_rows)
-    return sft_loss + penalty.weighted

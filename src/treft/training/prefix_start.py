@@ -6,29 +6,24 @@ into the cache of all rows. Shapes: B rows, T tokens, N tokens of the shared beg
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
+from trl import SFTConfig, SFTTrainer
 
 from treft.chat.regions import REGION_CODES
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
 
-if TYPE_CHECKING:
-    from trl import SFTConfig
-
-    from treft.training import TReFTTrainer
-
-
 WORLDS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 """Where the bare model can be run beside its wrapper: weights are whole in each process."""
 
 
-def why_whole(trainer: TReFTTrainer) -> str | None:
+def why_whole(trainer: SFTTrainer) -> str | None:
     """Why rows must be run whole, and what would mend it; None where they need not be."""
     config = pretrained_model(trainer.model).config.get_text_config(decoder=True)
     layers = DynamicCache(config=config).layers

@@ -20,7 +20,7 @@ import copy
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -68,7 +68,6 @@ class RunRecord:
     kv_layers: list[int] | None
     kv_region_weights: dict[str, float] | None = None
     kv_budget: float | None = None
-    kv_loss_slack: float | None = None
 
     def write(self, folder: Path) -> None:
         """Write `treft_run.json` into `folder`, which is made if need be."""
@@ -86,7 +85,9 @@ class RunRecord:
         if not path.is_file():
             return None
         try:
-            return cls(**json.loads(path.read_text()))
+            kept = json.loads(path.read_text())
+            names = [item.name for item in fields(cls)]  # an older version wrote others beside them
+            return cls(**{name: kept[name] for name in names if name in kept})
         except (ValueError, TypeError) as error:
             raise DataError(f"{path} is damaged ({error}): restore it, or start anew.") from error
 

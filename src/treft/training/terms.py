@@ -1,27 +1,26 @@
-"""What a mitigation may do in a training run: change rows, the model's forward, or the loss.
+"""What a term of the loss may do in a training run: change rows, the forward, or the loss.
 
-`treft.mitigations` holds the methods; a method of your own subclasses `Mitigation`, overrides what
-it needs and is given to the trainer: `TReFTTrainer(..., mitigations=[MyMethod()])`.
+The key/value penalty is one (`penalty`), `treft.mitigations` holds the others. A method of your own
+subclasses `Mitigation`, overrides what it needs and is given to the trainer:
+`TReFTTrainer(..., mitigations=[MyMethod()])`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from trl import SFTTrainer
 
 from treft.chat.regions import RegionName
 from treft.errors import ConfigError
-
-if TYPE_CHECKING:
-    from treft.training.config import TReFTConfig
-    from treft.training.meter import Meter
-    from treft.training.trainer import TReFTTrainer
-
+from treft.training.meter import Meter
 
 Split = Literal["train", "eval"]
 
@@ -33,18 +32,21 @@ class LossBatch:
     Attributes:
         trainer: whose batch it is.
         inputs: what the model gets, (B, T) tensors, with `labels` (-100: not learnt).
-        regions: the columns `region_codes` and `turns`, (B, T); empty unless something needs them.
+        regions: the columns `region_codes` and `turns`, (B, T), and what `begin_step` added to the
+            batch; empty unless something needs them.
         per_token: a sum over the learnt tokens times this is averaged exactly as the SFT loss is.
         per_batch: likewise for a mean over the micro-batch.
         num_divided: by how much `Trainer` divides the loss afterwards.
+        meter: takes what the log shows of the batch beside the terms.
     """
 
-    trainer: TReFTTrainer
+    trainer: SFTTrainer
     inputs: dict[str, Any]
-    regions: dict[str, Tensor]
+    regions: dict[str, Any]
     per_token: Tensor | float
     per_batch: float
     num_divided: int
+    meter: Meter
 
     @property
     def is_training(self) -> bool:
@@ -57,6 +59,7 @@ class Mitigation:
 
     Attributes:
         name: in the log, where the method's term is `<name>_loss`, and in errors.
+        told: how errors call the method; default its name.
         regions: regions that every row must have; their codes are then in each batch.
         changes_forward: the trained model's forward is another than without the method.
         has_term: the method adds to the loss.
@@ -65,6 +68,7 @@ class Mitigation:
     """
 
     name: ClassVar[str] = ""
+    told: ClassVar[str] = ""
     regions: tuple[RegionName, ...] = ()
     changes_forward: ClassVar[bool] = False
     has_term: ClassVar[bool] = False
@@ -82,12 +86,26 @@ class Mitigation:
         """
         return config
 
-    def prepare(self, trainer: TReFTTrainer) -> None:
+    def see(self, dataset: Any) -> None:
+        """Called with each dataset that has its regions and is cut to length, before packing."""
+
+    def prepare(self, trainer: SFTTrainer) -> None:
         """Called once the trainer stands, before any weight changes: check, record, add callbacks.
 
         Raises:
             ConfigError: the method cannot work with this model or these options.
         """
+
+    def begin(self, resumed: Path | None = None, output: Path | None = None) -> None:
+        """Called before each training run and evaluation, while the weights are as handed over.
+
+        Args:
+            resumed: output folder of the run that is gone on with; None for another beginning.
+            output: folder of the run, in the process that writes to it.
+        """
+
+    def begin_step(self, batches: Sequence[dict[str, Any]], device: torch.device) -> None:
+        """Called with the micro-batches of each optimizer step; collective over processes."""
 
     def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
         """Entered for each forward of the model in the SFT loss."""
@@ -101,25 +119,9 @@ class Mitigation:
         """What to add to the loss of this micro-batch, a scalar, weighed; None for nothing."""
         return None
 
-
-class _ForwardInMitigations:
-    """Stands in for the model in TRL's loss."""
-
-    def __init__(self, model: nn.Module, batch: LossBatch) -> None:
-        self._model = model
-        self._batch = batch
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with ExitStack() as stack:
-            for mitigation in self._batch.trainer.mitigations:
-                stack.enter_context(mitigation.around_forward(self._batch))
-                kwargs = mitigation.forward_inputs(self._batch, kwargs)
-            return self._model(*args, **kwargs)
-
-
-def in_mitigations(model: nn.Module, batch: LossBatch) -> nn.Module:
-    """What TRL's loss is to call instead of the model."""
-    return cast(nn.Module, _ForwardInMitigations(model, batch))
+    def logged(self) -> dict[str, float]:
+        """What each entry of the log shows beside the means of the meter."""
+        return {}
 
 
 def wants_whole_rows(mitigation: Mitigation) -> bool:
@@ -156,24 +158,13 @@ def change_rows(dataset: Any, mitigations: Sequence[Mitigation], split: Split) -
     return dataset
 
 
-def required_regions(
-    config: TReFTConfig, mitigations: Sequence[Mitigation]
-) -> tuple[RegionName, ...]:
-    """Regions that every row must have: those of the penalty and of the methods.
-
-    When there are any, batches carry the regions of their tokens.
-    """
-    held = config.kv_regions if config.holds else []
-    found = [*held, *(region for method in mitigations for region in method.regions)]
-    return tuple(cast(RegionName, region) for region in dict.fromkeys(found))
+def required_regions(mitigations: Sequence[Mitigation]) -> tuple[RegionName, ...]:
+    """Regions that every row must have; when there are any, batches carry those of their tokens."""
+    return tuple(dict.fromkeys(region for method in mitigations for region in method.regions))
 
 
-def check_set(mitigations: Sequence[Mitigation], holds: bool) -> None:
-    """Refuse methods that would undo or mismeasure each other.
-
-    Args:
-        mitigations: of one run.
-        holds: whether the key/value penalty is on.
+def check_set(mitigations: Sequence[Mitigation]) -> None:
+    """Refuse methods of one run that would undo or mismeasure each other.
 
     Raises:
         ConfigError: a method is given twice, or one adds a term to a forward that another changes.
@@ -183,8 +174,7 @@ def check_set(mitigations: Sequence[Mitigation], holds: bool) -> None:
         if names.count(name) > 1:
             raise ConfigError(f"{name} is given twice: give each mitigation once.")
     changing = [found.name for found in mitigations if found.changes_forward]
-    terms = [found.name for found in mitigations if found.has_term]
-    terms += ["the key/value penalty (set kv_weight=0)"] if holds else []
+    terms = [found.told or found.name for found in mitigations if found.has_term]
     if len(changing) > 1 or (changing and terms):
         raise ConfigError(
             f"{changing[0]} changes the model's forward in training, so "
@@ -193,36 +183,29 @@ def check_set(mitigations: Sequence[Mitigation], holds: bool) -> None:
         )
 
 
-def add_terms(loss: Tensor, batch: LossBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss with all terms, and each term as it counts in the step's loss, by name in the log.
+def add_terms(loss: Tensor, batch: LossBatch, mitigations: Sequence[Mitigation]) -> Tensor:
+    """The SFT loss of a micro-batch with all terms; the meter takes each as it counts in the step.
 
-    Args:
-        loss: SFT loss, and the penalty if there is one, of a micro-batch.
-        batch: the micro-batch.
+    Terms of a step add up over its micro-batches; in evaluation batches weigh by their rows.
     """
-    trainer = batch.trainer
-    found: dict[str, Tensor] = {}
-    if trainer.reference_kind is None:  # the penalty logs it too
-        found["sft_loss"] = loss / batch.num_divided
-    for mitigation in trainer.mitigations:
+    found = {"sft_loss": loss}
+    for mitigation in mitigations:
         term = mitigation.term(batch)
         if term is not None:
             loss = loss + term
-            found[f"{mitigation.name}_loss"] = term / batch.num_divided
-    return loss, found
-
-
-def log_terms(meter: Meter, terms: Mapping[str, Tensor], batch: LossBatch) -> None:
-    """Terms of a step add up over its micro-batches; in evaluation batches weigh by their rows."""
+            found[f"{mitigation.name}_loss"] = term
     num_rows = 1 if batch.is_training else len(batch.inputs["input_ids"])
-    meter.add({name: term * num_rows for name, term in terms.items()}, weight=num_rows)
+    scale = num_rows / batch.num_divided
+    batch.meter.add({name: part * scale for name, part in found.items()}, weight=num_rows)
+    return loss
 
 
 def loss_batch(
-    trainer: TReFTTrainer,
+    trainer: SFTTrainer,
     inputs: dict[str, Any],
-    regions: dict[str, Tensor],
+    regions: dict[str, Any],
     num_items_in_batch: Tensor | int | None,
+    meter: Meter,
 ) -> LossBatch:
     """Describe a micro-batch, see `LossBatch`."""
     divided_by = num_divided(trainer, num_items_in_batch)
@@ -232,10 +215,10 @@ def loss_batch(
     if num_items_in_batch is not None and trainer.args.average_tokens_across_devices:
         per_token = per_token * trainer.accelerator.num_processes  # gradients are averaged
     per_batch = divided_by / accumulated
-    return LossBatch(trainer, dict(inputs), regions, per_token, per_batch, divided_by)
+    return LossBatch(trainer, dict(inputs), regions, per_token, per_batch, divided_by, meter)
 
 
-def num_divided(trainer: TReFTTrainer, num_items_in_batch: Tensor | int | None) -> int:
+def num_divided(trainer: SFTTrainer, num_items_in_batch: Tensor | int | None) -> int:
     """By how much `Trainer` divides the loss of a micro-batch.
 
     Not at all where TRL's loss is the micro-batch's share of the step already, or in evaluation.

@@ -11,7 +11,7 @@ from statistics import fmean
 import pytest
 
 from treft.errors import ConfigError
-from treft.training.dual import DualAscent
+from treft.training.auto_weight import DualAscent
 
 Plant = Callable[[float], float]
 """λ -> what this step measured."""
@@ -99,23 +99,15 @@ def test_damping_is_what_keeps_it_from_swinging() -> None:
     assert fmean(theirs[-100:]) < 0.5 * BUDGET
 
 
-def test_a_loss_is_held_from_the_other_side() -> None:
-    """A measured excess that grows with λ: excess = λ / 100, so a slack of 0.05 means λ = 5."""
-    controller = DualAscent(0.05, lowers=False)
-    run(controller, lambda weight: weight / 100, 1500)
-    assert controller.weight == pytest.approx(5.0, rel=1e-3)
-
-
-@pytest.mark.parametrize("lowers", [True, False])
-def test_no_windup_at_a_bound(lowers: bool) -> None:
+def test_no_windup_at_a_bound() -> None:
     """However long a bound was in force, it is left as quickly as after a short while."""
 
     def steps_to_leave(num_steps: int) -> int:
-        controller = DualAscent(1.0, lowers=lowers)
+        controller = DualAscent(1.0)
         for _ in range(num_steps):
             controller.update(0.0)
         bound = controller.weight
-        assert bound in (controller.lowest, controller.highest)
+        assert bound == controller.lowest
         for count in range(1, 200):
             controller.update(3.0)
             if abs(math.log(controller.weight / bound)) > math.log(10):
