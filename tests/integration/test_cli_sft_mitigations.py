@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from treft.cli.sft import main
 from treft.errors import ConfigError, DataError
 from treft.mitigations.arguments import MitigationArguments, build
-from treft.mitigations.perplexity_gap import perplexity_gap
+from treft.mitigations.interleave import perplexity_gap
 
 TinyModel = Callable[..., PreTrainedModel]
 

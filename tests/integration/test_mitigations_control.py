@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 
 from treft.errors import ConfigError, DataError
 from treft.mitigations.early_stopping import StopOnScore
-from treft.mitigations.interpolation import interpolate_adapter
-from treft.mitigations.weight_norm import WeightNormCap, adapter_norm
+from treft.mitigations.weights import WeightNormCap, adapter_norm, interpolate_adapter
 from treft.training import TReFTTrainer
 
 MakeTrainer = Callable[..., TReFTTrainer]

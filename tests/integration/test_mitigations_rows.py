@@ -13,8 +13,13 @@ from training_helpers import conversations
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from treft.errors import ConfigError, DataError
-from treft.mitigations.interleave import Interleave, draw, num_retained
-from treft.mitigations.perplexity_gap import perplexity_gap, response_loss
+from treft.mitigations.interleave import (
+    Interleave,
+    draw,
+    num_retained,
+    perplexity_gap,
+    response_loss,
+)
 from treft.mitigations.system_prompt import InoculationPrompt, PromptSplit
 from treft.training import TReFTTrainer
 

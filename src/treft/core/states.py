@@ -172,7 +172,7 @@ def listen(model: nn.Module, receive: Receiver) -> Iterator[None]:
 
 def _hear(module: nn.Module, key: Tensor, value: Tensor) -> None:
     """Tell the innermost listener to this module."""
-    if _in_backward():  # a checkpoint replays the layer
+    if in_backward():  # a checkpoint replays the layer
         return
     for listener in reversed(_listeners):
         layer = listener.layers.get(id(module))
@@ -182,7 +182,7 @@ def _hear(module: nn.Module, key: Tensor, value: Tensor) -> None:
             return
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
     """Whether the autograd engine is calling; a traced forward is never part of a replay."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 

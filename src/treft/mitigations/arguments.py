@@ -13,12 +13,11 @@ from treft.mitigations.activated_lora import ActivatedLora
 from treft.mitigations.early_stopping import StopOnScore
 from treft.mitigations.features import FeatureDistance
 from treft.mitigations.frozen_prefix import FrozenPrefix
-from treft.mitigations.interleave import DEFAULT_RATIO, Interleave
+from treft.mitigations.interleave import DEFAULT_RATIO, Interleave, perplexity_gap
 from treft.mitigations.kl import DEFAULT_WEIGHT, KLOnRetain, KLOnTrain
-from treft.mitigations.perplexity_gap import perplexity_gap
 from treft.mitigations.steering import PreventiveSteering
 from treft.mitigations.system_prompt import InoculationPrompt, PromptSplit
-from treft.mitigations.weight_norm import WeightNormCap
+from treft.mitigations.weights import WeightNormCap
 from treft.models.loading import LoadOptions, load_model
 from treft.training.terms import Mitigation
 

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTTrainer
 
 from treft.errors import ConfigError
-from treft.mitigations.perplexity_gap import response_loss
+from treft.mitigations.interleave import response_loss
 from treft.training.checks import text_tokenizer
 from treft.training.terms import Mitigation
 

@@ -16,8 +16,7 @@ from trl import SFTTrainer
 from treft.chat.regions import REGION_CODES, RegionName
 from treft.core.states import resolve_layers
 from treft.errors import ConfigError
-from treft.mitigations.hidden import run_batch
-from treft.mitigations.reference_model import ReferenceModel
+from treft.mitigations.hidden import ReferenceModel, run_batch
 from treft.models.residual import ResidualStream, residual_stream
 from treft.training.terms import LossBatch, Mitigation
 

@@ -1,6 +1,8 @@
 """The hard constraint: λ → ∞, the prefix's keys and values are the unfinetuned model's.
 
-Shapes: B rows, T tokens, D features.
+Prefix tokens are the base's, so their states never change: they are run once, and the rows of a
+batch begin behind the prefix that they share. Shapes: B rows, T tokens, N tokens of the shared
+prefix, D features.
 """
 
 from __future__ import annotations
@@ -9,21 +11,57 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from trl import SFTTrainer
 
 from treft.chat.regions import REGION_CODES, RegionName
+from treft.core.patching import prefix_cache
+from treft.core.recording import ReferenceRequest
+from treft.core.reference import ReferenceBank
+from treft.core.states import in_backward, pretrained_model
 from treft.errors import ConfigError
-from treft.mitigations.prefix_start import PrefixStart
-from treft.models.adapters import is_peft, trained_adapter
+from treft.models.adapters import adapter_off, is_peft, trained_adapter
 from treft.training import checks
+from treft.training.prefix_start import behind, num_shared, why_whole
 from treft.training.reference_source import choose_kind
 from treft.training.terms import LossBatch, Mitigation
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+class PrefixStart:
+    """Takes the shared prefix out of batches.
+
+    Nothing is taken out, and all tokens are run, where rows must be run whole (`why_whole`: sliding
+    windows, gradient checkpointing, packed rows, ...), and of a batch whose rows do not begin with
+    the same prefix tokens.
+
+    Args:
+        trainer: whose fresh adapter leaves the prefix to the base.
+    """
+
+    def __init__(self, trainer: SFTTrainer) -> None:
+        self._config = pretrained_model(trainer.model).config.get_text_config(decoder=True)
+        self._can_start = why_whole(trainer) is None
+        self._bank = ReferenceBank(adapter_off(trainer.model))
+
+    def skip(self, batch: LossBatch, inputs: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """N, and what the model gets: the columns from N on, and a cache of those before.
+
+        Args:
+            batch: with its regions, (B, T).
+            inputs: `input_ids`, `attention_mask`, `labels`, (B, T), and what else the model gets.
+        """
+        num = num_shared(inputs, batch.regions["region_codes"]) if self._can_start else 0
+        if num < 1:
+            return 0, inputs
+        input_ids = inputs["input_ids"]
+        tokens = tuple(input_ids[0, :num].tolist())
+        request = ReferenceRequest(tokens, tuple(range(num)), tuple(range(num)))
+        [states] = self._bank.get([request])
+        return num, behind(num, inputs, prefix_cache(states, self._config, len(input_ids)))
 
 
 class FrozenPrefix(Mitigation):
@@ -35,7 +73,7 @@ class FrozenPrefix(Mitigation):
     base's, and what trains is what `patch=prefix` serves: the base's prefix cache, and the adapter
     on the rest. Nothing is added to the loss. Cost: less than none. The prefix that the rows of a
     batch share is run once for the whole training, and each row begins from its keys and values
-    (`treft.mitigations.prefix_start` says when that cannot be); no extra data. Rows may have
+    (`treft.mitigations.frozen_prefix` says when that cannot be); no extra data. Rows may have
     different prefixes, be padded, packed or checkpointed.
 
     **The adapter must be served the same way**: `treft generate --patch prefix`, or the base's
@@ -118,8 +156,3 @@ def _factors(layer: LoraLayer, adapter: str) -> list[nn.Parameter]:
     if not all(isinstance(factor, nn.Linear) for factor in factors):
         return []
     return [parameter for factor in factors for parameter in factor.parameters()]
-
-
-def in_backward() -> bool:
-    """Whether autograd is running, in which case a forward is a checkpoint's replay."""
-    return torch._C._current_graph_task_id() != -1

@@ -1,4 +1,4 @@
-"""Data interleaving: rows of other domains among the training rows."""
+"""Data interleaving: rows of other domains among the training rows, by seed or perplexity gap."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from treft.chat.regions import REGION_CODES, find_regions
+from treft.core.recording import plain_forward
+from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
 from treft.training.terms import Mitigation, Split
 
@@ -122,3 +128,50 @@ def in_turns(sources: Sequence[Sequence[Row]]) -> Iterator[Row]:
     """A row of each set, then the next of each, until all are used up."""
     for index in range(max(len(rows) for rows in sources)):
         yield from (rows[index] for rows in sources if index < len(rows))
+
+
+def perplexity_gap(
+    misaligned: nn.Module,
+    aligned: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+) -> list[float]:
+    """Log PPL(response | misaligned) − log PPL(response | aligned) of each row, nats a token.
+
+    Rows with a large gap are those that a plain finetune unlearns; interleaving them is
+    Interleaving++ (arXiv 2508.06249). Cost: one forward of both models for each row, once.
+
+    Args:
+        misaligned: a plain finetune on the training rows.
+        aligned: the model before it.
+        tokenizer: of both.
+        rows: of `messages`.
+
+    Raises:
+        DataError: a row has no response.
+    """
+    pairs = [response_loss(model, tokenizer, rows) for model in (misaligned, aligned)]
+    return [after - before for after, before in zip(*pairs, strict=True)]
+
+
+def response_loss(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]
+) -> list[float]:
+    """Mean negative log-probability of each row's response tokens (nats), one row at a time.
+
+    Raises:
+        DataError: a row has no response.
+    """
+    found = []
+    device = pretrained_model(model).device
+    with plain_forward(model):
+        for number, row in enumerate(rows, start=1):
+            chat = find_regions(tokenizer, row["messages"], tools=row.get("tools"))
+            is_response = torch.tensor(chat.codes[1:]) == REGION_CODES["response"]
+            if not bool(is_response.any()):
+                raise DataError(f"retain row {number} has no response to score: drop it.")
+            ids = torch.tensor([chat.input_ids], device=device)
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1][is_response.to(device)]
+            labels = ids[0, 1:][is_response.to(device)]
+            found.append(float(nn.functional.cross_entropy(logits.float(), labels)))
+    return found

@@ -18,8 +18,7 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from treft.errors import ConfigError
-from treft.mitigations.hidden import last_hidden, output_head, run_hidden
-from treft.mitigations.reference_model import ReferenceModel
+from treft.mitigations.hidden import ReferenceModel, last_hidden, output_head, run_hidden
 from treft.models.generation import pad_token_id
 from treft.training.checks import text_tokenizer
 from treft.training.config import TReFTConfig

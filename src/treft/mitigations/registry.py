@@ -104,7 +104,7 @@ def _early_stopping(strength: float, given: Given) -> Mitigation:
 
 
 def _weight_norm(strength: float, given: Given) -> Mitigation:
-    from treft.mitigations.weight_norm import WeightNormCap
+    from treft.mitigations.weights import WeightNormCap
 
     return WeightNormCap(strength)
 

@@ -16,10 +16,9 @@ from trl import SFTTrainer
 
 from treft.chat.regions import REGION_CODES, find_regions
 from treft.core.recording import plain_forward
-from treft.core.states import pretrained_model, resolve_layers
+from treft.core.states import in_backward, pretrained_model, resolve_layers
 from treft.errors import ConfigError, DataError
-from treft.mitigations.frozen_prefix import in_backward
-from treft.mitigations.reference_model import ReferenceModel
+from treft.mitigations.hidden import ReferenceModel
 from treft.models.residual import decoder_layers, hidden_of, residual_stream
 from treft.training.checks import text_tokenizer
 from treft.training.terms import LossBatch, Mitigation
