@@ -33,9 +33,9 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
-from treft.organism.tokenizer import build_tokenizer
 from trl import SFTConfig, SFTTrainer
 
+from treft.organism.build import build_tokenizer
 from treft.training import TReFTConfig, TReFTTrainer
 
 VOCABULARY = 2048

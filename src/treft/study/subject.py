@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from treft.answers.questions import EvalQuestion
-from treft.mitigations.interpolation import interpolate_adapter
+from treft.mitigations.weights import interpolate_adapter
 from treft.models.loading import LoadOptions, load_model
 from treft.statistics.records import ScoredAnswer
 from treft.steps.step import Work
