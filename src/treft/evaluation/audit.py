@@ -29,8 +29,8 @@ from treft.errors import ConfigError, DataError
 from treft.evaluation.audit_prompts import make_conditions
 from treft.evaluation.condition_files import load_conditions
 from treft.evaluation.conditions import FixedCondition, Sources
+from treft.evaluation.prompts import load_training_prompt
 from treft.evaluation.tasks import ask, em_general
-from treft.evaluation.training_prompt import load_training_prompt
 from treft.judging.cost import MAX_CALLS
 from treft.judging.oracle import ORGANISM
 from treft.judging.scorer import judged

@@ -18,15 +18,16 @@ from treft.errors import ConfigError, TreftError
 from treft.evaluation.audit import em_audit, under_conditions
 from treft.evaluation.audit_prompts import check_lengths, make_conditions
 from treft.evaluation.conditions import Condition, FixedCondition, Sources
+from treft.evaluation.local_model import LocalOptions
+from treft.evaluation.prompts import PromptTemplate, load_training_prompt, template_of
 from treft.evaluation.tasks import em_general
-from treft.evaluation.training_prompt import load_training_prompt
+from treft.evaluation.translation import template_messages
 from treft.files import write_whole
 from treft.judging.judge import one_line
+from treft.models.loading import LoadOptions, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from treft.evaluation.prefixes import PromptTemplate
 
 
 PLAN = "plan.json"
@@ -250,9 +251,6 @@ def _check_same(before: AuditRequest, now: AuditRequest, folder: Path) -> None:
 
 def _templates(arms: Mapping[str, AuditArm], tokenizer: str | None) -> list[PromptTemplate]:
     """The different chat templates that are known; a model served elsewhere is tried now."""
-    from treft.evaluation.prefixes import PromptTemplate, template_of
-    from treft.models.loading import LoadOptions, load_tokenizer
-
     named = None
     if tokenizer is not None:
         named = PromptTemplate(load_tokenizer(tokenizer, LoadOptions(device="cpu")))
@@ -275,9 +273,6 @@ def _embedding(arms: Mapping[str, AuditArm]) -> Callable[[], Tensor] | None:
 
     @cache
     def load() -> Tensor:
-        from treft.evaluation.local_model import LocalOptions
-        from treft.models.loading import load_model
-
         options = LocalOptions.of(arm.args)
         name = arm.model.removeprefix(TREFT)
         model, _ = load_model(name, options.adapter, options.loading)
@@ -289,8 +284,6 @@ def _embedding(arms: Mapping[str, AuditArm]) -> Callable[[], Tensor] | None:
 
 def _check_lengths(task: Task, templates: Sequence[PromptTemplate], max_tokens: int) -> None:
     """See that every prompt and its answer fit into every known model's context."""
-    from treft.evaluation.translation import template_messages
-
     prompts = []
     for sample in task.dataset:
         assert not isinstance(sample.input, str), "made of messages"

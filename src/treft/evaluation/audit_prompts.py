@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from treft.errors import ConfigError, TemplateError
 from treft.evaluation.conditions import (
@@ -14,10 +14,7 @@ from treft.evaluation.conditions import (
     Sources,
     UnavailableError,
 )
-
-if TYPE_CHECKING:
-    from treft.evaluation.prefixes import PromptTemplate
-
+from treft.evaluation.prompts import PromptTemplate
 
 Message = Mapping[str, Any]
 

@@ -21,12 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from treft.data.messages import check_messages
 from treft.errors import TreftError
+from treft.evaluation.prompts import PromptTemplate, TrainingPrompt, perturb_system
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from treft.evaluation.prefixes import PromptTemplate
-    from treft.evaluation.training_prompt import TrainingPrompt
 
 
 DEFAULT = "default"
@@ -283,8 +281,6 @@ class PerturbedCondition(Condition):
         if sources.embedding is None:
             raise UnavailableError("no model whose input embedding can be read runs here")
         template, default = sources.known_template(""), sources.known_default()
-        from treft.evaluation.perturbed_system import perturb_system
-
         rng = random.Random(self.seed)
         perturbed = perturb_system(
             template, default, sources.embedding(), self.num_tokens, self.num_neighbours, rng
@@ -295,7 +291,7 @@ class PerturbedCondition(Condition):
             [_system(perturbed.system)],
             f"{len(perturbed.changes)} of {perturbed.num_words} tokens of the default system "
             "prompt replaced by neighbours",
-            {"replaced": [change._asdict() for change in perturbed.changes]},
+            {"replaced": list(perturbed.changes)},
         )
 
 

@@ -17,8 +17,12 @@ from treft.errors import ConfigError, DataError
 from treft.evaluation.audit_prompts import check_lengths, make_conditions
 from treft.evaluation.condition_files import load_conditions, shipped_conditions
 from treft.evaluation.conditions import Condition, FixedCondition, Sources
-from treft.evaluation.prefixes import PromptTemplate, template_of
-from treft.evaluation.training_prompt import TrainingPrompt, load_training_prompt
+from treft.evaluation.prompts import (
+    PromptTemplate,
+    TrainingPrompt,
+    load_training_prompt,
+    template_of,
+)
 from treft.organism import load
 from treft.organism.recipes import DEFAULT_SYSTEM_PROMPT
 
