@@ -313,7 +313,7 @@ def test_an_audit_is_continued_only_as_it_was_begun(tmp_path: Path) -> None:
         ),
         (
             {"arms": {"x": AuditArm(model="treft/organism", args={"adaptor": "x"})}},
-            "adaptor: extra inputs",
+            "adaptor: unexpected keyword argument",
         ),
         ({"arms": {"x": AuditArm(model="treft/./nothing")}}, "there is no folder ./nothing"),
         (
