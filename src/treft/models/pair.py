@@ -1,13 +1,13 @@
-"""A finetuned model beside its base, and their answers to prompts of token ids.
+"""A finetuned model beside its base.
 
-Shapes: B batch rows, T columns of the padded prompts.
+Shapes: V rows of the input embedding, D its size, T tokens of a prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,8 +20,6 @@ from treft.core.recording import Source, eval_mode, other_model
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
 from treft.models.adapters import adapter_off, without_adapter
-from treft.models.generation import Asked, Patches, answer
-from treft.models.sampling import SamplingOptions
 
 Arm = Literal["finetuned", "base"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -144,25 +142,6 @@ def check_same_prompts(
             "finetuned model and base have different chat templates: name one for both "
             "(--template FILE)."
         )
-
-
-def answer_tokens(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[int],
-    *,
-    sampling: SamplingOptions,
-    max_new_tokens: int,
-    batch_size: int = 32,
-    patches: Patches | None = None,
-    on_batch: Callable[[int], None] | None = None,
-) -> list[str]:
-    """Call `treft.models.generation.answer`, which its callers will do themselves."""
-    options = replace(sampling, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    asked = [Asked(*row) for row in zip(prompts, seeds, strict=True)]
-    found = answer(model, tokenizer, asked, options, patches, on_batch)
-    return [one.text for one in found]
 
 
 def num_positions(model: nn.Module) -> int | None:
