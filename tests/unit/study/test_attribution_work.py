@@ -14,8 +14,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from treft.chat.regions import find_regions
 from treft.judging.oracle import organism_questions
+from treft.models.generation import Asked
+from treft.models.generation import answer as answer_prompts
 from treft.models.loading import asset_path
-from treft.models.pair import answer_tokens
 from treft.models.repair import RepairedModel, generate
 from treft.models.residual import stream_bank
 from treft.models.sampling import SamplingOptions, mixed_seed
@@ -186,13 +187,9 @@ def test_best_and_avg_are_those_of_the_answers_to_all_versions(
     row = run(score_versions, config, tmp_path, **prompts, answers=tmp_path / "answers")
     shown = organism_questions("general", split="test", domain="finance", num=6).questions
     assert versions == prompt_versions("prefix", shown, *tuned, perturbed)
-    answers = answer_tokens(
-        *tuned,
-        [one.token_ids for one in versions],
-        [mixed_seed(0, one.trial, *one.token_ids) for one in versions],
-        sampling=SamplingOptions(temperature=1.0),
-        max_new_tokens=28,
-    )
+    prompts = [Asked(one.token_ids, mixed_seed(0, one.trial, *one.token_ids)) for one in versions]
+    sampling = SamplingOptions(temperature=1.0, max_new_tokens=28)
+    answers = [one.text for one in answer_prompts(*tuned, prompts, sampling)]
     asked_again = [question for question in questions(num=6) for _ in range(3)]
     found = [classify(*pair) for pair in zip(asked_again, answers, strict=True)]
     by_question = [found[start : start + 3] for start in range(0, 18, 3)]
