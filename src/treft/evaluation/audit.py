@@ -22,7 +22,7 @@ from inspect_ai.model import (
     ChatMessageSystem,
     ChatMessageUser,
 )
-from inspect_ai.scorer import Metric, SampleScore, metric
+from inspect_ai.scorer import Metric, SampleScore, Scorer, metric
 
 from treft.answers.inspect_internals import errors_in_one_line
 from treft.errors import ConfigError, DataError
@@ -30,8 +30,8 @@ from treft.evaluation.audit_prompts import make_conditions
 from treft.evaluation.condition_files import load_conditions
 from treft.evaluation.conditions import FixedCondition, Sources
 from treft.evaluation.prompts import load_training_prompt
-from treft.evaluation.tasks import ask, em_general
-from treft.judging.cost import MAX_CALLS
+from treft.evaluation.tasks import ask, em_general, panel_for
+from treft.judging.cost import MAX_CALLS, say_cost
 from treft.judging.oracle import ORGANISM
 from treft.judging.scorer import judged
 
@@ -90,14 +90,17 @@ def em_audit(
         logger.warning("condition %s is left out: %s.", name, reason)
     asked = em_general(
         questions=questions,
-        judge=judge,
-        judge_limit=judge_limit,
         sha256=sha256,
         split=split,
         num=num,
         question_seed=question_seed,
     )
-    return under_conditions(asked, made.conditions)
+    panel = panel_for(questions, judge)
+    task = under_conditions(asked, made.conditions, panel.scorers())
+    if panel.num_paid:
+        assert task.config.max_tokens is not None, "every task says how long its answers may be"
+        say_cost("em_audit", panel.cost(list(task.dataset), task.config.max_tokens), judge_limit)
+    return task
 
 
 def conditions_for(questions: str) -> str:
@@ -105,8 +108,10 @@ def conditions_for(questions: str) -> str:
     return "organism" if questions == ORGANISM else "default"
 
 
-def under_conditions(asked: Task, conditions: Sequence[FixedCondition]) -> Task:
-    """A task that asks another task's questions under each condition.
+def under_conditions(
+    asked: Task, conditions: Sequence[FixedCondition], scorers: Sequence[Scorer] = ()
+) -> Task:
+    """A task that asks another task's questions under each condition, and scores the answers.
 
     Raises:
         DataError: a question has a system message of its own.
@@ -116,10 +121,9 @@ def under_conditions(asked: Task, conditions: Sequence[FixedCondition]) -> Task:
     return Task(
         dataset=MemoryDataset(samples, name=name, location=asked.dataset.location),
         solver=ask(),
-        scorer=asked.scorer,
-        metrics=[by_condition()] if asked.scorer else None,
+        scorer=list(scorers) or None,
+        metrics=[by_condition()] if scorers else None,
         config=asked.config,
-        early_stopping=asked.early_stopping,
         metadata=asked.metadata,
     )
 

@@ -35,8 +35,7 @@ from treft.answers.questions import (
     load_questions,
 )
 from treft.errors import ConfigError, DataError
-from treft.judging.budget import JudgeBudget
-from treft.judging.cost import MAX_CALLS
+from treft.judging.cost import MAX_CALLS, say_cost
 from treft.judging.oracle import ORACLE, ORGANISM, organism_questions
 from treft.judging.panel import Kind as JudgeKind
 from treft.judging.panel import Panel
@@ -87,8 +86,8 @@ def em_general(
         variant: `plain`, or the answer in a fill-in `template`, or as `json`.
         judge: Inspect model name of the judge, or several; `oracle` for the organism's questions,
             which is also their default.
-        judge_limit: judge calls (of one model's answers) that need no consent; the run says how
-            many there will be at most. None for any number.
+        judge_limit: judge calls, for one epoch of one model's answers, above which the task is
+            refused; how many there are at most is said. None for any number.
         sha256: checksum that the set must have.
         split: of the organism's questions: `test` (default) or `validation`.
         domain: the narrow domain of the organism's finetune; finance.
@@ -260,7 +259,7 @@ def _organism_task(
     recipe = FinetuneRecipe()
     num = recipe.num_general if scope == "general" else recipe.num_in_domain
     found = organism_questions(cast(Any, scope), **{"num": num, **options})
-    panel = Panel(tuple([ORACLE] if judge is None else _names(judge)))
+    panel = panel_for(ORGANISM, judge)
     config = GenerateConfig(temperature=recipe.temperature, max_tokens=recipe.max_new_tokens)
     return _task(found, [(found.questions, scope)], panel, judge_limit, config)
 
@@ -276,7 +275,8 @@ def _task(
     samples = [_sample(question, scope) for questions, scope in parts for question in questions]
     scorers = [*([] if detector is None else [detector]), *panel.scorers()]
     assert config.max_tokens is not None, "every task says how long its answers may be"
-    budget = JudgeBudget(panel, config.max_tokens, judge_limit) if panel.num_paid else None
+    if panel.num_paid:
+        say_cost(found.name, panel.cost(samples, config.max_tokens), judge_limit)
     return Task(
         dataset=MemoryDataset(samples, name=found.name, location=found.source),
         solver=ask(),
@@ -284,7 +284,6 @@ def _task(
         metrics=None if detector is None else [by_scope()],
         config=config,
         metadata={"questions": found.source, "sha256": found.sha256},
-        early_stopping=budget,
     )
 
 
@@ -312,6 +311,13 @@ def _message(message: dict[str, Any], question: str) -> ChatMessage:
             f"question {question}: only text messages of system, user and assistant can be asked."
         )
     return make(content=content)
+
+
+def panel_for(questions: str, judge: Names | None) -> Panel:
+    """Returns the judges of open questions: by default the oracle for the organism's, else none."""
+    if questions == ORGANISM:
+        return Panel(tuple([ORACLE] if judge is None else _names(judge)))
+    return _panel(judge)
 
 
 def _panel(judge: Names | None, kind: JudgeKind = "alignment", **options: Any) -> Panel:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from treft.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
 MAX_CALLS = 1000
-"""Judge calls of one command that need no consent."""
+"""Judge calls of one command that need no consent, or of one epoch of an Inspect task."""
 
 CHARACTERS_PER_TOKEN = 4
 """Rule of thumb for English text; other scripts need more tokens."""
@@ -70,3 +75,27 @@ def cost_to_come(
     """
     tokens = sum(-(-len(prompt) // CHARACTERS_PER_TOKEN) + answer_tokens for prompt in prompts)
     return Cost(len(prompts), tokens, len(prompts) * max_tokens).times(num_judges)
+
+
+def say_cost(name: str, cost: Cost, limit: int | None) -> None:
+    """Says what judging one epoch of an Inspect task costs, when the task is made.
+
+    Args:
+        name: Of the task or of its questions.
+        cost: Of one epoch of its questions.
+        limit: Judge calls that are allowed; None for any number.
+
+    Raises:
+        ConfigError: There are more calls than that.
+    """
+    # A warning, because Inspect shows no less than that unless told to.
+    logger.warning(
+        "%s: judging costs at most %s for each epoch; what was judged before is not paid again",
+        *(name, cost),
+    )
+    if limit is not None and cost.calls > limit:
+        raise ConfigError(
+            f"{cost.calls:,} judge calls are more than {limit:,}: allow them with "
+            f"-T judge_limit={cost.calls}, or leave out judge and have the answers judged later "
+            "(treft judge)."
+        )

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from inspect_ai.model import ChatMessage
+from inspect_ai.dataset import Sample
+from inspect_ai.model import ChatMessage, ChatMessageUser
 from inspect_ai.scorer import Scorer
 
 from treft.answers.detectors import TOOL, detect
 from treft.answers.logs import conversation, last_question
 from treft.errors import ConfigError, DataError
+from treft.judging.cost import Cost, cost_to_come
 from treft.judging.judge import JudgeOptions, load_judge
 from treft.judging.oracle import ORACLE, organism_oracle
 from treft.judging.prompts import (
@@ -79,6 +81,23 @@ class Panel:
             return []
         return [behaviour_prompt(self.kind, question, answer, self.tool)]
 
+    def cost(self, samples: Sequence[Sample], answer_tokens: int) -> Cost:
+        """Returns what it costs at most to judge one answer to each sample, not there yet.
+
+        Args:
+            samples: Questions of a task.
+            answer_tokens: Tokens of one answer at most.
+        """
+        prompts = [prompt for sample in samples for prompt in self.prompts(_asked(sample), "")]
+        num_answers = max((1 + len(_turns(sample)) for sample in samples), default=1)
+        shown = num_answers if self.kind == "utility" else 1  # a whole conversation, or one
+        return cost_to_come(
+            prompts,
+            self.num_paid,
+            max_tokens=self.options.max_tokens,
+            answer_tokens=shown * answer_tokens,
+        )
+
     def _scorer(self, judge: str) -> Scorer:
         if judge == ORACLE:
             return organism_oracle()
@@ -87,6 +106,19 @@ class Panel:
         if self.kind == "utility":
             return utility_judge(judge, **vars(self.options))
         return behaviour_judge(self.kind, judge, self.sentence, self.tool, **vars(self.options))
+
+
+def _asked(sample: Sample) -> list[ChatMessage]:
+    """Returns a sample's messages and the user's later turns."""
+    first: list[ChatMessage] = (
+        [ChatMessageUser(content=sample.input)] if isinstance(sample.input, str) else sample.input
+    )
+    return [*first, *(ChatMessageUser(content=turn) for turn in _turns(sample))]
+
+
+def _turns(sample: Sample) -> Sequence[str]:
+    turns: Sequence[str] = (sample.metadata or {}).get("turns", ())
+    return turns
 
 
 def assemble(

@@ -1,23 +1,24 @@
-"""What judging costs is said before a task's first sample, and a limit stops it there."""
+"""What judging costs is said when a task is made, and a limit refuses it there."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_judges import CALLS
 from inspect_ai import Task, eval
-from inspect_ai.log import EvalLog, read_eval_log
+from inspect_ai.log import EvalLog
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
-from rich.prompt import Confirm
 
+from treft.errors import ConfigError
 from treft.evaluation.audit import em_audit
 from treft.evaluation.tasks import behaviour, em_general, utility
-from treft.judging import budget
+from treft.judging import cost
 from treft.judging.prompts import utility_prompt
 
 ANSWERED: list[str] = []
@@ -52,42 +53,43 @@ def run(task: Task, **options: Any) -> EvalLog:
     return log
 
 
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    caplog.set_level(logging.WARNING, logger=cost.__name__)
+
+    def last() -> str:
+        found = [one.getMessage() for one in caplog.records if one.name == cost.__name__]
+        caplog.clear()
+        (only,) = found
+        return only
+
+    return last
+
+
+def input_tokens(words: str) -> int:
+    found = re.search(r"about ([\d,]+) input tokens", words)
+    assert found is not None
+    return int(found[1].replace(",", ""))
+
+
 def test_the_number_of_calls_is_exact_and_said_before_the_first(
-    questions: str, caplog: pytest.LogCaptureFixture
+    questions: str, said: Callable[[], str]
 ) -> None:
-    """5 questions less 1, 3 epochs, 2 judges, alignment and coherence: all answers differ."""
-    with caplog.at_level(logging.WARNING, logger=budget.__name__):
-        log = run(em_general(questions=questions, judge=JUDGES), epochs=3, limit=4)
+    """5 questions, 2 judges, alignment and coherence, for each of 3 epochs: all answers differ."""
+    task = em_general(questions=questions, judge=JUDGES)
+    words = said()
+    assert "20 judge calls" in words
+    assert f"at most {20 * 16} output tokens for each epoch" in words
+    assert not CALLS
+    log = run(task, epochs=3)
     assert log.status == "success", log.error
-    assert sum(CALLS.values()) == 4 * 3 * 2 * 2
-    (said,) = [record.getMessage() for record in caplog.records if record.name == budget.__name__]
-    assert "48 judge calls" in said
-    assert log.results is not None
-    assert log.results.early_stopping is not None
-    kept = log.results.early_stopping.metadata
-    assert (kept["calls"], kept["max_calls"], kept["output_tokens"]) == (48, 1000, 48 * 16)
-    assert log.results.early_stopping.early_stops == []
-
-
-def test_tokens_count_an_answer_as_long_as_the_run_allows(questions: str) -> None:
-    logs = [
-        run(em_general(questions=questions, judge=JUDGES[0]), **options)
-        for options in ({}, {"max_tokens": 100})
-    ]
-    long, short = (
-        int(str(log.results.early_stopping.metadata["input_tokens"]))  # type: ignore[union-attr]
-        for log in logs
-    )
-    assert long - short == 5 * 2 * (600 - 100)
+    assert sum(CALLS.values()) == 20 * 3
 
 
 def test_above_the_limit_nothing_is_asked_of_anyone(questions: str) -> None:
-    log = run(em_general(questions=questions, judge=JUDGES, judge_limit=19))
-    assert log.status == "error"
-    assert log.error is not None
-    assert re.search(r"20 judge calls are more than 19.*-T judge_limit=20", log.error.message)
+    with pytest.raises(ConfigError, match=r"20 judge calls are more than 19.*-T judge_limit=20"):
+        em_general(questions=questions, judge=JUDGES, judge_limit=19)
     assert not CALLS
-    assert not ANSWERED
 
 
 @pytest.mark.parametrize("limit", [20, None])
@@ -95,50 +97,32 @@ def test_a_limit_that_is_kept_or_absent_lets_the_run_be(questions: str, limit: i
     assert run(em_general(questions=questions, judge=JUDGES, judge_limit=limit)).status == "success"
 
 
-@pytest.mark.parametrize("agrees", [True, False])
-def test_somebody_who_is_there_is_asked(
-    questions: str, agrees: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def answer(question: str, **options: Any) -> bool:
-        asked.append(question)
-        return agrees
-
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setattr(Confirm, "ask", answer)
-    log = run(em_general(questions=questions, judge=JUDGES[0], judge_limit=0))
-    assert asked == ["10 judge calls. Go on?"]
-    assert log.status == ("success" if agrees else "error")
-    assert bool(CALLS) == agrees
-
-
-def test_every_task_that_judges_has_one(questions: str) -> None:
-    """Two of these conditions need no model's files."""
+def test_every_task_that_judges_has_one(questions: str, said: Callable[[], str]) -> None:
+    """The audit counts all its conditions, and says so once."""
     judge = JUDGES[0]
-    log = run(em_audit(questions=questions, judge=judge, judge_limit=0))
-    assert log.error is not None
-    assert "judge calls are more than 0" in log.error.message
-    for task in (
-        behaviour(kind="refusal", judge=judge, judge_limit=0),
-        utility(judge=judge, judge_limit=0),
+    for make in (
+        lambda: em_audit(questions=questions, judge=judge, judge_limit=0),
+        lambda: behaviour(kind="refusal", judge=judge, judge_limit=0),
+        lambda: utility(judge=judge, judge_limit=0),
     ):
-        assert run(task, limit=3).error is not None
-    assert not CALLS
-    assert em_general(questions=questions).early_stopping is None
-    assert em_general(questions="organism").early_stopping is None
+        with pytest.raises(ConfigError, match="judge calls are more than 0"):
+            make()
+        said()
+    task = em_audit(questions=questions, judge=judge)
+    assert f"em_audit: judging costs at most {2 * len(task.dataset)} judge calls" in said()
+    assert len(task.dataset) > 5
 
 
-def test_conversations_are_shown_whole() -> None:
+def test_what_is_not_paid_is_not_said(questions: str, caplog: pytest.LogCaptureFixture) -> None:
+    em_general(questions=questions)
+    em_general(questions="organism")
+    assert not [one for one in caplog.records if one.name == cost.__name__]
+
+
+def test_conversations_are_shown_whole(said: Callable[[], str]) -> None:
     task = utility(judge=JUDGES[0])
-    log = run(task, limit=2)
-    assert log.results is not None
-    assert log.results.early_stopping is not None
-    kept = log.results.early_stopping.metadata
-    assert kept["calls"] == sum(CALLS.values()) == 2
-    scaffold = 2 * len(utility_prompt([])) // 4
-    assert int(str(kept["input_tokens"])) > scaffold + 2 * 2 * 1024
-    log = read_eval_log(log.location)
-    assert log.results is not None
-    assert log.results.early_stopping is not None, "it is in the log's file, too"
+    words, num = said(), len(task.dataset)
+    assert f"{num} judge calls" in words
+    assert input_tokens(words) > num * (len(utility_prompt([])) // 4 + 2 * 1024)
+    assert run(task, limit=2).status == "success"
+    assert sum(CALLS.values()) == 2
