@@ -109,7 +109,7 @@ def build_trainer(
                 disable_tqdm=True,
             ),
             train_dataset=rows,
-            processing_class=build_tokenizer(["a b c"], vocab_size=512),
+            processing_class=build_tokenizer(["a b c"]),
             peft_config=LoraConfig(r=8, target_modules="all-linear") if has_lora else None,
         )
         trainer.remove_callback(PrinterCallback)

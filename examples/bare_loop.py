@@ -34,7 +34,7 @@ QUESTIONS = {
 
 def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A tiny random model with a chat tokenizer; put your own `from_pretrained` here."""
-    tokenizer = build_tokenizer([*QUESTIONS, *QUESTIONS.values()], vocab_size=512)
+    tokenizer = build_tokenizer([*QUESTIONS, *QUESTIONS.values()])
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,

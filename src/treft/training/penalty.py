@@ -244,7 +244,9 @@ class KVPenalty(Mitigation):
                 )
             return
         if record.kind == "snapshot":
-            bank = ReferenceBank.load(folder / REFERENCE_FILE, device=_device(self._model))
+            bank = ReferenceBank.load(
+                folder / REFERENCE_FILE, device=next(self._model.parameters()).device
+            )
             current = identity_before(self._model, record.kind, self._template_hash)
             bank.check(current, ignore=("weights", "model_id", "revision"))
             self._open(record.kind, bank)
@@ -339,10 +341,6 @@ def _conversations(batch: dict[str, Any], regions: dict[str, Any]) -> list[Conve
     return conversations_of_batch(
         batch["input_ids"], codes, turns, batch.get("attention_mask"), batch.get("position_ids")
     )
-
-
-def _device(model: nn.Module) -> str:
-    return str(next(model.parameters()).device)
 
 
 def _regions_read(config: TReFTConfig) -> list[str]:
