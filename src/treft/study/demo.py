@@ -138,7 +138,7 @@ class DemoRun:
     @property
     def shares(self) -> dict[str, dict[str, float]]:
         """Percent of answers by verdict, in each scope."""
-        found = {}
+        found: dict[str, dict[str, float]] = {}
         for scope, answers in self.answers.sets.items():
             counts = Counter(answer.metadata["verdict"] for answer in answers)
             found[scope] = {name: 100 * counts[name] / len(answers) for name in VERDICTS}
