@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if message := _words(error):
             print(f"error: {message}", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None
-    raise SystemExit(code)
+    raise SystemExit(code or 0)
 
 
 def _words(error: TreftError | typer.TyperException) -> str:
