@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from treft.errors import ConfigError
 
@@ -39,11 +38,7 @@ class LoadOptions:
         """Validate before anything is loaded."""
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; use one of {', '.join(DTYPES)}.")
-        if self.quantize is None:
-            return
-        if self.quantize not in QUANTIZATIONS:
+        if self.quantize not in (None, *QUANTIZATIONS):
             raise ConfigError(
                 f"quantize is {self.quantize!r}; use one of {', '.join(QUANTIZATIONS)}."
             )
-        if find_spec("bitsandbytes") is None:
-            raise ConfigError("quantised weights need bitsandbytes: pip install 'treft[quant]'")

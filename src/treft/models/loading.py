@@ -8,6 +8,7 @@ from __future__ import annotations
 import filecmp
 from dataclasses import replace
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,8 +36,10 @@ def torch_device(options: LoadOptions) -> torch.device:
     """Where the model goes, or its first layers if it is spread.
 
     Raises:
-        ConfigError: there is no such device, or it cannot be used here.
+        ConfigError: there is no such device, it cannot be used here, or bitsandbytes is missing.
     """
+    if options.quantize is not None and find_spec("bitsandbytes") is None:
+        raise ConfigError("quantised weights need bitsandbytes: pip install 'treft[quant]'")
     try:
         if options.device not in (None, SPREAD):
             found = torch.device(options.device)
