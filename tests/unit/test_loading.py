@@ -143,7 +143,7 @@ def test_quantised_weights_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) ->
         LoadOptions(quantize="2bit")
     monkeypatch.setattr("treft.models.loading.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'treft\[quant\]'"):
-        LoadOptions(quantize="4bit")
+        loading.torch_device(LoadOptions(quantize="4bit"))
 
 
 def test_weights_as_pickles_are_not_loaded(adapter: Path) -> None:
