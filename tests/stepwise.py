@@ -1,8 +1,9 @@
-"""Eq. (1) without treft: token by token, into a plain cache that is overwritten by hand."""
+"""Eq. (1) without treft: run by run of tokens, into a plain cache that is overwritten by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ States = dict[int, tuple[Tensor, Tensor]]
 def states_by_position(
     model: Any, token_ids: Sequence[int], position_ids: Sequence[int] | None = None
 ) -> States:
-    """Run a model on tokens, at any rotary positions, one after the other."""
+    """Run a model on tokens, at any rotary positions; a new forward where positions jump."""
     positions = list(range(len(token_ids))) if position_ids is None else list(position_ids)
     cache = DynamicCache()
-    for token, position in zip(token_ids, positions, strict=True):
-        _step(model, cache, token, position)
+    for run in _runs(len(positions), lambda at: positions[at] != positions[at - 1] + 1):
+        _forward(model, cache, [token_ids[at] for at in run], [positions[at] for at in run])
     return {
         position: (
             torch.stack([layer.keys[0, :, index] for layer in cache.layers]),
@@ -33,14 +34,15 @@ def states_by_position(
 def patched_logits(model: Any, token_ids: Sequence[int], patch: Mapping[int, Any]) -> Tensor:
     """Logits (V,) after the last token; states at the positions in `patch` are replaced.
 
-    A token sees its own states before they are replaced, so the last one must not be patched.
+    What a patched token sees is lost with its states, so those of one stretch run together. The
+    last token must not be patched.
     """
     assert len(token_ids) - 1 not in patch
     cache = DynamicCache()
     logits = torch.empty(0)
-    for position, token in enumerate(token_ids):
-        logits = _step(model, cache, token, position)
-        if position in patch:
+    for run in _runs(len(token_ids), lambda at: (at in patch) != (at - 1 in patch)):
+        logits = _forward(model, cache, [token_ids[at] for at in run], run)
+        for position in run if run[0] in patch else ():
             keys, values = patch[position]
             for layer, key, value in zip(cache.layers, keys, values, strict=True):
                 layer.keys[0, :, position] = key
@@ -48,11 +50,19 @@ def patched_logits(model: Any, token_ids: Sequence[int], patch: Mapping[int, Any
     return logits
 
 
+def _runs(length: int, is_first: Callable[[int], bool]) -> list[list[int]]:
+    """The indices below `length`, cut where a run begins."""
+    starts = [at for at in range(length) if at == 0 or is_first(at)]
+    return [list(range(*ends)) for ends in pairwise([*starts, length])]
+
+
 @torch.no_grad()
-def _step(model: Any, cache: DynamicCache, token: int, position: int) -> Tensor:
+def _forward(
+    model: Any, cache: DynamicCache, tokens: Sequence[int], positions: Sequence[int]
+) -> Tensor:
     output = model(
-        input_ids=torch.tensor([[token]]),
-        position_ids=torch.tensor([[position]]),
+        input_ids=torch.tensor([tokens]),
+        position_ids=torch.tensor([positions]),
         past_key_values=cache,
         use_cache=True,
     )

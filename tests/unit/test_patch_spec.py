@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import build_tiny_model
 from finetuned import ARCHITECTURES, assert_close, chat_pair
-from stepwise import states_by_position
+from stepwise import States, states_by_position
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -31,6 +32,10 @@ KINDS: dict[str, Any] = {"key": ("key",), "value": ("value",), "both": ("key", "
 
 @pytest.fixture
 def chats(chat_tokenizer: PreTrainedTokenizerBase) -> list[ChatRegions]:
+    return rendered(chat_tokenizer)
+
+
+def rendered(chat_tokenizer: PreTrainedTokenizerBase) -> list[ChatRegions]:
     question = [{"role": "user", "content": "Is the bank near the river?"}]
     return [
         find_regions(chat_tokenizer, messages, add_generation_prompt=True)
@@ -57,10 +62,9 @@ def next_logits(model: Any, chat: ChatRegions, cache: Any) -> Tensor:
 
 @torch.no_grad()
 def edited_by_hand(
-    model: Any, base: Any, chat: ChatRegions, places: list[int], layers: Any, kinds: Any
+    model: Any, theirs: States, chat: ChatRegions, places: list[int], layers: Any, kinds: Any
 ) -> Tensor:
     """The same in one forward without a cache, in which attention's arguments are overwritten."""
-    theirs = states_by_position(base, chat.input_ids)
 
     def overwrite(layer: int, states: KeyValue) -> None:
         for place in places if layer in layers else ():
@@ -75,19 +79,28 @@ def edited_by_hand(
     return logits[0, -1]
 
 
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def stepped(
+    request: pytest.FixtureRequest, chat_tokenizer: PreTrainedTokenizerBase
+) -> tuple[Any, Any, States]:
+    """A finetuned model, its base, and the base's states on the first chat, token by token."""
+    tuned, base = chat_pair(build_tiny_model, request.param)
+    [chat, _] = rendered(chat_tokenizer)
+    return tuned, base, states_by_position(base, chat.input_ids)
+
+
 @pytest.mark.parametrize("layers", [None, (1,)])
 @pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_kinds_and_layers_equal_a_cache_edited_by_hand(
-    tiny_model: Callable[..., Any], chats: list[ChatRegions], name: str, kinds: Any, layers: Any
+    stepped: tuple[Any, Any, States], chats: list[ChatRegions], kinds: Any, layers: Any
 ) -> None:
-    tuned, base = chat_pair(tiny_model, name)
+    tuned, base, theirs = stepped
     spec = PatchSpec("some", ("prefix", "query"), kinds, layers)
     found = patched(tuned, chats[0], spec, ReferenceBank(other_model(base)))
     every = range(tuned.config.num_hidden_layers) if layers is None else layers
     places = [*chats[0].positions("prefix"), *chats[0].positions("query")]
-    assert_close(found, edited_by_hand(tuned, base, chats[0], places, every, kinds))
-    unpatched = edited_by_hand(tuned, base, chats[0], [], every, kinds)
+    assert_close(found, edited_by_hand(tuned, theirs, chats[0], places, every, kinds))
+    unpatched = edited_by_hand(tuned, theirs, chats[0], [], every, kinds)
     assert (found - unpatched).abs().max() > 1e-4
 
 
@@ -102,7 +115,8 @@ def test_a_window_of_the_query_is_of_its_first_turn(
         first = [place for place in chat.positions("query") if chat.turns[place] == 0]
         assert len(first) > 3
         layers = range(tuned.config.num_hidden_layers)
-        expected = edited_by_hand(tuned, base, chat, first[1:3], layers, ("key", "value"))
+        theirs = states_by_position(base, chat.input_ids)
+        expected = edited_by_hand(tuned, theirs, chat, first[1:3], layers, ("key", "value"))
         assert_close(patched(tuned, chat, spec, bank), expected)
 
 
@@ -130,7 +144,7 @@ def test_a_row_without_a_token_in_the_window_is_left_as_it_is(
     tuned, base = chat_pair(tiny_model, "llama")
     spec = PatchSpec("far", ("query",), window=(10_000, 10_001))
     found = patched(tuned, chats[0], spec, ReferenceBank(other_model(base)))
-    assert_close(found, edited_by_hand(tuned, base, chats[0], [], (), ()))
+    assert_close(found, edited_by_hand(tuned, {}, chats[0], [], (), ()))
 
 
 def test_bands_of_layers_together_are_all_layers(
