@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from fake_judges import judged_answer, output_of
+from here import Here
 from inspect_ai.model import ModelOutput
 
-from treft.steps.run import Seconds, do_step, run_plan
-from treft.steps.step import Plan, PlannedStep, Step, make_plan
+from treft.steps.run import run_plan
+from treft.steps.step import Plan, Step, make_plan
 from treft.steps.store import Store
 from treft.study.model_setup import ModelSetup
 from treft.study.plans import method_steps
@@ -25,28 +25,6 @@ SETTINGS = {
     "num_samples": 2,
     "max_new_tokens": 4,
 }
-
-
-class Here:
-    """Workers that do each step in this process, where the judges by rule are."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def check(self, plan: Plan) -> None:
-        """Everything runs here."""
-
-    def submit(self, planned: PlannedStep, store: Path) -> Future[Seconds]:
-        """Do it at once."""
-        done: Future[Seconds] = Future()
-        try:
-            done.set_result(do_step(planned, store))
-        except RuntimeError as error:
-            done.set_exception(error)
-        return done
-
-    def close(self) -> None:
-        """Nothing runs."""
 
 
 def judge(prompt: str, asked: int) -> ModelOutput:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_study_helpers import Here
+from here import Here
 
 from treft.cli import main
 from treft.errors import ConfigError

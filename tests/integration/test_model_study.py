@@ -13,9 +13,10 @@ import fake_judges
 import pytest
 import trl
 from fake_judges import judged_answer, output_of
+from here import Here
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput
-from model_study_helpers import SETTINGS, Here, made, read, setup, value_of
+from model_study_helpers import SETTINGS, made, read, setup, value_of
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 

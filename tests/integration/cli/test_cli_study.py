@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from cli_helpers import Command, Refused
+from here import Here
 from made_studies import made_studies, use_made_studies
 from safetensors import safe_open
 
+from treft.cli import study as study_command
 from treft.steps import run as run_module
 from treft.steps.step import Step
 from treft.steps.workers import LocalPool
@@ -76,6 +78,7 @@ def test_several_studies_from_status_to_the_page_of_all(
     treft: Command, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_made_studies(monkeypatch, tmp_path / "log")
+    monkeypatch.setattr(study_command, "LocalPool", Here)
     options = ("--seeds", 1, "--store", tmp_path / "store", "--workers", 1)
     kept, page = tmp_path / "kept", tmp_path / "page.md"
     broken = treft(
@@ -122,6 +125,7 @@ def test_all_on_a_model_leaves_out_what_cannot_run_and_says_why(
     studies = made_studies()
     studies["unrun"] = replace(studies["unrun"], steps=refuse)
     monkeypatch.setattr(catalogue, "all_studies", lambda: studies)
+    monkeypatch.setattr(study_command, "LocalPool", Here)
     given = (
         *("--model", folder / "base", "--train-file", f"finance={folder / 'rows.jsonl'}"),
         *("--seeds", 1, "--store", folder / "store"),

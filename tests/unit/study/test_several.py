@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from here import Here
 from made_studies import made_studies, use_made_studies
 
 from treft.cli.study_results import deliver
@@ -39,8 +40,8 @@ def several(config: StudyConfig, *names: str) -> Plan:
     return plan_studies(find_studies(names).values(), config)
 
 
-def run(plan: Plan, store: Store, num_workers: int = 1) -> Any:
-    return run_plan(plan, store, LocalPool(num_workers), lambda event: None)
+def run(plan: Plan, store: Store) -> Any:
+    return run_plan(plan, store, Here(), lambda event: None)
 
 
 def results(plan: Plan, store: Store, target: Path, names: Sequence[str]) -> Path:
@@ -90,7 +91,8 @@ def test_a_failed_study_stops_no_other(store: Store, tmp_path: Path) -> None:
 
 
 def test_what_an_end_made_possible_goes_first(store: Store, log: Path) -> None:
-    run(several(CONFIG, "left", "right"), store)
+    one_at_a_time = LocalPool(1)
+    run_plan(several(CONFIG, "left", "right"), store, one_at_a_time, lambda event: None)
     assert log.read_text().split() == [
         "train-0",
         "left-0",
