@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]) / "integration")]
 import torch
-from conftest import build_tiny_model
+from tiny_models import build_tiny_model
 from datasets import Dataset
 from peft import LoraConfig
 from training_helpers import LORA, conversations, disturb, entries, trained

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_tiny_model
 from finetuned import ARCHITECTURES, assert_close, chat_pair
 from stepwise import States, states_by_position
+from tiny_models import build_tiny_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
