@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import signal
 from collections.abc import Callable
+from importlib import metadata
 
 import pytest
 from tiny_models import ARCHITECTURES, VOCAB_SIZE, build_tiny_model
@@ -14,6 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs behind it deaf to Ctrl-C, which some tests press.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# At each evaluation Inspect reads the list of files of every distribution again: a second each.
+metadata.packages_distributions = functools.cache(metadata.packages_distributions)
 
 
 def pytest_collection_finish() -> None:
