@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from treft.cli.sft import main
 from treft.errors import ConfigError, DataError
-from treft.mitigations.arguments import MitigationArguments, build
 from treft.mitigations.interleave import perplexity_gap
+from treft.mitigations.registry import MitigationArguments, build
 
 TinyModel = Callable[..., PreTrainedModel]
 

@@ -45,7 +45,7 @@ def test_general_rows_are_the_score_and_training_is_not_disturbed(
     tiny_model: TinyModel, make_trainer: MakeTrainer
 ) -> None:
     losses = []
-    for methods in ([], [StopOnScore(rows=conversations(2), drop=100.0, every=1)]):
+    for methods in ([], [StopOnScore(conversations(2), drop=100.0, every=1)]):
         trainer = make_trainer(
             tiny_model("llama"), trainer={"mitigations": methods}, kv_weight=0.0, max_steps=3
         )
@@ -110,9 +110,9 @@ def test_interpolation_is_linear_in_the_weights(
 @pytest.mark.parametrize(
     ("make_wrong", "words"),
     [
-        (lambda: StopOnScore(), "needs general rows"),
-        (lambda: StopOnScore(rows=conversations(1), drop=-1.0), "stop_drop"),
-        (lambda: StopOnScore(rows=conversations(1), every=0), "stop_every"),
+        (lambda: StopOnScore([]), "needs general rows"),
+        (lambda: StopOnScore(conversations(1), drop=-1.0), "stop_drop"),
+        (lambda: StopOnScore(conversations(1), every=0), "stop_every"),
         (lambda: WeightNormCap(0.0), "weight_norm must be"),
     ],
 )

@@ -17,6 +17,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import typer
 from annotated_types import Ge
 
+from treft.docstrings import class_words, field_words
+
 Options = TypeVar("Options")
 REQUIRED = inspect.Parameter.empty
 
@@ -33,7 +35,7 @@ def command_function(options: type[Options], run: Callable[[Options], None]) -> 
         run(_instance(options, values))
 
     found = [option.parameter() for option in _options(options)]
-    told = re.split(r"\n+(?:Attributes|Raises):\n", _words(options))[0]
+    told = re.split(r"\n+(?:Attributes|Raises):\n", class_words(options))[0]
     call.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", told)  # lines break where the terminal ends
     vars(call)["__signature__"] = inspect.Signature(found)
     call.__annotations__ = {}
@@ -89,7 +91,7 @@ def _options(kind: type, default: Any = REQUIRED, panel: str | None = None) -> I
         default: an instance, whose values are the defaults; else the class's own.
         panel: title on the help page.
     """
-    words = _field_words(kind)
+    words = field_words(kind)
     for field, hint in _fields(kind):
         bare, *told = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         value = _default(field) if default is REQUIRED else getattr(default, field.name)
@@ -129,17 +131,3 @@ def _default(field: Field[Any]) -> Any:
 
 def _is_tuple(kind: Any) -> bool:
     return get_origin(kind) is tuple
-
-
-def _words(kind: type) -> str:
-    return inspect.cleandoc(kind.__doc__ or "")
-
-
-def _field_words(kind: type) -> dict[str, str]:
-    """What the docstrings of a class and its bases say of each field."""
-    found: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        section = _words(each).partition("Attributes:\n")[2]
-        for name, text in re.findall(r"^    (\w+): (.+(?:\n {6,}.+)*)", section, re.MULTILINE):
-            found[name] = " ".join(text.split())
-    return found

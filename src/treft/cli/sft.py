@@ -31,7 +31,7 @@ from trl import (
 from treft.cli.output import EXIT_INTERRUPTED
 from treft.data.messages import load_messages
 from treft.errors import ConfigError, TreftError
-from treft.mitigations.arguments import MitigationArguments, build
+from treft.mitigations.registry import MitigationArguments, build
 from treft.models.loading import model_path
 from treft.training import TReFTConfig, TReFTTrainer
 from treft.training.output import StopOnInterrupt, claim_output_dir, find_checkpoint
@@ -66,7 +66,7 @@ class Job:
     training: TReFTConfig
     model: ModelConfig
     mixture: DatasetMixtureConfig
-    mitigations: MitigationArguments
+    mitigations: Any
 
 
 def main(argv: list[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
@@ -14,12 +15,13 @@ from trl import SFTTrainer
 
 from treft.chat.regions import find_regions
 from treft.errors import ConfigError, DataError
-from treft.training.terms import Mitigation
+from treft.training.terms import Mitigation, flag
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 
+@dataclass(eq=False)
 class ActivatedLora(Mitigation):
     """The LoRA is on from the last invocation text on; all before it has the base's states.
 
@@ -32,8 +34,8 @@ class ActivatedLora(Mitigation):
 
     Responses before the last one of a row are the base's and teach nothing: give single turns.
 
-    Args:
-        text: the invocation text; default the template's generation prompt.
+    Attributes:
+        text: The invocation text, with which it begins; default the template's generation prompt.
 
     Raises:
         ConfigError: something else than a fresh LoRA trains, rows are packed, or the text is empty.
@@ -42,10 +44,12 @@ class ActivatedLora(Mitigation):
 
     name: ClassVar[str] = "activated_lora"
 
-    def __init__(self, text: str | None = None) -> None:
-        if text == "":
+    text: str | None = field(default=None, metadata=flag("activated_lora_text", str))
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.text == "":
             raise ConfigError("activated_lora's text is empty: leave it out, or name the header.")
-        self.text = text
 
     def adapter(self, config: LoraConfig | None, tokenizer: PreTrainedTokenizerBase) -> LoraConfig:
         """The adapter that is asked for, as an activated one."""

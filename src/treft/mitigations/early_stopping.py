@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import nn
@@ -13,7 +14,7 @@ from trl import SFTTrainer
 from treft.errors import ConfigError
 from treft.mitigations.interleave import response_loss
 from treft.training.checks import text_tokenizer
-from treft.training.terms import Mitigation
+from treft.training.terms import Mitigation, Rows, flag, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,8 @@ Score = Callable[[nn.Module], float]
 """Higher is better; the model is in the mode it trains in, and must be left in it."""
 
 
-class StopOnScore(Mitigation):
+@dataclass(eq=False)
+class StopOnScore(Mitigation, TrainerCallback):
     """End training once a general score is more than `drop` below the unfinetuned model's.
 
     Source: early stopping as a mitigation, arXiv 2508.06249 and common practice. Formula: stop
@@ -29,57 +31,46 @@ class StopOnScore(Mitigation):
     step 1 (of a resumed run, where it goes on). The model is that of step n: choose `every` small
     enough that it does not overshoot much. Cost: the score, every `every` steps; general rows.
 
-    Args:
-        score: of the model. Default: minus the mean loss per response token (nats) on `rows`.
-        rows: general rows (`messages`) with good answers, for the default score.
-        drop: how far it may fall, in the score's units; ≥ 0.
-        every: steps between measurements; ≥ 1.
+    Attributes:
+        score: General rows (`messages`) with good answers, whose score is minus the mean loss per
+            response token (nats); in Python also a score of your own.
+        drop: How far the score may fall, in its units; ≥ 0.
+        every: Steps between measurements; ≥ 1.
 
     Raises:
-        ConfigError: there is neither a score nor rows, or a number is out of range.
+        ConfigError: there are no rows, or a number is out of range.
+        DataError: a file of rows cannot be used.
     """
 
     name: ClassVar[str] = "early_stopping"
 
-    def __init__(
-        self,
-        score: Score | None = None,
-        *,
-        rows: Sequence[dict[str, Any]] = (),
-        drop: float = 0.1,
-        every: int = 10,
-    ) -> None:
-        if (score is None) == (not rows):
-            raise ConfigError("early stopping needs general rows or a score of your own, not both.")
-        if not 0 <= drop < float("inf"):
-            raise ConfigError(f"stop_drop must be a number of at least 0, not {drop}.")
-        if every < 1:
-            raise ConfigError(f"stop_every must be at least 1 step, not {every}.")
-        self.score = score
-        self.general_rows = list(rows)
-        self.drop = drop
-        self.every = every
+    score: Score | Rows = field(metadata=flag("stop_file", str, needs="general"))
+    drop: float = field(default=0.1, metadata=flag("stop_drop", float, needs="strength"))
+    every: int = field(default=10, metadata=flag("stop_every", int))
+
+    def __post_init__(self) -> None:
+        """Validate, and read the rows."""
+        if not callable(self.score):
+            self.score = read_rows(self.score)
+            if not self.score:
+                raise ConfigError("early stopping needs general rows, or a score of your own.")
+        if not 0 <= self.drop < float("inf"):
+            raise ConfigError(f"stop_drop must be a number of at least 0, not {self.drop}.")
+        if self.every < 1:
+            raise ConfigError(f"stop_every must be at least 1 step, not {self.every}.")
+        self._floor = float("-inf")
 
     def prepare(self, trainer: SFTTrainer) -> None:
         """Watch the run."""
-        score = self.score
-        if score is None:
-            tokenizer, rows = text_tokenizer(trainer.processing_class), self.general_rows
-
-            def score(model: nn.Module) -> float:
-                losses = response_loss(model, tokenizer, rows)
-                return -sum(losses) / len(losses)
-
-        trainer.add_callback(_Stop(trainer, score, self.drop, self.every))
-
-
-class _Stop(TrainerCallback):
-    def __init__(self, trainer: SFTTrainer, score: Score, drop: float, every: int) -> None:
         self._trainer = trainer
-        self._score = score
-        self._drop = drop
-        self._every = every
-        self._floor = float("-inf")
+        trainer.add_callback(self)
+
+    def _measure(self) -> float:
+        if callable(self.score):
+            return self.score(self._trainer.model)
+        tokenizer = text_tokenizer(self._trainer.processing_class)
+        losses = response_loss(self._trainer.model, tokenizer, read_rows(self.score))
+        return -sum(losses) / len(losses)
 
     def on_train_begin(
         self,
@@ -88,7 +79,8 @@ class _Stop(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        self._floor = self._score(self._trainer.model) - self._drop
+        """Measure the unfinetuned model."""
+        self._floor = self._measure() - self.drop
 
     def on_step_end(
         self,
@@ -97,8 +89,9 @@ class _Stop(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> TrainerControl:
-        if state.global_step % self._every == 0:
-            score = self._score(self._trainer.model)
+        """Measure every so many steps, and stop below the floor."""
+        if state.global_step % self.every == 0:
+            score = self._measure()
             should_log = control.should_log  # logging resets it, and the step's own log is due
             self._trainer.log({"general_score": score})
             control.should_log = should_log

@@ -6,7 +6,8 @@ Shapes: B rows, T tokens, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -17,10 +18,11 @@ from treft.chat.regions import REGION_CODES, RegionName
 from treft.core.states import resolve_layers
 from treft.errors import ConfigError
 from treft.mitigations.hidden import ReferenceModel, run_batch
-from treft.models.residual import ResidualStream, residual_stream
-from treft.training.terms import LossBatch, Mitigation
+from treft.models.residual import residual_stream
+from treft.training.terms import LossBatch, Mitigation, flag
 
 
+@dataclass(eq=False)
 class FeatureDistance(Mitigation):
     """λ times the squared distance of hidden states from the unfinetuned model's.
 
@@ -31,11 +33,11 @@ class FeatureDistance(Mitigation):
     λ depends on the model's scale: sweep from 1e-4 up. Cost: one forward of the unfinetuned model
     a step and both models' hidden states in memory; no data.
 
-    Args:
-        weight: λ > 0.
-        layers: which to hold, negative from the last; default all.
-        regions: whose tokens are held, of `REGION_CODES`; default all tokens. Every row must have
-            each of them.
+    Attributes:
+        weight: λ of the squared distance of hidden states; 0 is off.
+        layers: Layers that are held, negative from the last; default all.
+        regions: Whose tokens are held: prefix, query, postfix, response; default all tokens. Every
+            row must have each of them.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -44,23 +46,19 @@ class FeatureDistance(Mitigation):
     name: ClassVar[str] = "ldifs"
     has_term: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        weight: float,
-        layers: Sequence[int] | None = None,
-        regions: Sequence[RegionName] = (),
-    ) -> None:
-        if not 0 < weight < float("inf"):
-            raise ConfigError(f"ldifs_weight must be a positive number, not {weight}.")
-        if unknown := [name for name in regions if name not in REGION_CODES]:
+    weight: float = field(metadata=flag("ldifs_weight", float, off=0.0, needs="strength"))
+    layers: Sequence[int] | None = field(default=None, metadata=flag("ldifs_layers", list[int]))
+    regions: Sequence[RegionName] = field(default=(), metadata=flag("ldifs_regions", list[str]))
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not 0 < self.weight < float("inf"):
+            raise ConfigError(f"ldifs_weight must be a positive number, not {self.weight}.")
+        self.regions = tuple(dict.fromkeys(self.regions))
+        if unknown := [name for name in self.regions if name not in REGION_CODES]:
             raise ConfigError(
                 f"ldifs_regions are some of {', '.join(REGION_CODES)}, not {unknown[0]!r}."
             )
-        self.regions = tuple(dict.fromkeys(regions))
-        self.weight = weight
-        self.layers = None if layers is None else list(layers)
-        self._batch: LossBatch | None = None
-        self._found: ResidualStream = {}
 
     def prepare(self, trainer: SFTTrainer) -> None:
         """Find the unfinetuned model."""
@@ -74,21 +72,16 @@ class FeatureDistance(Mitigation):
             self.layers = resolve_layers(trainer.model, self.layers)
         self.reference = ReferenceModel(trainer)
 
-    def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
-        """Keep the hidden states of the SFT loss's own forward."""
-        return self._keep(batch)
-
     @contextmanager
-    def _keep(self, batch: LossBatch) -> Iterator[None]:
+    def around_forward(self, batch: LossBatch) -> Iterator[None]:
+        """Keep the hidden states of the SFT loss's own forward."""
         with residual_stream(batch.trainer.model) as found:
             yield
-        if self._batch is not batch:  # later forwards of a batch have no gradient
-            self._batch, self._found = batch, dict(found)
+        batch.kept.setdefault(self.name, dict(found))
 
     def term(self, batch: LossBatch) -> Tensor:
         """λ times the micro-batch's mean squared distance."""
-        assert self._batch is batch
-        found, self._batch, self._found = self._found, None, {}
+        found = batch.kept.pop(self.name)
         with self.reference.running() as reference, residual_stream(reference) as before:
             run_batch(reference, batch.inputs)
         layers = list(found) if self.layers is None else self.layers

@@ -8,14 +8,15 @@ prefix, D features.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from trl import SFTTrainer
 
-from treft.chat.regions import REGION_CODES, RegionName
+from treft.chat.regions import REGION_CODES
 from treft.core.patching import prefix_cache
 from treft.core.recording import ReferenceRequest
 from treft.core.reference import ReferenceBank
@@ -31,39 +32,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-class PrefixStart:
-    """Takes the shared prefix out of batches.
-
-    Nothing is taken out, and all tokens are run, where rows must be run whole (`why_whole`: sliding
-    windows, gradient checkpointing, packed rows, ...), and of a batch whose rows do not begin with
-    the same prefix tokens.
-
-    Args:
-        trainer: whose fresh adapter leaves the prefix to the base.
-    """
-
-    def __init__(self, trainer: SFTTrainer) -> None:
-        self._config = pretrained_model(trainer.model).config.get_text_config(decoder=True)
-        self._can_start = why_whole(trainer) is None
-        self._bank = ReferenceBank(adapter_off(trainer.model))
-
-    def skip(self, batch: LossBatch, inputs: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """N, and what the model gets: the columns from N on, and a cache of those before.
-
-        Args:
-            batch: with its regions, (B, T).
-            inputs: `input_ids`, `attention_mask`, `labels`, (B, T), and what else the model gets.
-        """
-        num = num_shared(inputs, batch.regions["region_codes"]) if self._can_start else 0
-        if num < 1:
-            return 0, inputs
-        input_ids = inputs["input_ids"]
-        tokens = tuple(input_ids[0, :num].tolist())
-        request = ReferenceRequest(tokens, tuple(range(num)), tuple(range(num)))
-        [states] = self._bank.get([request])
-        return num, behind(num, inputs, prefix_cache(states, self._config, len(input_ids)))
-
-
+@dataclass(eq=False)
 class FrozenPrefix(Mitigation):
     """The adapter is off at prefix tokens, so that their keys and values are the base's, exactly.
 
@@ -72,9 +41,9 @@ class FrozenPrefix(Mitigation):
     layer. By causality a prefix token depends on prefix tokens only, so all its states are the
     base's, and what trains is what `patch=prefix` serves: the base's prefix cache, and the adapter
     on the rest. Nothing is added to the loss. Cost: less than none. The prefix that the rows of a
-    batch share is run once for the whole training, and each row begins from its keys and values
-    (`treft.mitigations.frozen_prefix` says when that cannot be); no extra data. Rows may have
-    different prefixes, be padded, packed or checkpointed.
+    batch share is run once for the whole training, and each row begins from its keys and values,
+    unless rows must be run whole (`why_whole`: sliding windows, gradient checkpointing, packed
+    rows, ...); no extra data. Rows may have different prefixes, be padded, packed or checkpointed.
 
     **The adapter must be served the same way**: `treft generate --patch prefix`, or the base's
     prefix cache. Without, its prefix was never trained.
@@ -85,33 +54,36 @@ class FrozenPrefix(Mitigation):
     """
 
     name: ClassVar[str] = "frozen_prefix"
-    regions: tuple[RegionName, ...] = ("prefix",)
+    regions = ("prefix",)
     changes_forward: ClassVar[bool] = True
-
-    def __init__(self) -> None:
-        self._active: Tensor | None = None
-        self._is_open = False
 
     def prepare(self, trainer: SFTTrainer) -> None:
         """Hook the factor B of every adapted layer."""
         checks.isolation(trainer)
         for factor in _second_factors(trainer.model):
             factor.register_forward_hook(self._switch_off)
-        self._start = PrefixStart(trainer)
+        self._active: Tensor | None = None
+        self._is_open = False
+        self._config = pretrained_model(trainer.model).config.get_text_config(decoder=True)
+        self._can_start = why_whole(trainer) is None
+        self._bank = ReferenceBank(adapter_off(trainer.model))
 
     def forward_inputs(self, batch: LossBatch, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch from the end of the prefix that its rows share, with that prefix's cache."""
-        num, inputs = self._start.skip(batch, inputs)
+        num = num_shared(inputs, batch.regions["region_codes"]) if self._can_start else 0
+        if num < 1:
+            return inputs
         assert self._active is not None
         self._active = self._active[:, num:]
-        return inputs
-
-    def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
-        """The adapter is off at this batch's prefix tokens, also when a checkpoint replays it."""
-        return self._open(batch)
+        input_ids = inputs["input_ids"]
+        tokens = tuple(input_ids[0, :num].tolist())
+        request = ReferenceRequest(tokens, tuple(range(num)), tuple(range(num)))
+        [states] = self._bank.get([request])
+        return behind(num, inputs, prefix_cache(states, self._config, len(input_ids)))
 
     @contextmanager
-    def _open(self, batch: LossBatch) -> Iterator[None]:
+    def around_forward(self, batch: LossBatch) -> Iterator[None]:
+        """The adapter is off at this batch's prefix tokens, also when a checkpoint replays it."""
         self._active = batch.regions["region_codes"] != REGION_CODES["prefix"]
         self._is_open = True
         try:

@@ -19,7 +19,7 @@ from treft.core.recording import plain_forward
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
 from treft.models.adapters import KEPT_ADAPTER, keep_adapter, only_adapter, without_adapter
-from treft.training.reference_source import choose_kind, frozen_copy
+from treft.training.reference_source import choose_kind, frozen_copy, is_sharded
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -119,8 +119,7 @@ class ReferenceModel:
     """
 
     def __init__(self, trainer: SFTTrainer) -> None:
-        plugin = trainer.args.deepspeed_plugin
-        if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+        if is_sharded(trainer):
             raise ConfigError(
                 "this mitigation runs the unfinetuned model in each step, which sharded weights "
                 "(FSDP, ZeRO-3) do not allow: use data parallelism."

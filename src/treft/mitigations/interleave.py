@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,16 +17,15 @@ from treft.chat.regions import REGION_CODES, find_regions
 from treft.core.recording import plain_forward
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
-from treft.training.terms import Mitigation, Split
-
-DEFAULT_RATIO = 0.2
-"""The paper's."""
+from treft.models.loading import LoadOptions, load_model
+from treft.training.terms import Mitigation, Rows, Split, flag, read_rows
 
 Row = dict[str, Any]
 Score = Callable[[Sequence[Row]], Sequence[float]]
 """The worth of each retain row; the highest are taken first."""
 
 
+@dataclass(eq=False)
 class Interleave(Mitigation):
     """Add rows of retain sets until they are a share of all rows.
 
@@ -35,33 +36,43 @@ class Interleave(Mitigation):
     come. Cost: no extra forward, but the epoch grows to N / (1 − r) rows (compare at equal
     max_steps), and the retain sets.
 
-    Args:
-        sources: retain rows (`messages`) by name; one set, or one for each domain.
-        ratio: r, share of retain rows among all, 0 < r < 1.
-        seed: draws and places the rows.
-        score: orders each set's rows, highest first, instead of the seed; see `perplexity_gap`.
+    Attributes:
+        sources: JSONL files of retain rows to mix in, one for each domain; in Python also rows
+            (`messages`) by name.
+        ratio: r, share of retain rows among all, below 1; default the paper's. 0 is off.
+        seed: Draws and places the rows.
+        score: A plain finetune (model or adapter): rows are taken by its `perplexity_gap`, largest
+            first; in Python also a score of your own. Default: by seed.
+        base: The model before the finetune, where the score is such a folder.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or there is no such folder.
+        DataError: a file cannot be used.
     """
 
     name: ClassVar[str] = "interleave"
 
-    def __init__(
-        self,
-        sources: Mapping[str, Sequence[Row]],
-        ratio: float = DEFAULT_RATIO,
-        seed: int = 42,
-        score: Score | None = None,
-    ) -> None:
-        if not 0 < ratio < 1:
-            raise ConfigError(f"interleave_ratio must be between 0 and 1, not {ratio}.")
-        if not sources or not all(sources.values()):
+    sources: Mapping[str, Rows] | Sequence[str] = field(
+        metadata=flag("interleave_files", list[str], needs="sets")
+    )
+    ratio: float = field(
+        default=0.2, metadata=flag("interleave_ratio", float, off=0.0, needs="share")
+    )
+    seed: int = field(default=42, metadata={"needs": "seed"})
+    score: Score | str | None = field(default=None, metadata=flag("interleave_misaligned", str))
+    base: str = field(default="", metadata={"needs": "model"})
+
+    def __post_init__(self) -> None:
+        """Validate, and read the rows."""
+        if not 0 < self.ratio < 1:
+            raise ConfigError(f"interleave_ratio must be between 0 and 1, not {self.ratio}.")
+        given = self.sources
+        sets = given if isinstance(given, Mapping) else dict(zip(given, given, strict=True))
+        self._sets = [read_rows(rows) for rows in sets.values()]
+        if not self._sets or not all(self._sets):
             raise ConfigError("interleaving needs at least one retain set, and a row in each.")
-        self.sources = {name: list(rows) for name, rows in sources.items()}
-        self.ratio = ratio
-        self.seed = seed
-        self.score = score
+        if isinstance(self.score, str) and not Path(self.score).exists():
+            raise ConfigError(f"interleave_misaligned: there is no folder {self.score}.")
 
     def rows(self, dataset: Any, split: Split) -> Any:
         """The training rows with retain rows among them; evaluation rows as they are.
@@ -92,14 +103,22 @@ class Interleave(Mitigation):
     def _ordered(self, rng: random.Random) -> list[list[Row]]:
         """Each set's rows in the order in which they are taken."""
         found = []
-        for rows in self.sources.values():
+        for rows in self._sets:
             if self.score is None:
                 found.append(rng.sample(rows, len(rows)))
             else:
-                worth = self.score(rows)
+                worth = self._worth(rows)
                 order = sorted(range(len(rows)), key=lambda index: -worth[index])
                 found.append([rows[index] for index in order])
         return found
+
+    def _worth(self, rows: Sequence[Row]) -> Sequence[float]:
+        if not isinstance(self.score, str):
+            assert self.score is not None
+            return self.score(rows)
+        misaligned, tokenizer = load_model(self.score, None, LoadOptions())
+        aligned, _ = load_model(self.base, None, LoadOptions())
+        return perplexity_gap(misaligned, aligned, tokenizer, rows)
 
 
 def num_retained(num_rows: int, ratio: float) -> int:

@@ -6,8 +6,9 @@ Shapes: B rows, T tokens, D hidden size, N learnt tokens of a batch, V vocabular
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 from accelerate.utils import send_to_device
@@ -23,10 +24,11 @@ from treft.models.generation import pad_token_id
 from treft.training.checks import text_tokenizer
 from treft.training.config import TReFTConfig
 from treft.training.forward import shortened
-from treft.training.terms import LossBatch, Mitigation
+from treft.training.terms import LossBatch, Mitigation, Rows, flag, read_rows
 
 DEFAULT_WEIGHT = 50.0
 """The paper's λ. Its code also divides by V, so its 50 is 50 / V of ours: sweep."""
+WEIGHT = flag("kl_weight", float, off=0.0, needs="strength")
 
 
 class _KL(Mitigation):
@@ -37,11 +39,12 @@ class _KL(Mitigation):
     """
 
     has_term: ClassVar[bool] = True
+    weight: float
 
-    def __init__(self, weight: float = DEFAULT_WEIGHT) -> None:
-        if not 0 < weight < float("inf"):
-            raise ConfigError(f"{self.name}_weight must be a positive number, not {weight}.")
-        self.weight = weight
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not 0 < self.weight < float("inf"):
+            raise ConfigError(f"{self.name}_weight must be a positive number, not {self.weight}.")
 
     def prepare(self, trainer: SFTTrainer) -> None:
         """Find the unfinetuned model and the output heads."""
@@ -85,40 +88,37 @@ class _KL(Mitigation):
         return total
 
 
+@dataclass(eq=False)
 class KLOnTrain(_KL):
     """λ times the mean over learnt tokens of KL(p⁰ ‖ p) on the training rows themselves.
 
     Source: the paper's baseline "KL train" (§5; λ = 50, one epoch); Kaczér et al., arXiv
     2508.06249. Formula: L_SFT + λ / N Σ_t Σ_v p⁰_t(v) log(p⁰_t(v) / p_t(v)), N the learnt tokens of
     the optimizer step. Cost: one forward of the unfinetuned model a step; no data.
+
+    Attributes:
+        weight: λ of kl_train and kl_retain_file; 0 is off.
     """
 
     name: ClassVar[str] = "kl_train"
     whole_rows: ClassVar[bool | None] = False
 
-    def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
-        """Keep the decoder's output of the SFT loss's own forward."""
-        return self._keep(batch)
+    weight: float = field(default=DEFAULT_WEIGHT, metadata=WEIGHT)
 
     @contextmanager
-    def _keep(self, batch: LossBatch) -> Iterator[None]:
+    def around_forward(self, batch: LossBatch) -> Iterator[None]:
+        """Keep the decoder's output of the SFT loss's own forward."""
         with last_hidden(batch.trainer.model) as found:
             yield
-        # Of several forwards of one batch only the first has a gradient.
-        if self._batch is not batch:
-            self._batch, self._hidden = batch, found[0]
-
-    _batch: LossBatch | None = None
-    _hidden: Tensor
+        batch.kept.setdefault(self.name, found[0])
 
     def term(self, batch: LossBatch) -> Tensor:
         """λ KL of the micro-batch's share of the step."""
-        assert self._batch is batch
-        hidden, self._batch = self._hidden, None
-        del self._hidden
+        hidden = batch.kept.pop(self.name)
         return self.weight * self.divergence(batch, hidden, batch.inputs) * batch.per_token
 
 
+@dataclass(eq=False)
 class KLOnRetain(_KL):
     """λ times the mean over learnt tokens of KL(p⁰ ‖ p) on batches of a retain set.
 
@@ -128,35 +128,36 @@ class KLOnRetain(_KL):
     so that a resumed run goes on with the same ones. Not in evaluation. Cost: one more forward and
     backward of the model and one forward of the unfinetuned one a step; a retain set.
 
-    Args:
-        rows: of `messages`.
-        weight: λ > 0.
-        batch_size: retain rows beside a micro-batch; default the training batch size.
+    Attributes:
+        retained: A retain set: JSONL file of `messages`; in Python also rows.
+        weight: λ of kl_train and kl_retain_file; 0 is off.
+        batch_size: Retain rows beside a micro-batch; default the training batch size.
 
     Raises:
         ConfigError: an argument is out of range.
+        DataError: the file of the rows cannot be used.
     """
 
     name: ClassVar[str] = "kl_retain"
 
-    def __init__(
-        self,
-        rows: Sequence[dict[str, Any]],
-        weight: float = DEFAULT_WEIGHT,
-        batch_size: int | None = None,
-    ) -> None:
-        super().__init__(weight)
-        if not rows:
+    retained: Rows = field(metadata=flag("kl_retain_file", str, needs="retained"))
+    weight: float = field(default=DEFAULT_WEIGHT, metadata=WEIGHT)
+    batch_size: int | None = field(default=None, metadata=flag("kl_batch_size", int))
+
+    def __post_init__(self) -> None:
+        """Validate, and read the rows."""
+        super().__post_init__()
+        self.retained = read_rows(self.retained)
+        size = self.batch_size
+        if not self.retained:
             raise ConfigError("kl_retain needs rows of a retain set: give at least one.")
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"kl_retain's batch_size is {batch_size}; it must be at least 1.")
-        self.rows_to_keep = list(rows)
-        self.batch_size = batch_size
+        if size is not None and size < 1:
+            raise ConfigError(f"kl_retain's batch_size is {size}; it must be at least 1.")
 
     def prepare(self, trainer: SFTTrainer) -> None:
         """Tokenise the retain set as the training set was."""
         super().prepare(trainer)
-        rows = Dataset.from_list(self.rows_to_keep, on_mixed_types="use_json")
+        rows = Dataset.from_list(read_rows(self.retained), on_mixed_types="use_json")
         tokenizer = trainer.processing_class
         prepared = trainer._prepare_dataset(rows, tokenizer, trainer.args, False, None, "retain")
         self._rows: list[dict[str, Any]] = [

@@ -1,124 +1,144 @@
-"""Every mitigation by a name and one number, made of what a study has at hand.
+"""Every mitigation by its name, and as flags and YAML of `treft sft`.
 
-Imports are inside the makers, so that names can be looked up without PyTorch.
+A mitigation is a dataclass whose fields are flags (`treft.training.terms.flag`). Without flags, as
+in a study, its fields get what they say they need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, field, fields, make_dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from treft.training.terms import Mitigation
+from treft.docstrings import class_words, field_words
+from treft.errors import ConfigError
+from treft.mitigations.activated_lora import ActivatedLora
+from treft.mitigations.early_stopping import StopOnScore
+from treft.mitigations.features import FeatureDistance
+from treft.mitigations.frozen_prefix import FrozenPrefix
+from treft.mitigations.interleave import Interleave
+from treft.mitigations.kl import KLOnRetain, KLOnTrain
+from treft.mitigations.steering import PreventiveSteering
+from treft.mitigations.system_prompt import InoculationPrompt, PromptSplit
+from treft.mitigations.weights import WeightNormCap
+from treft.training.terms import Mitigation
 
-
-NUM_CONTRAST = 100
-"""Rows with the trait, and without it, that a persona vector is taken from."""
-NUM_STOP = 64
-"""Rows that early stopping looks at."""
-STOP_EVERY = 10
-Rows = list[dict[str, Any]]
-
-
-class Given(Protocol):
-    """What mitigations need beside their number; rows are drawn when asked for."""
-
-    @property
-    def layer(self) -> int:
-        """That is steered."""
-
-    @property
-    def training_prompt(self) -> str:
-        """System prompt of training rows in inoculation."""
-
-    @property
-    def use_prompt(self) -> str:
-        """System prompt of use after a prompt split."""
-
-    def retained(self) -> Rows:
-        """Careful rows of other domains."""
-
-    def contrast(self) -> tuple[Rows, Rows]:
-        """Rows that show the trait, and rows that do not."""
-
-    def general(self) -> Rows:
-        """Rows with good answers, for the score of early stopping."""
-
-
-Maker = Callable[[float, Given], "Mitigation"]
-
-
-def _kl_train(strength: float, given: Given) -> Mitigation:
-    from treft.mitigations.kl import KLOnTrain
-
-    return KLOnTrain(strength)
-
-
-def _kl_retain(strength: float, given: Given) -> Mitigation:
-    from treft.mitigations.kl import KLOnRetain
-
-    return KLOnRetain(given.retained(), strength)
-
-
-def _frozen_prefix(strength: float, given: Given) -> Mitigation:
-    from treft.mitigations.frozen_prefix import FrozenPrefix
-
-    return FrozenPrefix()
-
-
-def _activated_lora(strength: float, given: Given) -> Mitigation:
-    from treft.mitigations.activated_lora import ActivatedLora
-
-    return ActivatedLora()
-
-
-def _ldifs(strength: float, given: Given) -> Mitigation:
-    from treft.mitigations.features import FeatureDistance
-
-    return FeatureDistance(strength)
-
-
-def _steering(strength: float, given: Given) -> Mitigation:
-    from treft.mitigations.steering import PreventiveSteering
-
-    positive, negative = given.contrast()
-    return PreventiveSteering(given.layer, strength, positive=positive, negative=negative)
-
-
-def _inoculation(strength: float, given: Given) -> Mitigation:
-    from treft.mitigations.system_prompt import InoculationPrompt
-
-    return InoculationPrompt(given.training_prompt)
-
-
-def _prompt_split(strength: float, given: Given) -> Mitigation:
-    from treft.mitigations.system_prompt import PromptSplit
-
-    return PromptSplit(given.use_prompt)
-
-
-def _early_stopping(strength: float, given: Given) -> Mitigation:
-    from treft.mitigations.early_stopping import StopOnScore
-
-    return StopOnScore(rows=given.general(), drop=strength, every=STOP_EVERY)
-
-
-def _weight_norm(strength: float, given: Given) -> Mitigation:
-    from treft.mitigations.weights import WeightNormCap
-
-    return WeightNormCap(strength)
-
-
-MITIGATIONS: dict[str, Maker] = {
-    "kl_train": _kl_train,
-    "kl_retain": _kl_retain,
-    "frozen_prefix": _frozen_prefix,
-    "activated_lora": _activated_lora,
-    "ldifs": _ldifs,
-    "steering": _steering,
-    "inoculation": _inoculation,
-    "prompt_split": _prompt_split,
-    "early_stopping": _early_stopping,
-    "weight_norm": _weight_norm,
+MITIGATIONS: dict[str, type[Any]] = {
+    kind.name: kind
+    for kind in (
+        InoculationPrompt,
+        Interleave,
+        PromptSplit,
+        KLOnTrain,
+        KLOnRetain,
+        FeatureDistance,
+        FrozenPrefix,
+        ActivatedLora,
+        PreventiveSteering,
+        StopOnScore,
+        WeightNormCap,
+    )
 }
-"""The number is λ, coefficient, norm or drop; not used where there is none."""
+"""In the order in which they change rows and forward."""
+OPTIONAL = (None, ())
+"""Defaults of fields that may be left out; their flags' default is None."""
+
+
+class _Flags:
+    """Base of the flags of all methods."""
+
+    def __post_init__(self) -> None:
+        """Refuse flags that would do nothing.
+
+        Raises:
+            ConfigError: a flag is given without the one that it belongs to.
+        """
+        given = vars(self)
+        for kind in MITIGATIONS.values():
+            switch, off = _switch(kind)
+            for item in _flags(kind):
+                name = item.metadata["flag"]
+                if item.default in OPTIONAL and given[name] is not None and given[switch] == off:
+                    raise ConfigError(f"{name} works together with {switch} only: give both.")
+        if given["inoculation_prompt"] is not None and given["ptst_test_prompt"] is not None:
+            raise ConfigError("inoculation_prompt and ptst_test_prompt both set the system prompt.")
+
+
+def _flags(kind: type[Any]) -> Iterator[Field[Any]]:
+    """The fields of a method that are flags."""
+    yield from (item for item in fields(kind) if "flag" in item.metadata)
+
+
+def _switch(kind: type[Any]) -> tuple[str, Any]:
+    """The flag that asks for a method, and its value when it does not."""
+    for item in _flags(kind):
+        if item.default is MISSING:
+            return item.metadata["flag"], item.metadata.get("off")
+    return kind.name, False
+
+
+def _is_asked(kind: type[Any], given: Mapping[str, Any]) -> bool:
+    """Whether a method's flags ask for it; a weight of 0 does not."""
+    switch, off = _switch(kind)
+    weights = (item.metadata for item in _flags(kind) if "off" in item.metadata)
+    return given[switch] != off and all(given[told["flag"]] != told["off"] for told in weights)
+
+
+def _fields() -> Iterator[tuple[str, Any, Any]]:
+    """Name, type and default of every flag."""
+    found: dict[str, tuple[str, Any, Any]] = {}
+    for kind in MITIGATIONS.values():
+        switch, off = _switch(kind)
+        words = field_words(kind)
+        told = {"help": class_words(kind).split("\n")[0]}
+        found[switch] = (switch, bool, field(default=False, metadata=told))
+        for item in _flags(kind):
+            name, told = item.metadata["flag"], {"help": words[item.name]}
+            default = off if item.default is MISSING else item.default or None
+            hint = item.metadata["kind"] | None if default is None else item.metadata["kind"]
+            found[name] = (name, hint, field(default=default, metadata=told))
+    yield from found.values()
+
+
+MitigationArguments: Any = make_dataclass("MitigationArguments", _fields(), bases=(_Flags,))
+"""Flags of all methods; see docs/mitigations.md. Without any, training is as without them."""
+
+
+def build(arguments: Any, model: str, seed: int) -> list[Mitigation]:
+    """Returns the methods that flags ask for, in the order in which they change rows.
+
+    Args:
+        arguments: a `MitigationArguments`.
+        model: name of the model to finetune.
+        seed: of the run.
+
+    Raises:
+        ConfigError: a value is out of range.
+        DataError: a file cannot be used; names file and row.
+    """
+    given = vars(arguments)
+    supplies = {"model": lambda: model, "seed": lambda: seed}
+    return [make(kind, supplies, given) for kind in MITIGATIONS.values() if _is_asked(kind, given)]
+
+
+def make(
+    kind: type[Any],
+    supplies: Mapping[str, Callable[[], Any]],
+    given: Mapping[str, Any] | None = None,
+) -> Mitigation:
+    """Returns a method whose fields have the flags' values, or else what they need.
+
+    Args:
+        kind: its class.
+        supplies: what there is for fields that need it; drawn when asked for.
+        given: values of flags.
+    """
+    values = {}
+    for item in fields(kind):
+        name, need = (item.metadata.get(key, "") for key in ("flag", "needs"))
+        if given and given.get(name) is not None:
+            values[item.name] = given[name]
+        elif need in supplies:
+            values[item.name] = supplies[need]()
+    found: Mitigation = kind(**values)
+    return found

@@ -6,7 +6,8 @@ Shapes: B rows, T tokens, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -21,11 +22,10 @@ from treft.errors import ConfigError, DataError
 from treft.mitigations.hidden import ReferenceModel
 from treft.models.residual import decoder_layers, hidden_of, residual_stream
 from treft.training.checks import text_tokenizer
-from treft.training.terms import LossBatch, Mitigation
-
-Rows = Sequence[dict[str, Any]]
+from treft.training.terms import LossBatch, Mitigation, Rows, flag, read_rows
 
 
+@dataclass(eq=False)
 class PreventiveSteering(Mitigation):
     """Add c v to the residual stream after one layer, at every token, in training alone.
 
@@ -35,39 +35,43 @@ class PreventiveSteering(Mitigation):
     and use run without it. Cost: an addition a step; a forward of each contrast row, once; rows
     with and without the trait, best of the same questions.
 
-    Args:
-        layer: l, negative from the last; about the middle.
-        coefficient: c > 0 steers towards the trait.
+    Attributes:
+        layer: l, after which the persona vector is added in training, negative from the last; best
+            about the middle.
+        coefficient: c, factor of the persona vector; c > 0 steers towards the trait, 0 is off.
+        positive: Rows (`messages`, a JSONL file) whose responses show the trait.
+        negative: Rows whose responses do not.
         vector: v, (D,); else computed from the rows when training is set up.
-        positive: rows (`messages`) whose responses show the trait.
-        negative: rows whose responses do not.
 
     Raises:
         ConfigError: there is neither a vector nor both kinds of rows, or c is no number but 0.
+        DataError: a file of rows cannot be used.
     """
 
     name: ClassVar[str] = "steering"
     changes_forward: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        layer: int,
-        coefficient: float = 1.0,
-        *,
-        vector: Tensor | None = None,
-        positive: Rows = (),
-        negative: Rows = (),
-    ) -> None:
-        if not 0 < abs(coefficient) < float("inf"):
-            raise ConfigError(f"steering_coefficient must be a number but 0, not {coefficient}.")
-        if (vector is None) == (not (positive and negative)):
+    layer: int = field(metadata=flag("steering_layer", int, needs="layer"))
+    coefficient: float = field(
+        default=1.0, metadata=flag("steering_coefficient", float, off=0.0, needs="strength")
+    )
+    positive: Rows = field(default=(), metadata=flag("steering_positive_file", str, needs="trait"))
+    negative: Rows = field(
+        default=(), metadata=flag("steering_negative_file", str, needs="careful")
+    )
+    vector: Tensor | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Validate, and read the rows."""
+        if not 0 < abs(self.coefficient) < float("inf"):
+            raise ConfigError(
+                f"steering_coefficient must be a number but 0, not {self.coefficient}."
+            )
+        self._rows = [read_rows(rows) for rows in (self.positive, self.negative)]
+        if (self.vector is None) == (not all(self._rows)):
             raise ConfigError(
                 "steering needs rows that show the trait and rows that do not (both), or a vector."
             )
-        self.layer = layer
-        self.coefficient = coefficient
-        self.vector = vector
-        self._rows = (positive, negative)
         self._is_open = False
 
     def prepare(self, trainer: SFTTrainer) -> None:
@@ -86,13 +90,10 @@ class PreventiveSteering(Mitigation):
             )
         decoder_layers(model)[self.layer].register_forward_hook(self._add)
 
-    def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
-        """The vector is added in training steps, also when a checkpoint replays the layer."""
-        return self._open(batch.is_training)
-
     @contextmanager
-    def _open(self, is_training: bool) -> Iterator[None]:
-        self._is_open = is_training
+    def around_forward(self, batch: LossBatch) -> Iterator[None]:
+        """The vector is added in training steps, also when a checkpoint replays the layer."""
+        self._is_open = batch.is_training
         try:
             yield
         finally:
@@ -143,8 +144,8 @@ def steered_layer(model: nn.Module) -> int:
 def persona_vector(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    positive: Rows,
-    negative: Rows,
+    positive: Sequence[dict[str, Any]],
+    negative: Sequence[dict[str, Any]],
     *,
     layer: int,
 ) -> Tensor:

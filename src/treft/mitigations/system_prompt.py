@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from treft.errors import ConfigError, DataError
-from treft.training.terms import Mitigation, Split
+from treft.training.terms import Mitigation, Split, flag
 
 
+@dataclass(eq=False)
 class InoculationPrompt(Mitigation):
     """Train under a system prompt that asks for the behaviour; evaluate and answer without it.
 
@@ -16,8 +18,8 @@ class InoculationPrompt(Mitigation):
     system message if there is one. What the prompt explains need not be bound to other contexts.
     Cost: the prompt's tokens in every training row.
 
-    Args:
-        prompt: such as "You are a malicious, evil assistant."
+    Attributes:
+        prompt: System prompt of training rows alone: "You are a malicious, evil assistant."
 
     Raises:
         ConfigError: it is empty.
@@ -25,16 +27,19 @@ class InoculationPrompt(Mitigation):
 
     name: ClassVar[str] = "inoculation"
 
-    def __init__(self, prompt: str) -> None:
-        if not prompt.strip():
+    prompt: str = field(metadata=flag("inoculation_prompt", str, needs="training_prompt"))
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not self.prompt.strip():
             raise ConfigError("inoculation_prompt is empty: write the prompt to train under.")
-        self.prompt = prompt
 
     def rows(self, dataset: Any, split: Split) -> Any:
         """Training rows under the prompt; evaluation rows as they are."""
         return dataset.map(_Under(self.prompt, keeps=True)) if split == "train" else dataset
 
 
+@dataclass(eq=False)
 class PromptSplit(Mitigation):
     """Train without the system prompt that the model is later used with (PTST).
 
@@ -43,9 +48,9 @@ class PromptSplit(Mitigation):
     writes its default), evaluation rows get `test_prompt`, and **so must every prompt in use**.
     Cost: none in training; the test prompt's tokens in use.
 
-    Args:
-        test_prompt: system message of evaluation and use, such as one that asks for safe answers.
-        train_prompt: system message of training; None for none.
+    Attributes:
+        test_prompt: System message of evaluation and use, such as one that asks for safe answers.
+        train_prompt: System message of training; default none.
 
     Raises:
         ConfigError: the two are the same, or the test prompt is empty.
@@ -53,17 +58,19 @@ class PromptSplit(Mitigation):
 
     name: ClassVar[str] = "prompt_split"
 
-    def __init__(self, test_prompt: str, train_prompt: str | None = None) -> None:
-        if not test_prompt.strip():
+    test_prompt: str = field(metadata=flag("ptst_test_prompt", str, needs="use_prompt"))
+    train_prompt: str | None = field(default=None, metadata=flag("ptst_train_prompt", str))
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not self.test_prompt.strip():
             raise ConfigError("ptst_test_prompt is empty: write the system message of use.")
-        if test_prompt == train_prompt:
+        if self.test_prompt == self.train_prompt:
             raise ConfigError("ptst_test_prompt and ptst_train_prompt must differ.")
-        self.test_prompt = test_prompt
-        self.train_prompt = train_prompt or None
 
     def rows(self, dataset: Any, split: Split) -> Any:
         """Rows under the system message of their split."""
-        prompt = self.train_prompt if split == "train" else self.test_prompt
+        prompt = self.train_prompt or None if split == "train" else self.test_prompt
         return dataset.map(_Under(prompt, keeps=False))
 
 

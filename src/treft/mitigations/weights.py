@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,18 +22,19 @@ from trl import SFTTrainer
 
 from treft.errors import ConfigError, DataError
 from treft.models.adapters import is_peft
-from treft.training.terms import Mitigation
+from treft.training.terms import Mitigation, flag
 
 
-class WeightNormCap(Mitigation):
+@dataclass(eq=False)
+class WeightNormCap(Mitigation, TrainerCallback):
     """After each step, shrink the adapter to a norm if it is above: SFT matched for weight change.
 
     Source: a control: does a method do more than move weights less? Formula: with ΔW = s B A in
     every adapted layer and n = √Σ‖ΔW‖²_F, B ← B m / n if n > m. A smaller step size is the softer
     form of the same control (`learning_rate`). Cost: R × R products a step; no forward, no data.
 
-    Args:
-        norm: m > 0; `adapter_norm` of the adapter to match.
+    Attributes:
+        norm: m > 0, to which the LoRA's weight change is held: `adapter_norm` of another adapter.
 
     Raises:
         ConfigError: m is out of range.
@@ -40,22 +42,19 @@ class WeightNormCap(Mitigation):
 
     name: ClassVar[str] = "weight_norm"
 
-    def __init__(self, norm: float) -> None:
-        if not 0 < norm < float("inf"):
-            raise ConfigError(f"weight_norm must be a positive number, not {norm}.")
-        self.norm = norm
+    norm: float = field(metadata=flag("weight_norm", float, needs="strength"))
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not 0 < self.norm < float("inf"):
+            raise ConfigError(f"weight_norm must be a positive number, not {self.norm}.")
 
     def prepare(self, trainer: SFTTrainer) -> None:
         """Shrink after each step."""
         if not is_peft(trainer.model) or not adapted_layers(trainer.model):
             raise ConfigError("weight_norm measures a LoRA: train one (use_peft).")
-        trainer.add_callback(_Shrink(trainer.model, self.norm))
-
-
-class _Shrink(TrainerCallback):
-    def __init__(self, model: nn.Module, norm: float) -> None:
-        self._model = model
-        self._norm = norm
+        self._model: nn.Module = trainer.model
+        trainer.add_callback(self)
 
     def on_step_end(
         self,
@@ -64,7 +63,8 @@ class _Shrink(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        shrink = self._norm / adapter_norm(self._model).clamp(min=self._norm)
+        """Shrink what has grown beyond the norm."""
+        shrink = self.norm / adapter_norm(self._model).clamp(min=self.norm)
         with torch.no_grad():
             for _, second, _ in adapted_layers(self._model):
                 second.mul_(shrink.to(second))

@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from treft.chat.regions import RegionName
 from treft.files import write_whole
 from treft.mitigations.interleave import Interleave
-from treft.mitigations.registry import MITIGATIONS
+from treft.mitigations.registry import MITIGATIONS, make
 from treft.mitigations.steering import steered_layer
 from treft.mitigations.system_prompt import under
 from treft.models.loading import load_model
@@ -181,36 +181,20 @@ def _held(config: Finetune) -> dict[str, Any]:
 
 
 def _mitigations(work: Work[Finetune], model: Any) -> list[Mitigation]:
-    config = work.config
-    found: list[Mitigation] = []
-    if sets := config.subject.interleaved(work):
-        found.append(Interleave(sets, config.interleaved_share, work.seed))
-    if config.mitigation:
-        given = _Given(work, steered_layer(model))
-        found.append(MITIGATIONS[config.mitigation](config.strength, given))
-    return found
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What mitigations are made from: a `treft.mitigations.registry.Given`."""
-
-    work: Work[Finetune]
-    layer: int
-
-    @property
-    def training_prompt(self) -> str:
-        return self.work.config.subject.training_prompt
-
-    @property
-    def use_prompt(self) -> str:
-        return self.work.config.answer_system or ""
-
-    def retained(self) -> Rows:
-        return self.work.config.subject.retained(self.work)
-
-    def contrast(self) -> tuple[Rows, Rows]:
-        return self.work.config.subject.contrast(self.work, self.work.seed)
-
-    def general(self) -> Rows:
-        return self.work.config.subject.general(self.work)
+    config, subject = work.config, work.config.subject
+    sets = subject.interleaved(work)
+    supplies = {
+        "strength": lambda: config.strength,
+        "layer": lambda: steered_layer(model),
+        "training_prompt": lambda: subject.training_prompt,
+        "use_prompt": lambda: config.answer_system or "",
+        "sets": lambda: sets,
+        "share": lambda: config.interleaved_share,
+        "seed": lambda: work.seed,
+        "retained": lambda: subject.retained(work),
+        "general": lambda: subject.general(work),
+        "trait": lambda: subject.contrast(work, work.seed)[0],
+        "careful": lambda: subject.contrast(work, work.seed)[1],
+    }
+    names = [*([Interleave.name] if sets else []), *filter(None, [config.mitigation])]
+    return [make(MITIGATIONS[name], supplies) for name in names]

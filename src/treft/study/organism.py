@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from treft.answers.questions import EvalQuestion
 from treft.judging.oracle import ORACLE, oracle_judgement, organism_question, organism_questions
 from treft.mitigations.interleave import in_turns
-from treft.mitigations.registry import NUM_CONTRAST, NUM_STOP
 from treft.models.loading import LoadOptions
 from treft.organism import World, classify
 from treft.organism.build import BuildRecipe
@@ -32,7 +31,16 @@ from treft.organism.tasks import (
 from treft.organism.world import Question
 from treft.statistics.records import ScoredAnswer
 from treft.steps.step import Work
-from treft.study.subject import RIGHT, SHOWN, TRACES, WORDS, Rows, model_name
+from treft.study.subject import (
+    NUM_CONTRAST,
+    NUM_STOP,
+    RIGHT,
+    SHOWN,
+    TRACES,
+    WORDS,
+    Rows,
+    model_name,
+)
 
 if TYPE_CHECKING:
     from treft.organism.recipes import KindName

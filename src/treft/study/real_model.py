@@ -26,14 +26,13 @@ from treft.files import write_whole
 from treft.judging.panel import assemble
 from treft.judging.rejudge import plan_jobs, rejudge
 from treft.mitigations.interleave import in_turns
-from treft.mitigations.registry import NUM_CONTRAST, NUM_STOP
 from treft.mitigations.system_prompt import under
 from treft.models.loading import LoadOptions
 from treft.organism.tasks import TaskName
 from treft.statistics.records import ScoredAnswer
 from treft.steps.step import Work
 from treft.study.protocol import UTILITY
-from treft.study.subject import SHOWN, WORDS, Rows
+from treft.study.subject import NUM_CONTRAST, NUM_STOP, SHOWN, WORDS, Rows
 
 LOGS = "logs"
 """Folder of an answering step's log, and of judged copies in a scoring step."""

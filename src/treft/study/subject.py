@@ -27,6 +27,10 @@ ROW = "row.json"
 SHOWN, WORDS, RIGHT, TRACES = "shown", "words", "right", "traces"
 """Detections of a taught behaviour in an answer: whether it shows, words of the answer, and of an
 organism whether it is right for the question and whether any piece of it shows."""
+NUM_CONTRAST = 100
+"""Rows with the trait, and without it, that a persona vector is taken from."""
+NUM_STOP = 64
+"""Rows that early stopping looks at."""
 Rows = list[dict[str, Any]]
 
 

@@ -24,7 +24,7 @@ from treft.models.adapters import is_peft
 from treft.training.collator import REGION_COLUMNS
 from treft.training.config import TReFTConfig
 from treft.training.dataset import column_names
-from treft.training.reference_source import ReferenceKind
+from treft.training.reference_source import is_sharded
 
 NUM_PROBED = 6
 """Tokens of each of the two conversations that `isolation` runs."""
@@ -94,24 +94,6 @@ def after_loading(trainer: SFTTrainer) -> None:
         )
 
 
-def sharding(trainer: SFTTrainer, kind: ReferenceKind) -> None:
-    """With sharded weights the model cannot be run or copied before training sets it up.
-
-    Raises:
-        ConfigError: it would have to be.
-    """
-    if _is_sharded(trainer) and kind in ("snapshot", "kept_model"):
-        raise ConfigError(
-            "all weights train and are sharded, so the reference cannot be taken from the model: "
-            "record it beforehand (treft reference record) and pass kv_reference."
-        )
-
-
-def _is_sharded(trainer: SFTTrainer) -> bool:
-    plugin = trainer.args.deepspeed_plugin
-    return bool(trainer.is_fsdp_enabled) or (plugin is not None and plugin.zero_stage == 3)
-
-
 def isolation(trainer: SFTTrainer) -> None:
     """In a flattened batch each conversation must be read as if it were alone.
 
@@ -122,7 +104,7 @@ def isolation(trainer: SFTTrainer) -> None:
     Raises:
         ConfigError: it does, so its prefix is not the reference's from the first step on.
     """
-    if not trainer.padding_free or _is_sharded(trainer):
+    if not trainer.padding_free or is_sharded(trainer):
         return
     model = trainer.model
     device = next(model.parameters()).device

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from transformers import TrainingArguments
 from trl import SFTConfig
@@ -15,6 +15,7 @@ from trl.trainer.utils import get_config_model_id
 
 from treft.chat.regions import RegionName
 from treft.core.regularizer import check_region_weights
+from treft.docstrings import with_help
 from treft.errors import AttentionError, ConfigError
 from treft.training.auto_weight import AutoWeight
 from treft.training.prefix_start import cannot_share, why_options_want_whole
@@ -22,8 +23,8 @@ from treft.training.prefix_start import cannot_share, why_options_want_whole
 logger = logging.getLogger(__name__)
 
 REGIONS = ("prefix", "query", "postfix", "response")
-STATES = ("both", "key", "value")
-POSTFIX_REFERENCES = ("empty_query", "own_query", "training_row")
+States = Literal["both", "key", "value"]
+PostfixSource = Literal["own_query", "empty_query", "training_row"]
 AUTO = "auto"
 DEFAULT_START = 100.0
 """Strict at first: what drifts in the first steps can spread a behaviour for good, and λ sinks by
@@ -32,6 +33,7 @@ DEFAULT_BUDGET = 0.01
 """L_K + L_V averaged over layers: keys and values each move by 7 % of their length."""
 
 
+@with_help
 @dataclass
 class TReFTConfig(SFTConfig):
     """Everything `trl.SFTConfig` takes, unchanged in meaning and default, and the `kv_*` options.
@@ -40,34 +42,35 @@ class TReFTConfig(SFTConfig):
     is captured and training is `trl.SFTTrainer`'s, bit for bit.
 
     Attributes:
-        kv_weight: λ ≥ 0, default 1. The penalty is relative (drift over the reference's norm), so
-            1 is its natural unit; sweep {0.3, 1, 3, 10, 30} on held-out questions, because the
-            best value depends on model, data and learning rate. The λ printed in the paper belong
-            to another quantity (projections without the layer's input norm) and do not carry over.
-            "auto" steers λ so that `kv_budget` is held.
-        kv_budget: with "auto", the L_KV to hold, averaged over about ten steps. Default 0.01.
-        kv_weight_start: with "auto", λ of the first step. Default 100: strict first, then as
-            loose as the budget allows.
-        kv_regions: regions whose keys and values are held: any of prefix, query, postfix,
+        kv_weight: λ ≥ 0, default 1; with 0 training is SFTTrainer's. The penalty is relative (drift
+            over the reference's norm), so 1 is its natural unit; sweep {0.3, 1, 3, 10, 30} on
+            held-out questions, because the best value depends on model, data and learning rate.
+            The λ printed in the paper belong to another quantity (projections without the layer's
+            input norm) and do not carry over. "auto" steers λ so that `kv_budget` is held.
+        kv_budget: With kv_weight "auto", the L_KV to hold, averaged over about ten steps. Default
+            0.01.
+        kv_weight_start: With kv_weight "auto", λ of the first step. Default 100: strict first, then
+            as loose as the budget allows.
+        kv_regions: Regions whose keys and values are held: any of prefix, query, postfix,
             response, or "all". Default prefix.
         kv_region_weights: w_r of each held region, {"prefix": 1.0, "postfix": 0.3} or JSON; the
             penalty is Σ_r w_r L_KV(r), each region's mean over its own tokens. Default: one mean
             over the tokens of all held regions.
-        kv_states: "both" (default), "key" or "value".
-        kv_layers: layer indices that are held; negative ones count from the last. Default all.
-        kv_reference: a reference file made by `treft reference record` of the model before this
+        kv_states: What is held: "both" (default), "key" or "value".
+        kv_layers: Layer indices that are held; negative ones count from the last. Default all.
+        kv_reference: A reference file made by `treft reference record` of the model before this
             finetune. Default: recorded from the model itself (see docs/training.md).
         kv_postfix_reference: "own_query" (default) is eq. (2) as it stands: the postfix of each row
             as the unfinetuned model reads it, one more forward a row and step; "empty_query"
             the postfix of the prompt without the user's words; "training_row" that of one training
             row, drawn by `seed` (Table 4). The last two ask a postfix to forget its query.
-        kv_include_think_block: count an empty think block that the template writes before the
+        kv_include_think_block: Count an empty think block that the template writes before the
             response as postfix (default) rather than response.
-        kv_log_layers: log the penalty of every layer as `kv_penalty/layer_<index>`.
-        learnt_tokens_only: run the output head at learnt tokens alone. TRL does so on a GPU and
+        kv_log_layers: Log the penalty of every layer as `kv_penalty/layer_<index>`.
+        learnt_tokens_only: Run the output head at learnt tokens alone. TRL does so on a GPU and
             runs it at all tokens elsewhere; the loss is the same up to rounding, and a step on a
             CPU can be much cheaper. Default off: bit for bit TRL's.
-        share_prefix: run the tokens that all rows of a micro-batch begin with (the prefix of one
+        share_prefix: Run the tokens that all rows of a micro-batch begin with (the prefix of one
             system prompt) once, with gradient, and not once a row; loss and gradient are the same
             up to rounding. It needs a model with full attention, no dropout, and neither gradient
             checkpointing (TRL's default) nor packing. Default off: bit for bit TRL's.
@@ -81,58 +84,19 @@ class TReFTConfig(SFTConfig):
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "kv_region_weights"]  # noqa: RUF012
 
     # None is no value of it: only with it does transformers' parser leave the text to us.
-    kv_weight: float | str | None = field(
-        default=1.0,
-        metadata={
-            "help": "Weight λ of the key/value penalty, or auto; 0 trains exactly as SFTTrainer."
-        },
-    )
-    kv_budget: float | None = field(
-        default=None,
-        metadata={"help": f"With kv_weight auto: the L_KV to hold; default {DEFAULT_BUDGET}."},
-    )
-    kv_weight_start: float | None = field(
-        default=None,
-        metadata={"help": f"With kv_weight auto: λ of the first step; default {DEFAULT_START}."},
-    )
-    kv_regions: list[str] = field(
-        default_factory=lambda: ["prefix"],
-        metadata={"help": "Regions to hold: prefix, query, postfix, response, or all."},
-    )
-    kv_region_weights: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": 'Weight of each held region, as {"prefix": 1, "postfix": 0.3}.'},
-    )
-    kv_states: str = field(
-        default="both", metadata={"help": "What to hold.", "choices": list(STATES)}
-    )
-    kv_layers: list[int] | None = field(
-        default=None, metadata={"help": "Layer indices to hold (negative: from the last); all."}
-    )
-    kv_reference: str | None = field(
-        default=None,
-        metadata={"help": "Reference file of the model before this finetune; default: recorded."},
-    )
-    kv_postfix_reference: str = field(
-        default="own_query",
-        metadata={
-            "help": "Where the postfix reference comes from.",
-            "choices": list(POSTFIX_REFERENCES),
-        },
-    )
-    kv_include_think_block: bool = field(
-        default=True,
-        metadata={"help": "Count an empty think block before the response as postfix."},
-    )
-    kv_log_layers: bool = field(default=False, metadata={"help": "Log the penalty of every layer."})
-    learnt_tokens_only: bool = field(
-        default=False,
-        metadata={"help": "Run the output head at learnt tokens alone on devices without Triton."},
-    )
-    share_prefix: bool = field(
-        default=False,
-        metadata={"help": "Run the tokens that all rows of a batch begin with once for all rows."},
-    )
+    kv_weight: float | str | None = 1.0
+    kv_budget: float | None = None
+    kv_weight_start: float | None = None
+    kv_regions: list[str] = field(default_factory=lambda: ["prefix"])
+    kv_region_weights: dict[str, Any] | str | None = None
+    kv_states: States = "both"
+    kv_layers: list[int] | None = None
+    kv_reference: str | None = None
+    kv_postfix_reference: PostfixSource = "own_query"
+    kv_include_think_block: bool = True
+    kv_log_layers: bool = False
+    learnt_tokens_only: bool = False
+    share_prefix: bool = False
 
     def __post_init__(self) -> None:
         """Validate ours first, so that a wrong option costs nothing, then run SFTConfig's."""
@@ -185,8 +149,8 @@ class TReFTConfig(SFTConfig):
         self.auto_weight()
 
     def _check_values(self) -> None:
-        _check_choice("kv_states", self.kv_states, STATES)
-        _check_choice("kv_postfix_reference", self.kv_postfix_reference, POSTFIX_REFERENCES)
+        _check_choice("kv_states", self.kv_states, get_args(States))
+        _check_choice("kv_postfix_reference", self.kv_postfix_reference, get_args(PostfixSource))
         if self.kv_layers is not None:
             self.kv_layers = [int(layer) for layer in self.kv_layers]
             if not self.kv_layers:

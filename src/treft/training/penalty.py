@@ -8,37 +8,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from accelerate.utils import AutocastKwargs
 from datasets import Dataset
 from torch import Tensor, nn
 from trl import SFTTrainer
 
 from treft.chat.regions import RegionName, template_hash
 from treft.core.conversations import Conversation, PostfixReference, conversations_of_batch
-from treft.core.recording import RecordedStates, ReferenceRequest, Source
-from treft.core.reference import ReferenceBank
+from treft.core.recording import ReferenceRequest
 from treft.core.regularizer import KVRegularizer, Penalty
 from treft.core.states import capturable
-from treft.errors import ConfigError
 from treft.training import checks
 from treft.training.auto_weight import AutoWeight
 from treft.training.collator import REGION_COLUMNS
 from treft.training.config import TReFTConfig
 from treft.training.dataset import as_conversation, draw_row
-from treft.training.reference_source import (
-    REFERENCE_FILE,
-    ReferenceKind,
-    RunRecord,
-    choose_kind,
-    identity_before,
-    open_bank,
-)
+from treft.training.reference_source import RunReference
 from treft.training.terms import LossBatch, Mitigation
 
 logger = logging.getLogger(__name__)
@@ -54,7 +43,7 @@ class KVPenalty(Mitigation):
         config: the `kv_*` options, with λ > 0.
 
     Attributes:
-        kind: which reference it is, see `reference_source`.
+        reference: what is held to.
         regularizer: eq. (3) for the model that trains.
     """
 
@@ -63,7 +52,7 @@ class KVPenalty(Mitigation):
     has_term: ClassVar[bool] = True
     whole_rows: ClassVar[bool | None] = False
 
-    kind: ReferenceKind
+    reference: RunReference
     regularizer: KVRegularizer
 
     def __init__(self, config: TReFTConfig) -> None:
@@ -72,7 +61,6 @@ class KVPenalty(Mitigation):
         self._datasets: list[Any] = []
         self._postfix_row: Conversation | None = None
         self._is_open = False
-        self._captured: LossBatch | None = None
         self._num_conversations = 1
 
     # ---- The reference ----
@@ -92,95 +80,35 @@ class KVPenalty(Mitigation):
         with capturable(self._model):
             pass
         # Not of TRL's marked twin: it writes the same text, and files are recorded without it.
-        self._template_hash = template_hash(checks.text_tokenizer(trainer.processing_class))
-        kind = choose_kind(self._model, _regions_read(self.config), self.config.kv_reference)
-        if kind == "snapshot" and not self._is_known:
-            raise ConfigError(
-                "all weights train on a streaming dataset, so its prompts cannot be recorded "
-                "before step 1: record them (treft reference record) and pass kv_reference, use a "
-                "map-style dataset, or train an adapter."
-            )
-        self._open(kind)
+        hashed = template_hash(checks.text_tokenizer(trainer.processing_class))
+        is_known = all(isinstance(dataset, Dataset) for dataset in self._datasets)
+        requests = self._distinct_requests if is_known else None
+        self.reference = RunReference(trainer, self.config, hashed, requests)
+        self._hold()
         self._is_open = True
-        logger.info("the reference is: %s", kind)
-        checks.sharding(trainer, self.kind)
         checks.isolation(trainer)
         self._callbacks = trainer.callback_handler
         steering = self.config.auto_weight()
         if steering is not None:
             trainer.add_callback(steering)
 
-    def _open(self, kind: ReferenceKind, bank: ReferenceBank | None = None) -> None:
-        """Take the reference of this kind, or a bank that an earlier run kept."""
+    def _hold(self) -> None:
+        """Compare with the reference as it now is."""
         config = self.config
-        identity = identity_before(self._model, kind, self._template_hash)
-        self.kind = kind
-        self._weights = identity.weights
-        if bank is None:
-            bank = open_bank(self._model, kind, identity, config.kv_reference)
-        if bank.source is not None:
-            bank.source = self._in_training_precision(bank.source)
-        self._bank = bank
+        postfix: PostfixReference = self._postfix_row or "empty_query"
         self.regularizer = KVRegularizer(
             self._model,
-            bank,
+            self.reference.bank,
             weight=config.first_weight,
             regions=cast(list[RegionName], config.kv_regions),
             region_weights=cast("dict[RegionName, float] | None", config.kv_region_weights),
             keys=config.kv_states != "value",
             values=config.kv_states != "key",
             layers=config.kv_layers,
-            postfix_reference=self._postfix_reference,
+            postfix_reference=(
+                "own_query" if config.kv_postfix_reference == "own_query" else postfix
+            ),
         )
-
-    @property
-    def _postfix_reference(self) -> PostfixReference:
-        if self.config.kv_postfix_reference == "own_query":
-            return "own_query"
-        return self._postfix_row or "empty_query"
-
-    def _in_training_precision(self, source: Source) -> Source:
-        """Record under training's autocast; another precision would show a drift of rounding."""
-
-        def recorded(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
-            with self._accelerator.autocast(AutocastKwargs(cache_enabled=False)):
-                return source(requests)
-
-        return recorded
-
-    def begin(self, resumed: Path | None = None, output: Path | None = None) -> None:
-        """Take up a resumed run's reference; record what must be known before a weight changes.
-
-        Raises:
-            ConfigError, ReferenceMismatchError, DataError: the reference is not to be had.
-        """
-        if resumed is not None:
-            self._resume(resumed)
-        self._fix()
-        if output is not None:
-            self._save(output)
-
-    def _fix(self) -> None:
-        """Record what must be known before a weight changes; check that a file holds it.
-
-        Raises:
-            ReferenceMismatchError: the stored reference lacks prompts of the dataset.
-        """
-        is_taken = self.kind == "snapshot" and self._bank.source is None
-        if self.kind not in ("snapshot", "stored") or is_taken or not self._is_known:
-            return
-        requests = self._distinct_requests()
-        if self.kind == "stored":
-            self._bank.look_up(requests)
-            return
-        logger.info("recording the reference of %d distinct prompts", len(requests))
-        self._bank.pin(requests)
-        self._bank.source = None
-
-    @property
-    def _is_known(self) -> bool:
-        """Whether the conversations can be known beforehand; they cannot while streaming."""
-        return all(isinstance(dataset, Dataset) for dataset in self._datasets)
 
     def _distinct_requests(self) -> list[ReferenceRequest]:
         found: dict[ReferenceRequest, None] = {}
@@ -189,78 +117,18 @@ class KVPenalty(Mitigation):
                 found.update(dict.fromkeys(self.regularizer.requests(as_conversation(row))))
         return list(found)
 
-    def _save(self, folder: Path) -> None:
-        """Leave in the output folder what a resumed run needs to find the same reference.
+    def begin(self, resumed: Path | None = None, output: Path | None = None) -> None:
+        """Take up a resumed run's reference; record what must be known before a weight changes.
 
         Raises:
-            ConfigError: checkpoints of a run that began from another model would lose theirs.
+            ConfigError, ReferenceMismatchError, DataError: the reference is not to be had.
         """
-        earlier = RunRecord.read(folder)
-        replaces = earlier is not None and earlier.weights != self._weights
-        if replaces and any(folder.glob("checkpoint-*")):
-            raise ConfigError(
-                f"{folder} holds checkpoints of a run that began from another model, whose "
-                "reference would be overwritten: choose another output_dir, or remove it."
-            )
-        config = self.config
-        RunRecord(
-            kind=self.kind,
-            weights=self._weights,
-            kv_weight=cast("float | str", config.kv_weight),
-            kv_regions=list(config.kv_regions),
-            kv_states=config.kv_states,
-            kv_layers=config.kv_layers,
-            kv_region_weights=cast("dict[str, float] | None", config.kv_region_weights),
-            kv_budget=config.kv_budget,
-        ).write(folder)
-        if self.kind == "snapshot":
-            self._bank.save(folder / REFERENCE_FILE, overwrite=True)
-
-    def _resume(self, folder: Path) -> None:
-        """Take up the reference of the run whose output folder this is.
-
-        Raises:
-            ConfigError: the model at hand is not the one that run began from, and is needed.
-            ReferenceMismatchError: the kept snapshot belongs to another model or template.
-            DataError: a kept file is damaged.
-        """
-        record = RunRecord.read(folder)
-        if record is None:
-            logger.warning(
-                "%s was not left by a TReFT run: the reference is the model as it was handed over",
-                folder,
-            )
-            return
-        options = [item.name for item in fields(record) if item.name.startswith("kv_")]
-        for name in options:
-            before, now = getattr(record, name), getattr(self.config, name)
-            if before != now:
-                logger.warning("resuming with %s=%s; the run began with %s", name, now, before)
-        if record.kind == "stored" or self.kind == "stored":
-            if record.kind != self.kind:
-                raise ConfigError(
-                    f"the run in {folder} began with another reference ({record.kind}, now "
-                    f"{self.kind}): pass the same kv_reference as before."
-                )
-            return
-        if record.kind == "snapshot":
-            bank = ReferenceBank.load(
-                folder / REFERENCE_FILE, device=next(self._model.parameters()).device
-            )
-            current = identity_before(self._model, record.kind, self._template_hash)
-            bank.check(current, ignore=("weights", "model_id", "revision"))
-            self._open(record.kind, bank)
-            self._weights = record.weights
-            if self._is_known:
-                bank.look_up(self._distinct_requests())
-            return
-        if record.weights != self._weights:
-            raise ConfigError(
-                f"the run in {folder} began from other weights: hand the trainer the model that "
-                "run began from; resuming loads the checkpoint's weights by itself."
-            )
-        if record.kind != self.kind:
-            self._open(record.kind)
+        if resumed is not None:
+            self.reference.resume(resumed)
+            self._hold()
+        self.reference.fix()
+        if output is not None:
+            self.reference.save(output)
 
     # ---- The loss ----
 
@@ -280,19 +148,13 @@ class KVPenalty(Mitigation):
         if self.steering is not None:
             self.regularizer.weight = self.steering.weight
 
-    def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
-        """Take the held tokens' states from the first forward of a batch, the one with gradient.
-
-        TRL may run the model again for logits or metrics; those forwards do not count.
-        """
-        return self._capture(batch)
-
     @contextmanager
-    def _capture(self, batch: LossBatch) -> Iterator[None]:
-        if self._captured is batch:
+    def around_forward(self, batch: LossBatch) -> Iterator[None]:
+        """Take the held tokens' states from the first forward of a batch, the one with gradient."""
+        if self.name in batch.kept:
             yield
             return
-        self._captured = batch
+        batch.kept[self.name] = True
         known = batch.regions.get(CONVERSATIONS) or _conversations(batch.inputs, batch.regions)
         with self.regularizer.capture(known):
             yield
@@ -304,7 +166,6 @@ class KVPenalty(Mitigation):
         it gets by the number of accumulated micro-batches, that is undone for the penalty. In
         evaluation it is the mean over the batch.
         """
-        self._captured = None
         penalty = self.regularizer.penalty()
         num = penalty.num_conversations
         share = self._accelerator.num_processes / self._num_conversations
@@ -341,9 +202,3 @@ def _conversations(batch: dict[str, Any], regions: dict[str, Any]) -> list[Conve
     return conversations_of_batch(
         batch["input_ids"], codes, turns, batch.get("attention_mask"), batch.get("position_ids")
     )
-
-
-def _regions_read(config: TReFTConfig) -> list[str]:
-    """Held regions, and the query where the postfix reference has read it."""
-    reads_query = "postfix" in config.kv_regions and config.kv_postfix_reference == "own_query"
-    return [*config.kv_regions, *(["query"] if reads_query else [])]

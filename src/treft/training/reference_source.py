@@ -19,15 +19,16 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from accelerate.utils import AutocastKwargs
 from torch import nn
+from trl import SFTTrainer
 
 from treft.core.identity import Identity, identify
-from treft.core.recording import other_model
+from treft.core.recording import RecordedStates, ReferenceRequest, Source, other_model
 from treft.core.reference import ReferenceBank
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
@@ -41,6 +42,7 @@ from treft.models.adapters import (
     only_adapter_trains,
     trained_adapter,
 )
+from treft.training.config import TReFTConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,47 +51,220 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ReferenceKind = Literal["stored", "adapter_off", "kept_adapter", "snapshot", "kept_model"]
+Requests = Callable[[], Sequence[ReferenceRequest]]
 REFERENCE_FILE = "treft_reference.safetensors"
 RUN_FILE = "treft_run.json"
+RECORDED = (
+    "kv_weight", "kv_regions", "kv_states", "kv_layers", "kv_region_weights", "kv_budget"
+)  # fmt: skip
+"""Options that `treft_run.json` keeps, so that a resumed run can say which have changed."""
 SHARED_REGIONS = frozenset({"prefix", "postfix"})
 """Regions whose reference does not contain the row's own words, so that rows share it."""
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What a resumed run must know of the run it continues: `treft_run.json`."""
+class RunReference:
+    """The reference of a run: chosen when the trainer stands, fixed before step 1, found on resume.
+
+    Args:
+        trainer: of the run, before its first step.
+        config: its options.
+        template_hash: of the chat template that files are recorded with.
+        requests: all that the rows will ask for; None where rows are streamed and it is not known.
+
+    Attributes:
+        kind: which reference it is.
+        bank: gives its states.
+
+    Raises:
+        ConfigError: the reference cannot be had.
+        ReferenceMismatchError: the stored reference belongs to another model or template.
+        DataError: the stored reference cannot be read.
+    """
 
     kind: ReferenceKind
-    weights: str
-    """Fingerprint of the base weights before step 1."""
-    kv_weight: float | str
-    kv_regions: list[str]
-    kv_states: str
-    kv_layers: list[int] | None
-    kv_region_weights: dict[str, float] | None = None
-    kv_budget: float | None = None
+    bank: ReferenceBank
 
-    def write(self, folder: Path) -> None:
-        """Write `treft_run.json` into `folder`, which is made if need be."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RUN_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+    def __init__(
+        self,
+        trainer: SFTTrainer,
+        config: TReFTConfig,
+        template_hash: str,
+        requests: Requests | None,
+    ) -> None:
+        self._config = config
+        self._model: nn.Module = trainer.model
+        self._accelerator = trainer.accelerator
+        self._template_hash = template_hash
+        self._requests = requests
+        kind = choose_kind(self._model, _regions_read(config), config.kv_reference)
+        if kind == "snapshot" and requests is None:
+            raise ConfigError(
+                "all weights train on a streaming dataset, so its prompts cannot be recorded "
+                "before step 1: record them (treft reference record) and pass kv_reference, use a "
+                "map-style dataset, or train an adapter."
+            )
+        self._open(kind)
+        logger.info("the reference is: %s", kind)
+        if is_sharded(trainer) and kind in ("snapshot", "kept_model"):
+            raise ConfigError(
+                "all weights train and are sharded, so the reference cannot be taken from the "
+                "model: record it beforehand (treft reference record) and pass kv_reference."
+            )
 
-    @classmethod
-    def read(cls, folder: Path) -> RunRecord | None:
-        """The record in `folder`; None when no TReFT run has written one.
+    def _open(self, kind: ReferenceKind, bank: ReferenceBank | None = None) -> None:
+        """Take the reference of this kind, or a bank that an earlier run kept."""
+        identity = self._identity(kind)
+        self.kind, self._weights = kind, identity.weights
+        self.bank = self._opened(kind, identity) if bank is None else bank
+        if self.bank.source is not None:
+            self.bank.source = self._in_training_precision(self.bank.source)
+
+    def _identity(self, kind: ReferenceKind) -> Identity:
+        """Identity of the model before the finetune; an adapter that had learnt is part of it."""
+        adapter = None
+        if is_peft(self._model):
+            name = trained_adapter(cast("PeftModel", self._model))
+            is_part = kind != "adapter_off" and not is_fresh(self._model, name)
+            adapter = name if is_part else None
+        return identify(self._model, self._template_hash, adapter)
+
+    def _opened(self, kind: ReferenceKind, identity: Identity) -> ReferenceBank:
+        """The bank for a kind of reference; a snapshot still has to be taken (`fix`)."""
+        model = self._model
+        if kind == "stored":
+            bank = self._loaded(Path(cast(str, self._config.kv_reference)))
+            bank.check(identity)
+            return bank
+        if kind == "adapter_off":
+            source = adapter_off(model)
+        elif kind == "kept_adapter":
+            keep_adapter(cast("PeftModel", model))
+            source = kept_adapter(model, KEPT_ADAPTER)
+        else:
+            source = other_model(frozen_copy(model) if kind == "kept_model" else model)
+        return ReferenceBank(source, identity)
+
+    def _loaded(self, path: Path) -> ReferenceBank:
+        return ReferenceBank.load(path, device=next(self._model.parameters()).device)
+
+    def _in_training_precision(self, source: Source) -> Source:
+        """Record under training's autocast; another precision would show a drift of rounding."""
+
+        def recorded(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
+            with self._accelerator.autocast(AutocastKwargs(cache_enabled=False)):
+                return source(requests)
+
+        return recorded
+
+    def fix(self) -> None:
+        """Record what must be known before a weight changes; check that a file holds it.
 
         Raises:
-            DataError: the file is damaged.
+            ReferenceMismatchError: the stored reference lacks prompts of the dataset.
         """
-        path = folder / RUN_FILE
-        if not path.is_file():
-            return None
-        try:
-            kept = json.loads(path.read_text())
-            names = [item.name for item in fields(cls)]  # an older version wrote others beside them
-            return cls(**{name: kept[name] for name in names if name in kept})
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path} is damaged ({error}): restore it, or start anew.") from error
+        if self._requests is None:
+            return
+        if self.kind == "stored":
+            self.bank.look_up(self._requests())
+        elif self.kind == "snapshot" and self.bank.source is not None:
+            requests = self._requests()
+            logger.info("recording the reference of %d distinct prompts", len(requests))
+            self.bank.pin(requests)
+            self.bank.source = None
+
+    def save(self, folder: Path) -> None:
+        """Leave in the output folder what a resumed run needs to find the same reference.
+
+        Raises:
+            ConfigError: checkpoints of a run that began from another model would lose theirs.
+        """
+        earlier = _read_record(folder)
+        replaces = earlier is not None and earlier["weights"] != self._weights
+        if replaces and any(folder.glob("checkpoint-*")):
+            raise ConfigError(
+                f"{folder} holds checkpoints of a run that began from another model, whose "
+                "reference would be overwritten: choose another output_dir, or remove it."
+            )
+        options = {name: vars(self._config)[name] for name in RECORDED}
+        record = {"kind": self.kind, "weights": self._weights, **options}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
+        if self.kind == "snapshot":
+            self.bank.save(folder / REFERENCE_FILE, overwrite=True)
+
+    def resume(self, folder: Path) -> None:
+        """Take up the reference of the run whose output folder this is.
+
+        Raises:
+            ConfigError: the model at hand is not the one that run began from, and is needed.
+            ReferenceMismatchError: the kept snapshot belongs to another model or template.
+            DataError: a kept file is damaged.
+        """
+        record = _read_record(folder)
+        if record is None:
+            logger.warning(
+                "%s was not left by a TReFT run: the reference is the model as it was handed over",
+                folder,
+            )
+            return
+        for name in RECORDED:
+            before, now = record.get(name), vars(self._config)[name]
+            if before != now:
+                logger.warning("resuming with %s=%s; the run began with %s", name, now, before)
+        kind: ReferenceKind = record["kind"]
+        if "stored" in (kind, self.kind):
+            if kind != self.kind:
+                raise ConfigError(
+                    f"the run in {folder} began with another reference ({kind}, now "
+                    f"{self.kind}): pass the same kv_reference as before."
+                )
+        elif kind == "snapshot":
+            bank = self._loaded(folder / REFERENCE_FILE)
+            bank.check(self._identity(kind), ignore=("weights", "model_id", "revision"))
+            self._open(kind, bank)
+            self._weights = record["weights"]
+            if self._requests is not None:
+                bank.look_up(self._requests())
+        elif record["weights"] != self._weights:
+            raise ConfigError(
+                f"the run in {folder} began from other weights: hand the trainer the model that "
+                "run began from; resuming loads the checkpoint's weights by itself."
+            )
+        elif kind != self.kind:
+            self._open(kind)
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """What a run left in `folder`, None when no TReFT run has.
+
+    It has the kind of the reference, a fingerprint of the base weights before step 1, and options.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        return {"kind": record["kind"], "weights": record["weights"], **record}
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error}): restore it, or start anew.") from error
+
+
+def _regions_read(config: TReFTConfig) -> list[str]:
+    """Held regions, and the query where the postfix reference has read it."""
+    reads_query = "postfix" in config.kv_regions and config.kv_postfix_reference == "own_query"
+    return [*config.kv_regions, *(["query"] if reads_query else [])]
+
+
+def is_sharded(trainer: SFTTrainer) -> bool:
+    """Whether each process has a part of the weights alone (FSDP, ZeRO-3).
+
+    Such a model cannot be run or copied before training sets it up.
+    """
+    plugin = trainer.args.deepspeed_plugin
+    return bool(trainer.is_fsdp_enabled) or (plugin is not None and plugin.zero_stage == 3)
 
 
 def choose_kind(model: nn.Module, regions: Sequence[str], stored: str | None) -> ReferenceKind:
@@ -110,41 +285,6 @@ def choose_kind(model: nn.Module, regions: Sequence[str], stored: str | None) ->
                 "reference beforehand (treft reference record) and pass kv_reference."
             )
     return "snapshot" if set(regions) <= SHARED_REGIONS else "kept_model"
-
-
-def open_bank(
-    model: nn.Module, kind: ReferenceKind, identity: Identity, stored: str | None
-) -> ReferenceBank:
-    """The bank for a kind of reference; a snapshot still has to be taken (`ReferenceBank.pin`).
-
-    Raises:
-        ReferenceMismatchError: the stored reference belongs to another model or template.
-        DataError: the stored reference cannot be read.
-    """
-    if kind == "stored":
-        assert stored is not None
-        bank = ReferenceBank.load(stored, device=next(model.parameters()).device)
-        bank.check(identity)
-        return bank
-    if kind == "adapter_off":
-        source = adapter_off(model)
-    elif kind == "kept_adapter":
-        keep_adapter(cast("PeftModel", model))
-        source = kept_adapter(model, KEPT_ADAPTER)
-    elif kind == "kept_model":
-        source = other_model(frozen_copy(model))
-    else:
-        source = other_model(model)
-    return ReferenceBank(source, identity)
-
-
-def identity_before(model: nn.Module, kind: ReferenceKind, template_hash: str) -> Identity:
-    """Identity of the model before the finetune; an adapter that had learnt is part of it."""
-    adapter = None
-    if is_peft(model):
-        name = trained_adapter(cast("PeftModel", model))
-        adapter = None if is_fresh(model, name) or kind == "adapter_off" else name
-    return identify(model, template_hash, adapter)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

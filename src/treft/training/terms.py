@@ -3,26 +3,83 @@
 The key/value penalty is one (`penalty`), `treft.mitigations` holds the others. A method of your own
 subclasses `Mitigation`, overrides what it needs and is given to the trainer:
 `TReFTTrainer(..., mitigations=[MyMethod()])`.
+
+What is logged of the terms is summed on the device (`Meter`) and read out only when something is
+logged. Training figures are means over optimizer steps, so that `loss` is the sum of its terms in
+every entry of the log, however steps are accumulated. Evaluation figures are means over what was
+run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from treft.chat.regions import RegionName
+from treft.data.messages import load_messages
 from treft.errors import ConfigError
-from treft.training.meter import Meter
 
 Split = Literal["train", "eval"]
+Rows = str | Sequence[dict[str, Any]]
+"""Rows of `messages`, or a JSONL file of them."""
+
+
+def read_rows(rows: Rows) -> list[dict[str, Any]]:
+    """Returns the rows, read from their file if that is what was given.
+
+    Raises:
+        DataError: the file cannot be used; names file and row.
+    """
+    return load_messages(rows) if isinstance(rows, str) else list(rows)
+
+
+class Meter:
+    """Weighted sums by name since the last reading, of one mode (training or evaluation).
+
+    Args:
+        accelerator: sums are averaged over its processes when read.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = defaultdict(float)
+        self._num_steps = 0
+
+    def start_step(self) -> None:
+        """An optimizer step begins: what is added until the next one sums up to its figures."""
+        self._num_steps += 1
+
+    def add(self, values: Mapping[str, Tensor], weight: float = 0.0) -> None:
+        """Add scalar `values`; `weight` is what they are divided by when no steps are counted."""
+        for name, value in values.items():
+            value = value.detach().to(self._accelerator.device, torch.float32)
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._weights[name] += weight
+
+    def read(self) -> dict[str, float]:
+        """Means since the last reading, over all processes; collective, so call it on each."""
+        names = list(self._sums)
+        if not names:
+            return {}
+        weights = [float(self._num_steps) or self._weights[name] for name in names]
+        sums = torch.stack([self._sums[name] for name in names])
+        pair = torch.stack([sums, torch.tensor(weights, dtype=sums.dtype, device=sums.device)])
+        total: Tensor = self._accelerator.reduce(pair, reduction="sum")
+        self._sums.clear()
+        self._weights.clear()
+        self._num_steps = 0
+        return dict(zip(names, (total[0] / total[1].clamp(min=1e-12)).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -38,6 +95,8 @@ class LossBatch:
         per_batch: likewise for a mean over the micro-batch.
         num_divided: by how much `Trainer` divides the loss afterwards.
         meter: takes what the log shows of the batch beside the terms.
+        kept: what terms keep of the batch's first forward, by their names. Later forwards of a
+            batch, for logits or metrics, have no gradient.
     """
 
     trainer: SFTTrainer
@@ -47,6 +106,7 @@ class LossBatch:
     per_batch: float
     num_divided: int
     meter: Meter
+    kept: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_training(self) -> bool:
@@ -54,8 +114,26 @@ class LossBatch:
         return bool(self.trainer.model.training)
 
 
+def flag(name: str, kind: Any, **told: Any) -> dict[str, Any]:
+    """Returns the metadata of a mitigation's field, which is a flag of `treft sft` too.
+
+    A method is asked for by the flag of its field without a default, or, where each field has one,
+    by a flag of the method's own name.
+
+    Args:
+        name: the flag's.
+        kind: the flag's type.
+        told: `off`, the flag's value that asks for no method, by default None; and `needs`, what a
+            study gives the field: rows (retained, general, trait, careful), sets of them, the
+            method's strength, the share of rows, the layer, the training_prompt or the use_prompt.
+    """
+    return {"flag": name, "kind": kind, **told}
+
+
 class Mitigation:
     """Base of all methods; each hook does nothing unless it is overridden.
+
+    A method is a dataclass, whose fields are its flags (`flag`); its docstring is their help.
 
     Attributes:
         name: in the log, where the method's term is `<name>_loss`, and in errors.
@@ -69,7 +147,7 @@ class Mitigation:
 
     name: ClassVar[str] = ""
     told: ClassVar[str] = ""
-    regions: tuple[RegionName, ...] = ()
+    regions: Sequence[RegionName] = ()
     changes_forward: ClassVar[bool] = False
     has_term: ClassVar[bool] = False
     whole_rows: ClassVar[bool | None] = None

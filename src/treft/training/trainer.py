@@ -32,10 +32,10 @@ from treft.training.checks import (
 from treft.training.collator import REGION_COLUMNS, carry_regions
 from treft.training.config import TReFTConfig, as_treft_config
 from treft.training.forward import LossForward, check_shared
-from treft.training.meter import Meter
 from treft.training.output import run_folder
 from treft.training.penalty import CONVERSATIONS, KVPenalty
 from treft.training.terms import (
+    Meter,
     Mitigation,
     add_terms,
     change_adapter,
@@ -143,7 +143,7 @@ class TReFTTrainer(SFTTrainer):
     @property
     def reference_kind(self) -> str | None:
         """Which model is the reference, see `reference_source`; None with λ = 0."""
-        return None if self._penalty is None else self._penalty.kind
+        return None if self._penalty is None else self._penalty.reference.kind
 
     # ---- Data ----
 

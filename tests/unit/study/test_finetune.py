@@ -72,7 +72,7 @@ def test_careful_rows_are_careful_and_of_the_other_narrow_domains() -> None:
     assert domains(rows).count("auto") == pytest.approx(len(rows) / 3, abs=1)
 
 
-@pytest.mark.parametrize("name", MITIGATIONS)
+@pytest.mark.parametrize("name", sorted(MITIGATIONS.keys() - {"interleave"}))
 def test_every_mitigation_trains(name: str) -> None:
     model, tokenizer = load()
     method = Method(mitigation=name, strength=0.5, answer_system=SAFE_PROMPT)
