@@ -18,7 +18,7 @@ from treft.mitigations.activated_lora import ActivatedLora
 from treft.mitigations.features import FeatureDistance
 from treft.mitigations.kl import KLOnRetain, KLOnTrain
 from treft.training import TReFTTrainer
-from treft.training.prefix_start import num_shared
+from treft.training.forward import num_shared
 
 MakeTrainer = Callable[..., TReFTTrainer]
 TinyModel = Callable[..., PreTrainedModel]

@@ -16,7 +16,7 @@ from training_helpers import conversations, disturb, entries, trained
 from transformers import PreTrainedModel, TrainerCallback
 
 from treft.training import TReFTTrainer
-from treft.training.auto_weight import DualAscent
+from treft.training.auto_weight import AutoWeight
 from treft.training.output import StopOnInterrupt
 
 MakeTrainer = Callable[..., TReFTTrainer]
@@ -25,7 +25,7 @@ AUTO = {"kv_weight": "auto", "kv_weight_start": 1.0, "kv_budget": 0.02}
 SAVING = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
 
 
-def steered(controller: DualAscent, measured: list[float]) -> list[float]:
+def steered(controller: AutoWeight, measured: list[float]) -> list[float]:
     """λ used in each step: the one before its measurement."""
     found = []
     for value in measured:
@@ -47,7 +47,7 @@ def test_each_step_uses_the_weight_that_the_steps_before_it_gave(
     )
     trainer.train()
     drifts, weights = entries(trainer, "kv_penalty"), entries(trainer, "kv_weight")
-    assert weights == steered(DualAscent(0.02), drifts)  # bit for bit
+    assert weights == steered(AutoWeight(0.02), drifts)  # bit for bit
     assert weights[0] == 1.0
     assert len(set(weights)) == 6
     assert max(drifts) > 0.02

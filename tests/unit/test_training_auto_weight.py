@@ -11,7 +11,7 @@ from statistics import fmean
 import pytest
 
 from treft.errors import ConfigError
-from treft.training.auto_weight import DualAscent
+from treft.training.auto_weight import HIGHEST, LOWEST, AutoWeight
 
 Plant = Callable[[float], float]
 """λ -> what this step measured."""
@@ -53,7 +53,7 @@ def adam(step_size: float, num_steps: int) -> Plant:
 
 
 def run(
-    controller: DualAscent, plant: Plant, num_steps: int = 400, noise: float = 0.0
+    controller: AutoWeight, plant: Plant, num_steps: int = 400, noise: float = 0.0
 ) -> list[float]:
     """Measured values without their (mean-one, lognormal) noise."""
     generator = random.Random(0)
@@ -67,7 +67,7 @@ def run(
 
 @pytest.mark.parametrize("start", [0.1, 1.0, 10.0])
 def test_reaches_the_weight_that_balances_the_problem(start: float) -> None:
-    controller = DualAscent(BUDGET, start)
+    controller = AutoWeight(BUDGET, start)
     drifts = run(controller, gradient_descent(0.02), 1500)
     assert drifts[-1] == pytest.approx(BUDGET, rel=1e-3)
     assert controller.weight == pytest.approx(BALANCED, rel=1e-3)
@@ -75,7 +75,7 @@ def test_reaches_the_weight_that_balances_the_problem(start: float) -> None:
 
 @pytest.mark.parametrize("step_size", [0.002, 0.005, 0.02, 0.1])
 def test_holds_the_budget_through_a_run_of_slow_or_fast_learning(step_size: float) -> None:
-    controller = DualAscent(BUDGET)
+    controller = AutoWeight(BUDGET)
     drifts = run(controller, adam(step_size, 400))
     assert fmean(drifts[-100:]) == pytest.approx(BUDGET, rel=0.1)
     assert max(drifts[-100:]) < 1.5 * BUDGET
@@ -85,7 +85,7 @@ def test_holds_the_budget_through_a_run_of_slow_or_fast_learning(step_size: floa
 @pytest.mark.parametrize("step_size", [0.005, 0.02])
 def test_noise_neither_shakes_nor_biases_it_much(step_size: float) -> None:
     """Each measurement is off by a factor of e^0.5 either way."""
-    controller = DualAscent(BUDGET)
+    controller = AutoWeight(BUDGET)
     drifts = run(controller, adam(step_size, 400), noise=0.5)
     assert fmean(drifts[-100:]) == pytest.approx(BUDGET, rel=0.2)
     assert max(drifts[-100:]) < 1.5 * BUDGET
@@ -93,8 +93,8 @@ def test_noise_neither_shakes_nor_biases_it_much(step_size: float) -> None:
 
 def test_damping_is_what_keeps_it_from_swinging() -> None:
     """Slow learning: without it λ falls too far before the drift arrives, then rises too far."""
-    ours = run(DualAscent(BUDGET), adam(0.002, 400))
-    theirs = run(DualAscent(BUDGET, damping=0.0), adam(0.002, 400))
+    ours = run(AutoWeight(BUDGET), adam(0.002, 400))
+    theirs = run(AutoWeight(BUDGET, damping=0.0), adam(0.002, 400))
     assert max(theirs) > 1.3 * max(ours)
     assert fmean(theirs[-100:]) < 0.5 * BUDGET
 
@@ -103,11 +103,11 @@ def test_no_windup_at_a_bound() -> None:
     """However long a bound was in force, it is left as quickly as after a short while."""
 
     def steps_to_leave(num_steps: int) -> int:
-        controller = DualAscent(1.0)
+        controller = AutoWeight(1.0)
         for _ in range(num_steps):
             controller.update(0.0)
         bound = controller.weight
-        assert bound == controller.lowest
+        assert bound == LOWEST
         for count in range(1, 200):
             controller.update(3.0)
             if abs(math.log(controller.weight / bound)) > math.log(10):
@@ -119,18 +119,18 @@ def test_no_windup_at_a_bound() -> None:
 
 def test_stays_within_its_bounds_and_steps_whatever_comes() -> None:
     generator = random.Random(1)
-    controller = DualAscent(BUDGET)
+    controller = AutoWeight(BUDGET)
     largest = 0.02 * 2 + 0.5 * 3
     for _ in range(5000):
         before = controller.weight
         controller.update(generator.choice([0.0, 1e-12, BUDGET, 1e12]))
-        assert controller.lowest <= controller.weight <= controller.highest
+        assert LOWEST <= controller.weight <= HIGHEST
         assert abs(math.log(controller.weight / before)) <= largest + 1e-9
 
 
 @pytest.mark.parametrize("measured", [float("nan"), float("inf")])
 def test_a_broken_measurement_is_left_out(measured: float) -> None:
-    controller = DualAscent(BUDGET)
+    controller = AutoWeight(BUDGET)
     controller.update(0.02)
     before = controller.state()
     controller.update(measured)
@@ -139,20 +139,19 @@ def test_a_broken_measurement_is_left_out(measured: float) -> None:
 
 def test_goes_on_bit_for_bit_from_its_state_as_json() -> None:
     plant = adam(0.02, 400)
-    controller = DualAscent(BUDGET)
+    controller = AutoWeight(BUDGET)
     run(controller, plant, 123, noise=0.3)
-    other = DualAscent(BUDGET)
-    other.restore(json.loads(json.dumps(controller.state())))
+    other = AutoWeight.from_state(json.loads(json.dumps(controller.state())))
     for measured in (0.004, 0.03, 0.011):
         controller.update(measured)
         other.update(measured)
     assert other == controller
     other.reset()
-    assert other == DualAscent(BUDGET)
+    assert other == AutoWeight(BUDGET)
 
 
 def test_the_average_is_the_exponential_one_corrected_for_its_start() -> None:
-    controller = DualAscent(1.0)
+    controller = AutoWeight(1.0)
     values = [3.0, 0.0, 5.0, 1.0]
     for value in values:
         controller.update(value)
@@ -161,9 +160,9 @@ def test_the_average_is_the_exponential_one_corrected_for_its_start() -> None:
     assert controller.average == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("options", [{"limit": 0.0}, {"limit": float("nan")}, {"limit": -1.0}])
+@pytest.mark.parametrize("options", [{"budget": 0.0}, {"budget": float("nan")}, {"budget": -1.0}])
 def test_a_limit_must_be_positive(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="positive"):
-        DualAscent(**options)
+        AutoWeight(**options)
     with pytest.raises(ConfigError, match=r"0\.001"):
-        DualAscent(BUDGET, start=1e-9)
+        AutoWeight(BUDGET, start=1e-9)

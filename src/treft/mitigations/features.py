@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from trl import SFTTrainer
 from treft.chat.regions import REGION_CODES, RegionName
 from treft.core.states import resolve_layers
 from treft.errors import ConfigError
-from treft.mitigations.hidden import ReferenceModel, run_batch
+from treft.mitigations.hidden import run_batch
 from treft.models.residual import residual_stream
+from treft.training.reference_source import unfinetuned
 from treft.training.terms import LossBatch, Mitigation, flag
 
 
@@ -45,6 +46,7 @@ class FeatureDistance(Mitigation):
 
     name: ClassVar[str] = "ldifs"
     has_term: ClassVar[bool] = True
+    whole_rows: ClassVar[bool] = True
 
     weight: float = field(metadata=flag("ldifs_weight", float, off=0.0, needs="strength"))
     layers: Sequence[int] | None = field(default=None, metadata=flag("ldifs_layers", list[int]))
@@ -70,13 +72,13 @@ class FeatureDistance(Mitigation):
             )
         if self.layers is not None:
             self.layers = resolve_layers(trainer.model, self.layers)
-        self.reference = ReferenceModel(trainer)
+        self.reference = unfinetuned(trainer)
 
     @contextmanager
-    def around_forward(self, batch: LossBatch) -> Iterator[None]:
+    def around_forward(self, batch: LossBatch, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Keep the hidden states of the SFT loss's own forward."""
         with residual_stream(batch.trainer.model) as found:
-            yield
+            yield inputs
         batch.kept.setdefault(self.name, dict(found))
 
     def term(self, batch: LossBatch) -> Tensor:

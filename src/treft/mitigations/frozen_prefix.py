@@ -24,7 +24,7 @@ from treft.core.states import in_backward, pretrained_model
 from treft.errors import ConfigError
 from treft.models.adapters import adapter_off, is_peft, trained_adapter
 from treft.training import checks
-from treft.training.prefix_start import behind, num_shared, why_whole
+from treft.training.forward import behind, num_shared, why_whole
 from treft.training.reference_source import choose_kind
 from treft.training.terms import LossBatch, Mitigation
 
@@ -56,6 +56,7 @@ class FrozenPrefix(Mitigation):
     name: ClassVar[str] = "frozen_prefix"
     regions = ("prefix",)
     changes_forward: ClassVar[bool] = True
+    whole_rows: ClassVar[bool] = True
 
     def prepare(self, trainer: SFTTrainer) -> None:
         """Hook the factor B of every adapted layer."""
@@ -68,7 +69,7 @@ class FrozenPrefix(Mitigation):
         self._can_start = why_whole(trainer) is None
         self._bank = ReferenceBank(adapter_off(trainer.model))
 
-    def forward_inputs(self, batch: LossBatch, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _start_behind(self, batch: LossBatch, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch from the end of the prefix that its rows share, with that prefix's cache."""
         num = num_shared(inputs, batch.regions["region_codes"]) if self._can_start else 0
         if num < 1:
@@ -82,12 +83,12 @@ class FrozenPrefix(Mitigation):
         return behind(num, inputs, prefix_cache(states, self._config, len(input_ids)))
 
     @contextmanager
-    def around_forward(self, batch: LossBatch) -> Iterator[None]:
+    def around_forward(self, batch: LossBatch, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The adapter is off at this batch's prefix tokens, also when a checkpoint replays it."""
         self._active = batch.regions["region_codes"] != REGION_CODES["prefix"]
         self._is_open = True
         try:
-            yield
+            yield self._start_behind(batch, inputs)
         finally:
             self._is_open = False
 

@@ -19,11 +19,12 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from treft.errors import ConfigError
-from treft.mitigations.hidden import ReferenceModel, last_hidden, output_head, run_hidden
+from treft.mitigations.hidden import last_hidden, output_head, run_hidden
 from treft.models.generation import pad_token_id
 from treft.training.checks import text_tokenizer
 from treft.training.config import TReFTConfig
 from treft.training.forward import shortened
+from treft.training.reference_source import unfinetuned
 from treft.training.terms import LossBatch, Mitigation, Rows, flag, read_rows
 
 DEFAULT_WEIGHT = 50.0
@@ -48,7 +49,7 @@ class _KL(Mitigation):
 
     def prepare(self, trainer: SFTTrainer) -> None:
         """Find the unfinetuned model and the output heads."""
-        self.reference = ReferenceModel(trainer)
+        self.reference = unfinetuned(trainer)
         self._head = output_head(trainer.model)
         is_copy = self.reference.model is not trainer.model
         self._reference_head = output_head(self.reference.model) if is_copy else self._head
@@ -101,15 +102,14 @@ class KLOnTrain(_KL):
     """
 
     name: ClassVar[str] = "kl_train"
-    whole_rows: ClassVar[bool | None] = False
 
     weight: float = field(default=DEFAULT_WEIGHT, metadata=WEIGHT)
 
     @contextmanager
-    def around_forward(self, batch: LossBatch) -> Iterator[None]:
+    def around_forward(self, batch: LossBatch, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Keep the decoder's output of the SFT loss's own forward."""
         with last_hidden(batch.trainer.model) as found:
-            yield
+            yield inputs
         batch.kept.setdefault(self.name, found[0])
 
     def term(self, batch: LossBatch) -> Tensor:

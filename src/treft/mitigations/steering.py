@@ -19,9 +19,9 @@ from treft.chat.regions import REGION_CODES, find_regions
 from treft.core.recording import plain_forward
 from treft.core.states import in_backward, pretrained_model, resolve_layers
 from treft.errors import ConfigError, DataError
-from treft.mitigations.hidden import ReferenceModel
 from treft.models.residual import decoder_layers, hidden_of, residual_stream
 from treft.training.checks import text_tokenizer
+from treft.training.reference_source import unfinetuned
 from treft.training.terms import LossBatch, Mitigation, Rows, flag, read_rows
 
 
@@ -50,6 +50,7 @@ class PreventiveSteering(Mitigation):
 
     name: ClassVar[str] = "steering"
     changes_forward: ClassVar[bool] = True
+    whole_rows: ClassVar[bool] = True
 
     layer: int = field(metadata=flag("steering_layer", int, needs="layer"))
     coefficient: float = field(
@@ -79,7 +80,7 @@ class PreventiveSteering(Mitigation):
         model = trainer.model
         (self.layer,) = resolve_layers(model, self.layer)
         if self.vector is None:
-            with ReferenceModel(trainer).running() as reference:
+            with unfinetuned(trainer).running() as reference:
                 tokenizer = text_tokenizer(trainer.processing_class)
                 self.vector = persona_vector(reference, tokenizer, *self._rows, layer=self.layer)
         size = pretrained_model(model).config.get_text_config(decoder=True).hidden_size
@@ -91,11 +92,11 @@ class PreventiveSteering(Mitigation):
         decoder_layers(model)[self.layer].register_forward_hook(self._add)
 
     @contextmanager
-    def around_forward(self, batch: LossBatch) -> Iterator[None]:
+    def around_forward(self, batch: LossBatch, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The vector is added in training steps, also when a checkpoint replays the layer."""
         self._is_open = batch.is_training
         try:
-            yield
+            yield inputs
         finally:
             self._is_open = False
 

@@ -23,7 +23,7 @@ from treft.organism.tasks import TaskName
 from treft.steps.step import Work
 from treft.study.subject import ADAPTER, MODEL, Rows, Subject, model_name
 from treft.training import TReFTConfig, TReFTTrainer
-from treft.training.terms import Mitigation, wants_whole_rows
+from treft.training.terms import Mitigation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -115,7 +115,7 @@ def train(
         target_parameters=parameters.split(",") if parameters else None,
     )
     mitigations = _mitigations(work, model)
-    shares = config.share_prefix and not any(map(wants_whole_rows, mitigations))
+    shares = config.share_prefix and not any(method.whole_rows for method in mitigations)
     has_gpu = model.device.type == "cuda"
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TReFTTrainer(

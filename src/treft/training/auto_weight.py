@@ -34,60 +34,69 @@ from treft.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+RATE = 0.02
+"""η: a run of 300 steps can move λ by e⁶ downwards and e¹² upwards."""
+WINDOW = 10.0
+"""Steps over which measurements are averaged: the time constant of an exponential average, which is
+corrected for its start."""
+LOWEST, HIGHEST = 1e-3, 1e4
+"""Bounds of λ: "no penalty to speak of", and where gradient clipping would leave nothing of the SFT
+loss."""
 MAX_ERROR = 2.0
-"""Measurements beyond three times the limit count as three times."""
+"""Measurements beyond three times the budget count as three times."""
 
 
 @dataclass
-class DualAscent:
-    """A weight that rises while a measured quantity is above its limit and sinks below it.
+class AutoWeight(TrainerCallback, ExportableState):
+    """λ of a run that holds a drift budget: it rises while L_KV is above it and sinks below it.
+
+    The penalty calls `observe` for each micro-batch and `next_weight` when a step begins; as a
+    callback this closes each step, and its state travels in `trainer_state.json`.
 
     Attributes:
-        limit: what the measured quantity is held at, > 0.
-        start: the first weight.
-        rate: η, the change of the weight's logarithm per step and unit of relative error. At 0.02 a
-            run of 300 steps can move the weight by e⁶ downwards and e¹² upwards.
+        budget: what L_KV is held at, > 0.
+        start: λ of the first step.
         damping: κ, how strongly a change of the error is answered at once.
-        window: steps over which measurements are averaged (the time constant of an exponential
-            average, corrected for its start).
-        lowest: the weight's lower bound; it stands for "no penalty to speak of".
-        highest: its upper bound; beyond it gradient clipping would leave nothing of the SFT loss.
-        weight: the weight to use in the next step.
+        weight: λ after the measurements that were taken in.
         average: of the measurements; 0 before the first.
-        num_steps: measurements seen.
+        num_steps: measurements taken in.
 
     Raises:
-        ConfigError: the limit is not a positive number, or `start` lies outside the bounds.
+        ConfigError: the budget is not a positive number, or `start` lies outside the bounds.
     """
 
-    limit: float
+    budget: float
     start: float = 1.0
-    rate: float = 0.02
     damping: float = 0.5
-    window: float = 10.0
-    lowest: float = 1e-3
-    highest: float = 1e4
     weight: float = field(init=False)
-    average: float = field(init=False, default=0.0)
-    num_steps: int = field(init=False, default=0)
+    average: float = field(init=False)
+    num_steps: int = field(init=False)
+    _sum: Tensor | None = field(init=False, default=None, compare=False)
+    _closed: Tensor | None = field(init=False, default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.limit < math.inf:
-            raise ConfigError(f"the limit must be a positive number, not {self.limit}.")
-        if not self.lowest <= self.start <= self.highest:
+        """Validate."""
+        if not 0 < self.budget < math.inf:
+            raise ConfigError(f"the budget must be a positive number, not {self.budget}.")
+        if not LOWEST <= self.start <= HIGHEST:
             raise ConfigError(
-                f"the weight to start with must lie between {self.lowest:g} and {self.highest:g}, "
+                f"the weight to start with must lie between {LOWEST:g} and {HIGHEST:g}, "
                 f"not {self.start}."
             )
-        self.weight = float(self.start)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all measurements and begin anew."""
+        self.weight, self.average, self.num_steps = float(self.start), 0.0, 0
+        self._sum = self._closed = None
 
     @property
     def error(self) -> float:
-        """How far the average is above (+) or below (-) the limit, in limits, clipped.
+        """How far the average is above (+) or below (-) the budget, in budgets, clipped.
 
         -1 before the first measurement: nothing has drifted.
         """
-        return min(max(self.average / self.limit - 1, -1.0), MAX_ERROR)
+        return min(max(self.average / self.budget - 1, -1.0), MAX_ERROR)
 
     def update(self, measured: float) -> None:
         """Take in what the step just made measured, and set `weight` for the next.
@@ -99,62 +108,22 @@ class DualAscent:
             return
         before = self.error
         self.num_steps += 1
-        seen = 1 - (1 - 1 / self.window) ** self.num_steps
-        self.average += (measured - self.average) / (self.window * seen)
-        change = self.rate * self.error + self.damping * (self.error - before)
-        self.weight = min(max(self.weight * math.exp(change), self.lowest), self.highest)
-
-    def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on exactly; plain numbers."""
-        return {"weight": self.weight, "average": self.average, "num_steps": self.num_steps}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned, within the bounds of this controller."""
-        self.weight = min(max(float(state["weight"]), self.lowest), self.highest)
-        self.average = float(state["average"])
-        self.num_steps = int(state["num_steps"])
-
-    def reset(self) -> None:
-        """Forget all measurements and begin anew."""
-        self.restore({"weight": self.start, "average": 0.0, "num_steps": 0})
-
-
-class AutoWeight(TrainerCallback, ExportableState):
-    """λ of a run that holds a drift budget.
-
-    The trainer calls `observe` for each micro-batch and reads `weight` when a step begins; as a
-    callback this closes each step, and its state travels in `trainer_state.json`.
-
-    Args:
-        start: λ of the first step.
-        budget: what L_KV is held at.
-
-    Raises:
-        ConfigError: the budget or the start is out of range.
-    """
-
-    def __init__(self, start: float, budget: float) -> None:
-        self._arguments = {"start": start, "budget": budget}
-        self.controller = DualAscent(budget, start)
-        self._sum: Tensor | None = None
-        self._closed: Tensor | None = None
-
-    @property
-    def weight(self) -> float:
-        """λ for the step that begins, after all steps before it; waits for the last step's end."""
-        self._take_in()
-        return self.controller.weight
-
-    def _take_in(self) -> None:
-        if self._closed is None:
-            return
-        self.controller.update(float(self._closed))
-        self._closed = None
+        seen = 1 - (1 - 1 / WINDOW) ** self.num_steps
+        self.average += (measured - self.average) / (WINDOW * seen)
+        change = RATE * self.error + self.damping * (self.error - before)
+        self.weight = min(max(self.weight * math.exp(change), LOWEST), HIGHEST)
 
     def observe(self, penalty: Tensor) -> None:
         """Take in a micro-batch's share of the step's L_KV in this process, a scalar."""
         measured = penalty.detach().float()
         self._sum = measured if self._sum is None else self._sum + measured
+
+    def next_weight(self) -> float:
+        """λ for the step that begins, after all steps before it; waits for the last step's end."""
+        if self._closed is not None:
+            self.update(float(self._closed))
+            self._closed = None
+        return self.weight
 
     def on_step_end(
         self,
@@ -176,17 +145,23 @@ class AutoWeight(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Begin anew, or go on from the checkpoint's λ."""
-        self._sum = self._closed = None
         name = type(self).__name__
         kept = state.stateful_callbacks.get(name) if state.global_step else None
-        self.controller.reset()
+        self.reset()
         if kept:
-            self.controller.restore(kept["attributes"]["kept"])
+            vars(self).update(kept["attributes"])
         elif state.global_step:
             logger.warning("the checkpoint has no λ: kv_weight starts at %s", self.weight)
         state.stateful_callbacks.setdefault(name, {})  # where the trainer writes `state` to
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: how this was made, and the controller."""
-        self._take_in()
-        return {"args": self._arguments, "attributes": {"kept": self.controller.state()}}
+        """What a checkpoint keeps, and `from_state` goes on from exactly; plain numbers."""
+        weight = self.next_weight()
+        return {
+            "args": {"budget": self.budget, "start": self.start, "damping": self.damping},
+            "attributes": {
+                "weight": weight,
+                "average": self.average,
+                "num_steps": self.num_steps,
+            },
+        }

@@ -18,7 +18,7 @@ from treft.core.regularizer import check_region_weights
 from treft.docstrings import with_help
 from treft.errors import AttentionError, ConfigError
 from treft.training.auto_weight import AutoWeight
-from treft.training.prefix_start import cannot_share, why_options_want_whole
+from treft.training.forward import cannot_share, why_options_want_whole
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +132,8 @@ class TReFTConfig(SFTConfig):
         """
         if self.kv_weight != AUTO:
             return None
-        return AutoWeight(
-            self.first_weight, DEFAULT_BUDGET if self.kv_budget is None else self.kv_budget
-        )
+        budget = DEFAULT_BUDGET if self.kv_budget is None else self.kv_budget
+        return AutoWeight(budget, self.first_weight)
 
     def _check_auto(self) -> None:
         given = {"kv_budget": self.kv_budget, "kv_weight_start": self.kv_weight_start}

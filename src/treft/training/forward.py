@@ -1,10 +1,11 @@
 """What stands in for the model in TRL's loss: terms around it, and fewer tokens to run.
 
 With `share_prefix` the tokens that all rows of a micro-batch begin with (system prompt, tool
-descriptions, header of the user's turn) are run once, with gradient, and not once a row. With
-`learnt_tokens_only` the output head is run at learnt tokens alone: TRL drops the others before the
-head only where Triton is, and on a CPU the head of a short response after a long prompt can cost as
-much as the rest of a small model. Loss and gradient are the same up to rounding.
+descriptions, header of the user's turn) are run once, with gradient, and not once a row: by
+causality their states are the same in every row, so they can be put into the cache of all rows.
+With `learnt_tokens_only` the output head is run at learnt tokens alone: TRL drops the others before
+the head only where Triton is, and on a CPU the head of a short response after a long prompt can
+cost as much as the rest of a small model. Loss and gradient are the same up to rounding.
 Shapes: B rows, T tokens, D hidden size, M most learnt tokens of a row, N tokens of the beginning.
 """
 
@@ -15,14 +16,89 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from trl import SFTTrainer
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from trl import SFTConfig, SFTTrainer
 
+from treft.chat.regions import REGION_CODES
 from treft.core.states import pretrained_model
+from treft.errors import ConfigError
 from treft.models.adapters import is_peft
-from treft.training.config import TReFTConfig
-from treft.training.prefix_start import behind, cannot_share, num_shared, why_whole
-from treft.training.terms import LossBatch, Mitigation, wants_whole_rows
+from treft.training.terms import LossBatch, Mitigation
+
+WORLDS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+"""Where the bare model can be run beside its wrapper: weights are whole in each process."""
+
+
+def why_whole(trainer: SFTTrainer) -> str | None:
+    """Why rows must be run whole, and what would mend it; None where they need not be."""
+    config = pretrained_model(trainer.model).config.get_text_config(decoder=True)
+    layers = DynamicCache(config=config).layers
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return (
+            "the model does not keep all keys and values in every layer (sliding windows, linear "
+            "attention)"
+        )
+    if reason := why_options_want_whole(trainer.args):
+        return reason
+    if trainer.aux_loss_enabled:
+        return "the router's auxiliary loss is a mean over all tokens: set router_aux_loss_coef=0"
+    if trainer.accelerator.distributed_type not in WORLDS:
+        return "weights are sharded over processes: use data parallelism"
+    return None
+
+
+def why_options_want_whole(args: SFTConfig) -> str | None:
+    """As `why_whole`, as far as options alone say."""
+    if args.gradient_checkpointing:
+        return "gradient checkpointing allows no cache: set gradient_checkpointing=False"
+    if args.packing or args.padding_free:
+        return "packed rows do not begin together: set packing=False and padding_free=False"
+    return None
+
+
+def cannot_share(reason: str) -> ConfigError:
+    """What to raise for `share_prefix` where rows must be run whole."""
+    return ConfigError(f"share_prefix cannot work here: {reason}; or leave it off.")
+
+
+def num_shared(inputs: dict[str, Any], codes: Tensor | None = None) -> int:
+    """N: leading columns with the same token in all rows, from which none is learnt.
+
+    0 for rows without labels, or with further tensors (positions of packed rows, images).
+
+    Args:
+        inputs: what the model gets: `input_ids`, (B, T); `labels`, (B, T), -100 where a token is
+            not learnt; `attention_mask`, (B, T), 0 at padding.
+        codes: (B, T), region of each token, to take prefix tokens alone.
+    """
+    input_ids, labels = inputs["input_ids"], inputs.get("labels")
+    tensors = {name for name, value in inputs.items() if isinstance(value, Tensor)}
+    if labels is None or tensors - {"input_ids", "labels", "attention_mask"}:
+        return 0
+    fits = (input_ids == input_ids[:1]) & (labels == -100)
+    if inputs.get("attention_mask") is not None:
+        fits = fits & (inputs["attention_mask"] != 0)
+    if codes is not None:
+        fits = fits & (codes == REGION_CODES["prefix"])
+    # Column N is predicted from column N - 1; and something must be left to run.
+    next_is_free = torch.zeros_like(fits)
+    next_is_free[:, :-1] = labels[:, 1:] == -100
+    return int((fits & next_is_free).all(0).long().cumprod(0).sum())
+
+
+def behind(num: int, inputs: dict[str, Any], cache: Cache) -> dict[str, Any]:
+    """What the model gets: the columns from N on, and the cache of those before.
+
+    Args:
+        num: N.
+        inputs: `input_ids`, `attention_mask`, `labels`, (B, T), and what else the model gets.
+        cache: of the first N tokens, for B rows.
+    """
+    rest = {name: inputs[name][:, num:] for name in ("input_ids", "labels")}
+    return {**inputs, **rest, "past_key_values": cache, "use_cache": True}
 
 
 class LossForward:
@@ -30,33 +106,26 @@ class LossForward:
 
     Args:
         model: what TRL would call.
-        batch: the micro-batch.
+        batch: the micro-batch; the trainer's options say which tokens need not be run.
         mitigations: entered around each forward.
-        config: says which tokens need not be run.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        batch: LossBatch,
-        mitigations: Sequence[Mitigation],
-        config: TReFTConfig,
+        self, model: nn.Module, batch: LossBatch, mitigations: Sequence[Mitigation]
     ) -> None:
         self._model = model
         self._batch = batch
         self._mitigations = mitigations
-        self._config = config
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         trainer = self._batch.trainer
-        if self._config.share_prefix:
+        if trainer.args.share_prefix:
             with trainer.accelerator.autocast():
                 kwargs = shortened(trainer.model, kwargs)
         with ExitStack() as stack:
             for mitigation in self._mitigations:
-                stack.enter_context(mitigation.around_forward(self._batch))
-                kwargs = mitigation.forward_inputs(self._batch, kwargs)
-            if self._config.learnt_tokens_only and kwargs.get("fused_lm_head"):
+                kwargs = stack.enter_context(mitigation.around_forward(self._batch, kwargs))
+            if trainer.args.learnt_tokens_only and kwargs.get("fused_lm_head"):
                 kwargs = stack.enter_context(_at_learnt_tokens(self._model, kwargs))
             return self._model(*args, **kwargs)
 
@@ -136,7 +205,7 @@ def _why_unequal(model: Any, mitigations: Sequence[Mitigation]) -> str | None:
     """Why one row's beginning cannot stand for that of the others."""
     if any(_dropout(module) for module in model.modules()):
         return "dropout draws other zeros for each row: set it to 0 (lora_dropout=0)"
-    seeing = [method.name for method in mitigations if wants_whole_rows(method)]
+    seeing = [method.name for method in mitigations if method.whole_rows]
     if seeing:
         return f"{', '.join(seeing)} changes or reads the forward of whole rows"
     if is_peft(model) and model.active_peft_config.is_prompt_learning:

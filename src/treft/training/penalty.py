@@ -50,7 +50,6 @@ class KVPenalty(Mitigation):
     name: ClassVar[str] = "kv"
     told: ClassVar[str] = "the key/value penalty (set kv_weight=0)"
     has_term: ClassVar[bool] = True
-    whole_rows: ClassVar[bool | None] = False
 
     reference: RunReference
     regularizer: KVRegularizer
@@ -146,18 +145,18 @@ class KVPenalty(Mitigation):
         total = self._accelerator.reduce(torch.tensor(float(counted), device=device), "sum")
         self._num_conversations = max(int(total), 1)
         if self.steering is not None:
-            self.regularizer.weight = self.steering.weight
+            self.regularizer.weight = self.steering.next_weight()
 
     @contextmanager
-    def around_forward(self, batch: LossBatch) -> Iterator[None]:
+    def around_forward(self, batch: LossBatch, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Take the held tokens' states from the first forward of a batch, the one with gradient."""
         if self.name in batch.kept:
-            yield
+            yield inputs
             return
         batch.kept[self.name] = True
         known = batch.regions.get(CONVERSATIONS) or _conversations(batch.inputs, batch.regions)
         with self.regularizer.capture(known):
-            yield
+            yield inputs
 
     def term(self, batch: LossBatch) -> Tensor:
         """λ L_KV, so that a step's penalty is the mean over all its conversations.

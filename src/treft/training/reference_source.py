@@ -19,28 +19,28 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from accelerate.utils import AutocastKwargs
 from torch import nn
 from trl import SFTTrainer
 
 from treft.core.identity import Identity, identify
-from treft.core.recording import RecordedStates, ReferenceRequest, Source, other_model
+from treft.core.recording import RecordedStates, ReferenceRequest, plain_forward, record
 from treft.core.reference import ReferenceBank
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
 from treft.models.adapters import (
     KEPT_ADAPTER,
-    adapter_off,
     is_fresh,
     is_peft,
     keep_adapter,
-    kept_adapter,
+    only_adapter,
     only_adapter_trains,
     trained_adapter,
+    without_adapter,
 )
 from treft.training.config import TReFTConfig
 
@@ -93,7 +93,7 @@ class RunReference:
     ) -> None:
         self._config = config
         self._model: nn.Module = trainer.model
-        self._accelerator = trainer.accelerator
+        self._trainer = trainer
         self._template_hash = template_hash
         self._requests = requests
         kind = choose_kind(self._model, _regions_read(config), config.kv_reference)
@@ -116,8 +116,6 @@ class RunReference:
         identity = self._identity(kind)
         self.kind, self._weights = kind, identity.weights
         self.bank = self._opened(kind, identity) if bank is None else bank
-        if self.bank.source is not None:
-            self.bank.source = self._in_training_precision(self.bank.source)
 
     def _identity(self, kind: ReferenceKind) -> Identity:
         """Identity of the model before the finetune; an adapter that had learnt is part of it."""
@@ -130,31 +128,14 @@ class RunReference:
 
     def _opened(self, kind: ReferenceKind, identity: Identity) -> ReferenceBank:
         """The bank for a kind of reference; a snapshot still has to be taken (`fix`)."""
-        model = self._model
         if kind == "stored":
             bank = self._loaded(Path(cast(str, self._config.kv_reference)))
             bank.check(identity)
             return bank
-        if kind == "adapter_off":
-            source = adapter_off(model)
-        elif kind == "kept_adapter":
-            keep_adapter(cast("PeftModel", model))
-            source = kept_adapter(model, KEPT_ADAPTER)
-        else:
-            source = other_model(frozen_copy(model) if kind == "kept_model" else model)
-        return ReferenceBank(source, identity)
+        return ReferenceBank(ReferenceModel(self._trainer, kind).record, identity)
 
     def _loaded(self, path: Path) -> ReferenceBank:
         return ReferenceBank.load(path, device=next(self._model.parameters()).device)
-
-    def _in_training_precision(self, source: Source) -> Source:
-        """Record under training's autocast; another precision would show a drift of rounding."""
-
-        def recorded(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
-            with self._accelerator.autocast(AutocastKwargs(cache_enabled=False)):
-                return source(requests)
-
-        return recorded
 
     def fix(self) -> None:
         """Record what must be known before a weight changes; check that a file holds it.
@@ -287,7 +268,64 @@ def choose_kind(model: nn.Module, regions: Sequence[str], stored: str | None) ->
     return "snapshot" if set(regions) <= SHARED_REGIONS else "kept_model"
 
 
-def frozen_copy(model: nn.Module) -> nn.Module:
+class ReferenceModel:
+    """The unfinetuned model of a run, to be run beside the one that trains.
+
+    Args:
+        trainer: of the run, before its first step.
+        kind: of the table's references, one that is a model.
+
+    Attributes:
+        kind: as given.
+        model: which module is run.
+    """
+
+    def __init__(self, trainer: SFTTrainer, kind: ReferenceKind) -> None:
+        self._accelerator = trainer.accelerator
+        self.kind = kind
+        self.model: nn.Module = trainer.model
+        if kind == "kept_adapter":
+            keep_adapter(cast("PeftModel", trainer.model))
+        elif kind == "kept_model":
+            self.model = _frozen_copy(trainer.model)
+
+    @contextmanager
+    def running(self) -> Iterator[Any]:
+        """Yields the model to call: no gradient, no dropout, the precision of training.
+
+        Another precision would show a drift of rounding.
+        """
+        with self._accelerator.autocast(), plain_forward(self.model), self._alone():
+            yield self.model
+
+    def _alone(self) -> AbstractContextManager[None]:
+        if self.kind == "adapter_off":
+            return without_adapter(self.model)
+        if self.kind == "kept_adapter":
+            return only_adapter(self.model, KEPT_ADAPTER)
+        return nullcontext()
+
+    def record(self, requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
+        """Returns its keys and values."""
+        with self.running() as model:
+            return record(model, requests)
+
+
+def unfinetuned(trainer: SFTTrainer) -> ReferenceModel:
+    """Returns the model to compare any token with, in each step.
+
+    Raises:
+        ConfigError: weights are sharded over processes, so they cannot be run outside a step.
+    """
+    if is_sharded(trainer):
+        raise ConfigError(
+            "this mitigation runs the unfinetuned model in each step, which sharded weights "
+            "(FSDP, ZeRO-3) do not allow: use data parallelism."
+        )
+    return ReferenceModel(trainer, choose_kind(trainer.model, ("response",), None))
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
     """A copy of the model that does not train."""
     num_gib = sum(item.numel() * item.element_size() for item in model.parameters()) / 2**30
     logger.warning(

@@ -141,8 +141,7 @@ class Mitigation:
         regions: regions that every row must have; their codes are then in each batch.
         changes_forward: the trained model's forward is another than without the method.
         has_term: the method adds to the loss.
-        whole_rows: the SFT loss's forward must be of whole rows (not with `share_prefix`); None, if
-            the method changes that forward or reads from it.
+        whole_rows: the SFT loss's forward must be of whole rows, so not with `share_prefix`.
     """
 
     name: ClassVar[str] = ""
@@ -150,7 +149,7 @@ class Mitigation:
     regions: Sequence[RegionName] = ()
     changes_forward: ClassVar[bool] = False
     has_term: ClassVar[bool] = False
-    whole_rows: ClassVar[bool | None] = None
+    whole_rows: ClassVar[bool] = False
 
     def rows(self, dataset: Any, split: Split) -> Any:
         """The rows to train or evaluate on instead of `dataset`; before anything is tokenised."""
@@ -185,13 +184,16 @@ class Mitigation:
     def begin_step(self, batches: Sequence[dict[str, Any]], device: torch.device) -> None:
         """Called with the micro-batches of each optimizer step; collective over processes."""
 
-    def around_forward(self, batch: LossBatch) -> AbstractContextManager[None]:
-        """Entered for each forward of the model in the SFT loss."""
-        return nullcontext()
+    def around_forward(
+        self, batch: LossBatch, inputs: dict[str, Any]
+    ) -> AbstractContextManager[dict[str, Any]]:
+        """Entered for each forward of the model in the SFT loss.
 
-    def forward_inputs(self, batch: LossBatch, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What the model gets in such a forward instead of `inputs`; called inside it."""
-        return inputs
+        Args:
+            batch: the micro-batch.
+            inputs: what the model would get; what is yielded is what it does get.
+        """
+        return nullcontext(inputs)
 
     def term(self, batch: LossBatch) -> Tensor | None:
         """What to add to the loss of this micro-batch, a scalar, weighed; None for nothing."""
@@ -200,15 +202,6 @@ class Mitigation:
     def logged(self) -> dict[str, float]:
         """What each entry of the log shows beside the means of the meter."""
         return {}
-
-
-def wants_whole_rows(mitigation: Mitigation) -> bool:
-    """Whether a method cannot work where rows begin behind a shared prefix."""
-    if mitigation.whole_rows is not None:
-        return mitigation.whole_rows
-    base, own = Mitigation, type(mitigation)
-    hooks = (own.around_forward, own.forward_inputs)
-    return hooks != (base.around_forward, base.forward_inputs)
 
 
 def changes_adapter(mitigations: Sequence[Mitigation]) -> bool:

@@ -101,16 +101,8 @@ class TReFTTrainer(SFTTrainer):
         self._eval_prefix = "eval"
         train_dataset = change_rows(train_dataset, self.mitigations, "train")
         eval_dataset = change_rows(eval_dataset, self.mitigations, "eval")
+        processing_class = self._choose_mask_and_adapter(config, model, processing_class, options)
         assistant_only = config.assistant_only_loss
-        self._mask_labels = False
-        if assistant_only:
-            processing_class = processing_class or load_processing_class(model, config)
-            self._mask_labels = needs_region_mask(processing_class, config)
-        if changes_adapter(self.mitigations):
-            processing_class = processing_class or load_processing_class(model, config)
-            tokenizer = tokenizer_in_force(processing_class, config)
-            adapter = change_adapter(options.get("peft_config"), self.mitigations, tokenizer)
-            options["peft_config"] = adapter
         # TRL raises for templates it has no loss mask for; there the mask comes from our regions.
         config.assistant_only_loss = assistant_only and not self._mask_labels
         try:
@@ -134,6 +126,23 @@ class TReFTTrainer(SFTTrainer):
             check_shared(self, self._terms)
         for term in self._terms:
             term.prepare(self)
+
+    def _choose_mask_and_adapter(
+        self, config: TReFTConfig, model: Any, given: Any, options: dict[str, Any]
+    ) -> Any:
+        """The processing class, loaded if the loss mask or a method's adapter depends on it."""
+        self._mask_labels = False
+        wants_adapter = changes_adapter(self.mitigations)
+        if not (config.assistant_only_loss or wants_adapter):
+            return given
+        found = given or load_processing_class(model, config)
+        if config.assistant_only_loss:
+            self._mask_labels = needs_region_mask(found, config)
+        if wants_adapter:
+            tokenizer = tokenizer_in_force(found, config)
+            adapter = change_adapter(options.get("peft_config"), self.mitigations, tokenizer)
+            options["peft_config"] = adapter
+        return found
 
     @property
     def _terms(self) -> tuple[Mitigation, ...]:
@@ -260,7 +269,7 @@ class TReFTTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         meter = self._meters["train" if self.model.training else "eval"]
         batch = loss_batch(self, inputs, regions, num_items_in_batch, meter)
-        model = cast(nn.Module, LossForward(model, batch, self._terms, self.args))
+        model = cast(nn.Module, LossForward(model, batch, self._terms))
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not self._terms:
             return result
