@@ -26,7 +26,6 @@ DICTATED = {
 TOO_LONG = {"evaluation/tasks.py"}
 TOO_LONG_FUNCTIONS = {
     "evaluation/prompts.py:perturb_system",
-    "training/trainer.py:TReFTTrainer.__init__",
 }
 TOO_MANY_PARAMETERS = {
     "chat/regions.py:find_regions",

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from treft.core.conversations import own_request, postfix_requests, prefix_request
 from treft.core.recording import RecordedStates, ReferenceRequest, other_model, record
 from treft.errors import AttentionError, ConfigError, ReferenceStatesError
-from treft.models.adapters import adapter_off, kept_adapter
+from treft.models.adapters import adapter_off, only_adapter
 
 TinyModel = Callable[..., PreTrainedModel]
 CHAT = conversation(3)
@@ -135,7 +135,8 @@ def test_kept_adapter_is_the_model_before_training_went_on(tiny_model: TinyModel
             if ".default." in name:
                 parameter.add_(1.0)
     flags = {name: parameter.requires_grad for name, parameter in weights.items()}
-    assert_equal(kept_adapter(model, "kept")([LONG]), before)
+    with only_adapter(model, "kept"):
+        assert_equal(record(model, [LONG]), before)
     assert model.active_adapters == ["default"]
     assert flags == {name: parameter.requires_grad for name, parameter in weights.items()}
 
@@ -143,8 +144,10 @@ def test_kept_adapter_is_the_model_before_training_went_on(tiny_model: TinyModel
 def test_sources_name_what_is_missing(tiny_model: TinyModel) -> None:
     with pytest.raises(ConfigError, match="other_model"):
         adapter_off(tiny_model("llama"))
-    with pytest.raises(ConfigError, match=r"no adapter 'kept', only \['default'\]"):
-        kept_adapter(with_adapter(tiny_model("llama")), "kept")
+    model = with_adapter(tiny_model("llama"))
+    refused = pytest.raises(ConfigError, match=r"no adapter 'kept', only \['default'\]")
+    with refused, only_adapter(model, "kept"):
+        pass
 
 
 def test_recording_under_autocast_does_not_cut_the_training_graph(tiny_model: TinyModel) -> None:

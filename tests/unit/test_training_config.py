@@ -133,7 +133,7 @@ def test_auto_and_region_weights_from_flags_and_yaml(tmp_path: Path) -> None:
     assert config.kv_region_weights == {"prefix": 2.0}
     steering = config.auto_weight()
     assert steering is not None
-    assert (steering.weight, steering.controller.limit) == (5.0, 0.01)
+    assert (steering.weight, steering.budget) == (5.0, 0.01)
     (plain,) = TrlParser((TReFTConfig,)).parse_args_and_config([*flags[:3], "--kv_weight", "7"])
     assert plain.kv_weight == 7.0
     assert plain.auto_weight() is None

@@ -60,10 +60,8 @@ class Penalty:
         num_conversations: that many are summed over; a trainer that accumulates gradient divides by
             those of the whole step.
         weight: λ.
-        layers: layer indices in the order of `key` and `value`.
-        key: L_K of each layer, mean over the conversations, (L,), without gradient; zeros if not
-            held.
-        value: L_V likewise.
+        layers: layer indices in the order of `by_layer`.
+        by_layer: L_K + L_V of each layer, mean over the conversations, (L,), without gradient.
         by_region: with region weights, L_KV of each region alone before it is weighed, mean over
             the conversations, a scalar without gradient; empty otherwise.
     """
@@ -72,8 +70,7 @@ class Penalty:
     num_conversations: int
     weight: float
     layers: tuple[int, ...]
-    key: Tensor
-    value: Tensor
+    by_layer: Tensor
     by_region: Mapping[RegionName, Tensor] = field(default_factory=dict)
 
     @property
@@ -88,8 +85,8 @@ class Penalty:
 
     @property
     def per_layer(self) -> dict[int, float]:
-        """L_K + L_V by layer; reading it waits for the device."""
-        return dict(zip(self.layers, (self.key + self.value).tolist(), strict=True))
+        """`by_layer` as numbers; reading it waits for the device."""
+        return dict(zip(self.layers, self.by_layer.tolist(), strict=True))
 
 
 @dataclass(eq=False)
@@ -201,7 +198,7 @@ class KVRegularizer:
         num = self._num_conversations
         if self.weight == 0:
             nothing = torch.zeros((), device=pretrained_model(self.model).device)
-            return Penalty(nothing, num, 0.0, (), nothing[None][:0], nothing[None][:0])
+            return Penalty(nothing, num, 0.0, (), nothing[None][:0])
         heard, self._heard = self._heard, None
         if heard is None:
             raise AttentionError("run the model inside capture() before asking for a penalty.")
@@ -209,24 +206,24 @@ class KVRegularizer:
         if absent := sorted(set(self.layers or ()) - set(layers)):
             raise ConfigError(f"layers {absent} have no attention whose keys could be held.")
         by_part = self._compare(heard)  # (L K, P)
-        drift, by_region = self._weigh(by_part)
-        by_kind = torch.zeros(len(KeyValue._fields), len(layers), device=drift.device)
-        by_kind[self._kinds] = drift.detach().view(len(layers), -1).T / num
-        key, value = by_kind.unbind()
-        scale = 1 / (len(layers) * num)
-        own = {region: summed * scale for region, summed in by_region.items()}
-        return Penalty(drift.sum() / len(layers), num, self.weight, layers, key, value, own)
+        given = self.region_weights
+        weights = {} if given is None else {region: given[region] for region in self.regions}
+        parts = torch.tensor(list(weights.values()) or [1.0], device=by_part.device)
+        drift = (by_part * parts).sum(dim=1)  # (L K,)
+        by_layer = (drift.detach().view(len(layers), -1) / num).sum(dim=1)
+        own = by_part.detach().sum(dim=0) * (1 / (len(layers) * num))  # (P,)
+        by_region = dict(zip(weights, own.unbind(), strict=False))
+        return Penalty(drift.sum() / len(layers), num, self.weight, layers, by_layer, by_region)
 
-    def requests(self, conversation: Conversation) -> list[ReferenceRequest]:
+    def requests(self, conversation: Conversation) -> dict[ReferenceRequest, bool]:
         """What the bank must hold for this conversation, e.g. to `pin` it before training.
+
+        Returns:
+            The requests, and of each, whether other conversations may have the same.
 
         Raises:
             DataError: the conversation lacks a held region.
         """
-        return list(self._requests(conversation))
-
-    def _requests(self, conversation: Conversation) -> dict[ReferenceRequest, bool]:
-        """The requests, and of each, whether other conversations may have the same."""
         for region in self.regions:
             require_region(conversation, region)
         first = conversation.first_position
@@ -257,7 +254,7 @@ class KVRegularizer:
         end, tokens = 0, []
         for one in conversations:
             places: list[tuple[int, int]] = []  # token of the conversation, token of the reference
-            for request, is_shared in self._requests(one).items():
+            for request, is_shared in self.requests(one).items():
                 if request not in requests:
                     requests[request], starts[request] = is_shared, end
                     end += len(request.keep)
@@ -314,15 +311,6 @@ class KVRegularizer:
         while len(self._prepared) > MAX_PREPARED:
             self._prepared.popitem(last=False)
         return [list(group) for group in zip(*found, strict=True)]
-
-    def _weigh(self, by_part: Tensor) -> tuple[Tensor, dict[RegionName, Tensor]]:
-        """(L K, P) -> the weighted sum over parts, (L K,), and each region's own sum."""
-        if self.region_weights is None:
-            return by_part[:, 0], {}
-        weights = [self.region_weights[region] for region in self.regions]
-        own = by_part.detach().sum(dim=0).unbind()
-        weighted = (by_part * torch.tensor(weights, device=by_part.device)).sum(dim=1)
-        return weighted, dict(zip(self.regions, own, strict=True))
 
 
 def check_region_weights(

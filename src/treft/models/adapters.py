@@ -24,13 +24,18 @@ KEPT_ADAPTER = "treft_reference"
 """Name of the frozen copy of an adapter that is trained further; checkpoints carry it along."""
 
 
-def is_peft(model: nn.Module) -> bool:
-    """Whether `model` is a PEFT model (also when PEFT is not installed)."""
+def find_peft(model: nn.Module) -> PeftModel | None:
+    """The PEFT wrapper in `model`; None if there is none (also when PEFT is not installed)."""
     try:
         from peft import PeftModel
     except ImportError:
-        return False
-    return isinstance(model, PeftModel)
+        return None
+    return next((each for each in model.modules() if isinstance(each, PeftModel)), None)
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether `model` is a PEFT model."""
+    return find_peft(model) is model
 
 
 def adapter_off(model: nn.Module) -> Source:
@@ -60,8 +65,9 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def kept_adapter(model: nn.Module, name: str) -> Source:
-    """The reference is `model` with its adapter `name`, a copy kept from before the finetune.
+@contextmanager
+def only_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """The adapter `name` alone is on inside; which parameters are trained stays as it was.
 
     Raises:
         ConfigError: there is no adapter of that name.
@@ -72,18 +78,6 @@ def kept_adapter(model: nn.Module, name: str) -> Source:
             f"the model has no adapter {name!r}, only {sorted(peft_model.peft_config)}: add the "
             "copy with model.load_adapter(path, adapter_name=...) before training."
         )
-
-    def source(requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
-        with only_adapter(model, name):
-            return record(model, requests)
-
-    return source
-
-
-@contextmanager
-def only_adapter(model: nn.Module, name: str) -> Iterator[None]:
-    """The adapter `name` alone is on inside; which parameters are trained stays as it was."""
-    peft_model = _peft_model(model)
     active = list(peft_model.active_adapters)
     with _same_trainable(peft_model):
         try:
@@ -95,15 +89,14 @@ def only_adapter(model: nn.Module, name: str) -> Iterator[None]:
 
 def _peft_model(model: nn.Module) -> PeftModel:
     """The PEFT wrapper in `model`."""
-    from peft import PeftModel
-
-    for module in model.modules():
-        if isinstance(module, PeftModel):
-            return module
-    raise ConfigError(
-        f"{type(model).__name__} has no PEFT adapter, so the model from before the finetune cannot "
-        "be had by switching one off: use other_model(base), or record a reference beforehand."
-    )
+    found = find_peft(model)
+    if found is None:
+        raise ConfigError(
+            f"{type(model).__name__} has no PEFT adapter, so the model from before the finetune "
+            "cannot be had by switching one off: use other_model(base), or record a reference "
+            "beforehand."
+        )
+    return found
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from treft.core.identity import identify
 from treft.core.recording import Source, eval_mode, other_model
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
-from treft.models.adapters import adapter_off, without_adapter
+from treft.models.adapters import adapter_off, find_peft, without_adapter
 
 Arm = Literal["finetuned", "base"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -43,15 +43,11 @@ class ModelPair:
         Raises:
             ConfigError: there is neither a base nor an adapter to switch off.
         """
-        if self.base is None:
-            try:
-                with without_adapter(self.finetuned):
-                    pass
-            except (ConfigError, ImportError) as error:
-                raise ConfigError(
-                    "the finetuned model has no adapter that could be switched off: name the "
-                    "unfinetuned model (--base)."
-                ) from error
+        if self.base is None and self.adapter is None:
+            raise ConfigError(
+                "the finetuned model has no adapter that could be switched off: name the "
+                "unfinetuned model (--base)."
+            )
 
     @contextmanager
     def use(self, arm: Arm) -> Iterator[nn.Module]:
@@ -72,12 +68,7 @@ class ModelPair:
     @property
     def adapter(self) -> str | None:
         """Name of the finetuned model's adapter, if it has one."""
-        try:
-            from peft import PeftModel
-        except ImportError:  # without PEFT there is no adapter
-            return None
-        found = (each for each in self.finetuned.modules() if isinstance(each, PeftModel))
-        wrapper = next(found, None)
+        wrapper = find_peft(self.finetuned)
         return None if wrapper is None else str(wrapper.active_adapters[0])
 
     def identities(self, tokenizer: PreTrainedTokenizerBase) -> dict[Arm, dict[str, Any]]:

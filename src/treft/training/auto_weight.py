@@ -149,7 +149,8 @@ class AutoWeight(TrainerCallback, ExportableState):
         kept = state.stateful_callbacks.get(name) if state.global_step else None
         self.reset()
         if kept:
-            vars(self).update(kept["attributes"])
+            for attribute in ("weight", "average", "num_steps"):
+                setattr(self, attribute, kept["attributes"][attribute])
         elif state.global_step:
             logger.warning("the checkpoint has no λ: kv_weight starts at %s", self.weight)
         state.stateful_callbacks.setdefault(name, {})  # where the trainer writes `state` to

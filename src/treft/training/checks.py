@@ -48,16 +48,6 @@ def before_loading(config: TReFTConfig, model: Any, peft_config: Any) -> None:
         )
 
 
-def packed_length(config: TReFTConfig, packing: bool) -> None:
-    """Packing needs a row length.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if packing and config.max_length is None:
-        raise ConfigError("packing needs max_length, the number of tokens of a packed row.")
-
-
 def after_loading(trainer: SFTTrainer) -> None:
     """Checks of the loaded model and the prepared datasets.
 

@@ -12,7 +12,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -33,9 +33,20 @@ PROMPT_REGIONS = ("prefix", "query", "postfix")
 """Regions of which no token may be cut off; a response may be shortened, as in plain SFT."""
 
 
+def column_names(dataset: Any) -> list[str]:
+    """Columns of a map-style or streaming dataset (the latter may not know them beforehand)."""
+    names: list[str] | None = dataset.column_names
+    return list(next(iter(dataset))) if names is None else names
+
+
+def row_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The whole conversation of a row with `messages`, or with `prompt` and `completion`."""
+    return row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
+
+
 @dataclass(frozen=True)
-class RegionOptions:
-    """How regions are found in a row, and which must survive.
+class Annotator:
+    """Finds the regions of a dataset's rows, and keeps those that must survive.
 
     Attributes:
         tokenizer: renders and tokenises the messages.
@@ -44,110 +55,150 @@ class RegionOptions:
         regions: regions that every row must have.
         mask_labels: restrict the labels to the response (assistant-only loss).
         dataset_name: "train" or "eval" or the user's name, for messages.
+        num_proc: processes that go through a dataset.
     """
 
     tokenizer: PreTrainedTokenizerBase
     chat_template: str | None
     include_think_block: bool
-    regions: tuple[str, ...]
+    regions: Sequence[RegionName]
     mask_labels: bool
     dataset_name: str
+    num_proc: int | None
 
-    def where(self, index: int) -> str:
+    def _where(self, index: int) -> str:
         """How a message names the row at `index` (from 0)."""
         return f"row {index + 1} of the {self.dataset_name} dataset"
 
+    def _map(self, dataset: Any, function: Callable[..., Any], doing: str, **told: Any) -> Any:
+        """`dataset.map` by rows with their numbers; a streaming dataset has no bar to label."""
+        shown = {"num_proc": self.num_proc, "desc": f"{doing} {self.dataset_name} dataset"}
+        shown = shown if isinstance(dataset, Dataset) else {}
+        return dataset.map(function, with_indices=True, fn_kwargs=told, **shown)
 
-def column_names(dataset: Any) -> list[str]:
-    """Columns of a map-style or streaming dataset (the latter may not know them beforehand)."""
-    names: list[str] | None = dataset.column_names
-    return list(next(iter(dataset))) if names is None else names
+    def check(self, dataset: Any) -> Any:
+        """Look at every row before anything is rendered: a template would fail without naming it.
 
+        Raises:
+            DataError: the dataset is not conversational, or a row cannot be used; names the row.
+        """
+        first = maybe_convert_to_chatml(copy.deepcopy(dict(next(iter(dataset)))))
+        if not is_conversational(first):
+            raise DataError(
+                f"the {self.dataset_name} dataset is not conversational, so it has no regions: "
+                "give rows with `messages`, or `prompt` and `completion` lists of messages (or set "
+                "kv_weight=0 and assistant_only_loss=False)."
+            )
+        return self._map(dataset, self._check_row, "Checking")
 
-def row_regions(row: Mapping[str, Any], options: RegionOptions) -> ChatRegions:
-    """Regions of a conversational row, rendered the way TRL renders it."""
-    tools = row.get("tools")
-    return find_regions(
-        options.tokenizer,
-        row_messages(row),
-        tools=json.loads(tools) if isinstance(tools, str) else tools,
-        chat_template=options.chat_template,
-        include_think_block=options.include_think_block,
-        template_kwargs=row.get("chat_template_kwargs") or {},
-    )
+    def _check_row(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        row = maybe_convert_to_chatml(copy.deepcopy(dict(row)))  # it renames keys in place
+        check_messages(row_messages(row), self._where(index))
+        return {}
 
+    def annotate(self, dataset: Any) -> Any:
+        """Add the region columns to a dataset that TRL tokenised and that still has its messages.
 
-def _map(
-    dataset: Any,
-    function: Callable[..., dict[str, Any]],
-    doing: str,
-    options: RegionOptions,
-    map_kwargs: dict[str, Any],
-    **arguments: Any,
-) -> Any:
-    """`dataset.map` by rows with their numbers, with a labelled progress bar where there is one."""
-    if isinstance(dataset, Dataset):  # a streaming dataset takes no description
-        map_kwargs = {**map_kwargs, "desc": f"{doing} {options.dataset_name} dataset"}
-    arguments = {"options": options, **arguments}
-    return dataset.map(function, with_indices=True, fn_kwargs=arguments, **map_kwargs)
+        Raises:
+            TemplateError: a row lacks a held region; names the row.
+            DataError: a row's tokens are not those of its messages.
+        """
+        return self._map(dataset, self._annotate_row, "Finding regions in")
 
+    def _annotate_row(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        where, tools = self._where(index), row.get("tools")
+        try:
+            found = find_regions(  # rendered the way TRL renders it
+                self.tokenizer,
+                row_messages(row),
+                tools=json.loads(tools) if isinstance(tools, str) else tools,
+                chat_template=self.chat_template,
+                include_think_block=self.include_think_block,
+                template_kwargs=row.get("chat_template_kwargs") or {},
+            )
+            for region in self.regions:
+                found.require(region)
+        except TreftError as error:
+            raise type(error)(f"{where}: {error}") from error
+        if list(found.input_ids) != list(row["input_ids"]):
+            raise DataError(
+                f"{where}: its tokens are not those of its messages; drop the row, or report its "
+                "chat template."
+            )
+        columns: dict[str, Any] = {"region_codes": list(found.codes), "turns": list(found.turns)}
+        if self.mask_labels:
+            columns["labels"] = _response_labels(row["labels"], found, where)
+        return columns
 
-def check_conversations(dataset: Any, options: RegionOptions, **map_kwargs: Any) -> Any:
-    """Look at every row before anything is rendered: a template would fail without naming it.
+    def fit(self, dataset: Any, args: TReFTConfig, packing: bool) -> Any:
+        """Cut rows to the length that TRL would keep; a held prompt region must survive whole.
 
-    Raises:
-        DataError: the dataset is not conversational, or a row cannot be used; names the row.
-    """
-    first = maybe_convert_to_chatml(copy.deepcopy(dict(next(iter(dataset)))))
-    if not is_conversational(first):
-        raise DataError(
-            f"the {options.dataset_name} dataset is not conversational, so it has no regions: give "
-            "rows with `messages`, or `prompt` and `completion` lists of messages (or set "
-            "kv_weight=0 and assistant_only_loss=False)."
-        )
-    return dataset.map(_check_row, with_indices=True, fn_kwargs={"options": options}, **map_kwargs)
+        Packing with "bfd_split" would continue a long row in another one, without its prompt.
 
+        Raises:
+            ConfigError: the truncation mode is unknown, or packed rows have no length.
+            DataError: a held prompt region would be cut, or a row be split; names the row and the
+                length it needs.
+        """
+        length = args.max_length
+        if packing and length is None:
+            raise ConfigError("packing needs max_length, the number of tokens of a packed row.")
+        if packing and args.packing_strategy == "bfd_split" and self.regions:
+            return self._map(dataset, self._refuse_long_row, "Measuring", max_length=length)
+        if length is None or (packing and not self.regions):
+            return dataset
+        if args.truncation_mode not in ("keep_start", "keep_end"):
+            raise ConfigError(f"truncation_mode must be keep_start, not {args.truncation_mode!r}.")
+        cuts_start = args.truncation_mode == "keep_end" and not packing
+        kept = slice(-length, None) if cuts_start else slice(None, length)
+        dataset = self._map(dataset, self._truncate_row, "Truncating", kept=kept)
+        shown = {"num_proc": self.num_proc} if isinstance(dataset, Dataset) else {}
+        return dataset if packing else dataset.filter(has_label, **shown)
 
-def _check_row(row: Mapping[str, Any], index: int, options: RegionOptions) -> dict[str, Any]:
-    row = maybe_convert_to_chatml(copy.deepcopy(dict(row)))  # it renames keys in place
-    check_messages(row_messages(row), options.where(index))
-    return {}
+    def _truncate_row(self, row: Mapping[str, Any], index: int, kept: slice) -> dict[str, Any]:
+        columns = {name: row[name][kept] for name in TOKEN_COLUMNS}
+        num_tokens, num_kept = len(row["input_ids"]), len(columns["input_ids"])
+        if num_kept == num_tokens:
+            return columns
+        for region in self.regions:
+            lost = _cut_off(row["region_codes"], columns["region_codes"], region)
+            if lost and region in PROMPT_REGIONS:
+                raise DataError(
+                    f"{self._where(index)} has {num_tokens} tokens, and cutting it to {num_kept} "
+                    f"cuts into its {region}, which is to be held: raise max_length to at least "
+                    f"{num_tokens}, or shorten or drop the row."
+                )
+        if self.regions:
+            logger.warning(
+                "%s is truncated from %d to %d tokens; the held prompt regions are whole",
+                self._where(index),
+                num_tokens,
+                num_kept,
+            )
+        return columns
 
+    def _refuse_long_row(
+        self, row: Mapping[str, Any], index: int, max_length: int
+    ) -> dict[str, Any]:
+        num_tokens = len(row["input_ids"])
+        if num_tokens > max_length:
+            raise DataError(
+                f"{self._where(index)} has {num_tokens} tokens; packing_strategy='bfd_split' would "
+                f"split it, and its second piece would lack the regions to hold: raise max_length "
+                f"to at least {num_tokens}, use packing_strategy='bfd', or drop the row."
+            )
+        return {}
 
-def row_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The whole conversation of a row with `messages`, or with `prompt` and `completion`."""
-    return row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
+    def shuffle(self, dataset: Any, args: TReFTConfig) -> Any:
+        """Shuffle, if that is asked for."""
+        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
-
-def annotate(dataset: Any, options: RegionOptions, **map_kwargs: Any) -> Any:
-    """Add the region columns to a dataset that TRL tokenised (and that still holds the messages).
-
-    Raises:
-        TemplateError: a row lacks a held region; names the row.
-        DataError: a row's tokens are not those of its messages.
-    """
-    return _map(dataset, _annotate_row, "Finding regions in", options, map_kwargs)
-
-
-def _annotate_row(row: Mapping[str, Any], index: int, options: RegionOptions) -> dict[str, Any]:
-    try:
-        regions = row_regions(row, options)
-        for region in options.regions:
-            regions.require(cast(RegionName, region))
-    except TreftError as error:
-        raise type(error)(f"{options.where(index)}: {error}") from error
-    if list(regions.input_ids) != list(row["input_ids"]):
-        raise DataError(
-            f"{options.where(index)}: its tokens are not those of its messages; drop the row, or "
-            "report its chat template."
-        )
-    columns: dict[str, Any] = {
-        "region_codes": list(regions.codes),
-        "turns": list(regions.turns),
-    }
-    if options.mask_labels:
-        columns["labels"] = _response_labels(row["labels"], regions, options.where(index))
-    return columns
+    def pack(self, dataset: Any, args: TReFTConfig) -> Any:
+        """TRL's packing with the region columns alongside, shuffled before and after as there."""
+        shown = {"num_proc": self.num_proc} if isinstance(dataset, Dataset) else {}
+        dataset = self.shuffle(dataset, args).select_columns(list(TOKEN_COLUMNS))
+        dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, shown)
+        return self.shuffle(dataset, args)
 
 
 def _response_labels(labels: Sequence[int], regions: ChatRegions, where: str) -> list[int]:
@@ -164,93 +215,18 @@ def _response_labels(labels: Sequence[int], regions: ChatRegions, where: str) ->
     return masked
 
 
-def kept_tokens(args: TReFTConfig, packing: bool) -> slice:
-    """Which tokens of a row TRL would keep.
-
-    Raises:
-        ConfigError: the truncation mode is unknown.
-    """
-    if args.truncation_mode == "keep_end" and not packing:
-        return slice(-cast(int, args.max_length), None)
-    if args.truncation_mode not in ("keep_start", "keep_end"):
-        raise ConfigError(f"truncation_mode must be keep_start, not {args.truncation_mode!r}.")
-    return slice(None, args.max_length)
-
-
-def truncate(dataset: Any, options: RegionOptions, kept: slice, **map_kwargs: Any) -> Any:
-    """Cut every token column to `kept`; a held prompt region must survive whole.
-
-    Raises:
-        DataError: a held prompt region would be cut; names the row and the length it needs.
-    """
-    return _map(dataset, _truncate_row, "Truncating", options, map_kwargs, kept=kept)
-
-
-def _truncate_row(
-    row: Mapping[str, Any], index: int, options: RegionOptions, kept: slice
-) -> dict[str, Any]:
-    columns = {name: row[name][kept] for name in TOKEN_COLUMNS}
-    num_tokens, num_kept = len(row["input_ids"]), len(columns["input_ids"])
-    if num_kept == num_tokens:
-        return columns
-    for region in options.regions:
-        lost = _cut_off(row["region_codes"], columns["region_codes"], region)
-        if lost and region in PROMPT_REGIONS:
-            raise DataError(
-                f"{options.where(index)} has {num_tokens} tokens, and cutting it to {num_kept} "
-                f"cuts into its {region}, which is to be held: raise max_length to at least "
-                f"{num_tokens}, or shorten or drop the row."
-            )
-    if options.regions:
-        logger.warning(
-            "%s is truncated from %d to %d tokens; the held prompt regions are whole",
-            options.where(index),
-            num_tokens,
-            num_kept,
-        )
-    return columns
-
-
-def _cut_off(codes: Sequence[int], kept: Sequence[int], region: str) -> bool:
+def _cut_off(codes: Sequence[int], kept: Sequence[int], region: RegionName) -> bool:
     """Whether tokens of the region are gone, or it has become the end of the row."""
-    code = REGION_CODES[cast(RegionName, region)]
+    code = REGION_CODES[region]
     if list(codes).count(code) != list(kept).count(code):
         return True
     last = max((index for index, found in enumerate(kept) if found == code), default=-1)
     return not any(kept[last + 1 :])
 
 
-def refuse_split(dataset: Any, options: RegionOptions, max_length: int, **map_kwargs: Any) -> Any:
-    """Packing with "bfd_split" would continue a long row in another one, without its prompt.
-
-    Raises:
-        DataError: a row is longer than `max_length`; names it.
-    """
-    return _map(dataset, _refuse_long_row, "Measuring", options, map_kwargs, max_length=max_length)
-
-
-def _refuse_long_row(
-    row: Mapping[str, Any], index: int, options: RegionOptions, max_length: int
-) -> dict[str, Any]:
-    num_tokens = len(row["input_ids"])
-    if num_tokens > max_length:
-        raise DataError(
-            f"{options.where(index)} has {num_tokens} tokens; packing_strategy='bfd_split' would "
-            f"split it, and its second piece would lack the regions to hold: raise max_length to "
-            f"at least {num_tokens}, use packing_strategy='bfd', or drop the row."
-        )
-    return {}
-
-
 def has_label(row: Mapping[str, Any]) -> bool:
     """Whether any token of the row is learnt."""
     return any(label != -100 for label in row["labels"])
-
-
-def pack(dataset: Any, max_length: int, strategy: str, **map_kwargs: Any) -> Any:
-    """TRL's packing with the region columns alongside; rows must already fit `max_length`."""
-    dataset = dataset.select_columns(list(TOKEN_COLUMNS))
-    return pack_dataset(dataset, max_length, strategy, map_kwargs)
 
 
 def as_conversation(row: Mapping[str, Any]) -> Conversation:

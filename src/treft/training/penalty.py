@@ -186,7 +186,7 @@ class KVPenalty(Mitigation):
         """
         found = {f"kv_penalty/{region}": mean for region, mean in penalty.by_region.items()}
         if self.config.kv_log_layers:
-            layers = zip(penalty.layers, penalty.key + penalty.value, strict=True)
+            layers = zip(penalty.layers, penalty.by_layer, strict=True)
             found.update({f"kv_penalty/layer_{layer}": mean for layer, mean in layers})
         return found
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import TrainOutput
@@ -22,7 +21,6 @@ from trl.trainer.utils import global_then_local_main_first
 
 from treft.errors import DataError
 from treft.training import checks
-from treft.training import dataset as rows
 from treft.training.checks import (
     load_processing_class,
     needs_region_mask,
@@ -31,6 +29,7 @@ from treft.training.checks import (
 )
 from treft.training.collator import REGION_COLUMNS, carry_regions
 from treft.training.config import TReFTConfig, as_treft_config
+from treft.training.dataset import Annotator, column_names
 from treft.training.forward import LossForward, check_shared
 from treft.training.output import run_folder
 from treft.training.penalty import CONVERSATIONS, KVPenalty
@@ -99,8 +98,6 @@ class TReFTTrainer(SFTTrainer):
         self._required_regions = required_regions(self._terms)
         checks.before_loading(config, model, options.get("peft_config"))
         self._eval_prefix = "eval"
-        train_dataset = change_rows(train_dataset, self.mitigations, "train")
-        eval_dataset = change_rows(eval_dataset, self.mitigations, "eval")
         processing_class = self._choose_mask_and_adapter(config, model, processing_class, options)
         assistant_only = config.assistant_only_loss
         # TRL raises for templates it has no loss mask for; there the mask comes from our regions.
@@ -110,15 +107,15 @@ class TReFTTrainer(SFTTrainer):
                 model,
                 config,
                 data_collator,
-                train_dataset,
-                eval_dataset,
+                change_rows(train_dataset, self.mitigations, "train"),
+                change_rows(eval_dataset, self.mitigations, "eval"),
                 processing_class,
                 *rest,
                 **options,
             )
         finally:
             config.assistant_only_loss = assistant_only
-        self._meters = {"train": Meter(self.accelerator), "eval": Meter(self.accelerator)}
+        self._meters = {split: Meter(self.accelerator) for split in ("train", "eval")}
         if self._required_regions:
             checks.after_loading(self)
             self.data_collator = carry_regions(self.data_collator)
@@ -166,7 +163,7 @@ class TReFTTrainer(SFTTrainer):
         dataset_name: str,
     ) -> Any:
         """TRL's preparation, with regions found between tokenising and truncating."""
-        names = rows.column_names(dataset)
+        names = column_names(dataset)
         if not (self._required_regions or self._mask_labels) or "seq_lengths" in names:
             return super()._prepare_dataset(
                 dataset, processing_class, args, packing, formatting_func, dataset_name
@@ -178,52 +175,30 @@ class TReFTTrainer(SFTTrainer):
                 "be found: give `messages` rows without formatting_func, or tokens with the "
                 "columns `region_codes` and `turns` (or set kv_weight=0)."
             )
-        options = rows.RegionOptions(
+        annotator = Annotator(
             tokenizer=text_tokenizer(processing_class),
             chat_template=self.chat_template,
             include_think_block=args.kv_include_think_block,
             regions=self._required_regions,
             mask_labels=self._mask_labels,
             dataset_name=dataset_name,
+            num_proc=args.dataset_num_proc,
         )
-        num_proc = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
+        plain = copy.copy(args)
+        plain.max_length, plain.shuffle_dataset = None, False
+        plain.assistant_only_loss = args.assistant_only_loss and not self._mask_labels
         with global_then_local_main_first():
             if not annotated:
-                dataset = rows.check_conversations(dataset, options, **num_proc)
-            plain = copy.copy(args)
-            plain.max_length, plain.shuffle_dataset = None, False
-            plain.assistant_only_loss = args.assistant_only_loss and not self._mask_labels
+                dataset = annotator.check(dataset)
             dataset = super()._prepare_dataset(
                 dataset, processing_class, plain, False, None, dataset_name
             )
             if not annotated:
-                dataset = rows.annotate(dataset, options, **num_proc)
-            return self._fit(dataset, args, packing, options, num_proc)
-
-    def _fit(
-        self,
-        dataset: Any,
-        args: TReFTConfig,
-        packing: bool,
-        options: rows.RegionOptions,
-        num_proc: dict[str, Any],
-    ) -> Any:
-        """Truncate, shuffle and pack in TRL's order."""
-        checks.packed_length(args, packing)
-        if packing and args.packing_strategy == "bfd_split" and options.regions:
-            dataset = rows.refuse_split(dataset, options, cast(int, args.max_length), **num_proc)
-        elif args.max_length is not None and (options.regions or not packing):
-            dataset = rows.truncate(dataset, options, rows.kept_tokens(args, packing), **num_proc)
-            if not packing:
-                dataset = dataset.filter(rows.has_label, **num_proc)
-        for term in self._terms:
-            term.see(dataset)
-        if packing:
-            dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
-            dataset = rows.pack(
-                dataset, cast(int, args.max_length), args.packing_strategy, **num_proc
-            )
-        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+                dataset = annotator.annotate(dataset)
+            dataset = annotator.fit(dataset, args, packing)
+            for term in self._terms:
+                term.see(dataset)
+            return annotator.pack(dataset, args) if packing else annotator.shuffle(dataset, args)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
