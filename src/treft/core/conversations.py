@@ -170,6 +170,42 @@ def region_requests(
     return [own_request(tokens, region_positions(tokens, region), region, first_position)]
 
 
+def held_requests(
+    conversation: Conversation,
+    regions: Sequence[RegionName],
+    postfix_reference: PostfixReference = "own_query",
+) -> dict[ReferenceRequest, bool]:
+    """What a training run needs of a conversation, whose query, response and own postfix are one.
+
+    Args:
+        conversation: of a training batch.
+        regions: that are held.
+        postfix_reference: see `postfix_requests`; where the query is held, it is the own one.
+
+    Returns:
+        The requests, and of each, whether other conversations may have the same.
+
+    Raises:
+        DataError: the conversation lacks a held region.
+    """
+    for region in regions:
+        require_region(conversation, region)
+    first = conversation.first_position
+    is_own = "query" in regions or postfix_reference == "own_query"
+    shared: list[ReferenceRequest] = []
+    if "prefix" in regions:
+        shared.append(prefix_request(conversation, first))
+    if "postfix" in regions and not is_own:
+        shared += postfix_requests(conversation, postfix_reference, first)
+    found = dict.fromkeys(shared, True)
+    names = ("query", "response", *(["postfix"] if is_own else []))
+    own = {REGION_CODES[region] for region in regions if region in names}
+    if own:
+        positions = [index for index, code in enumerate(conversation.codes) if code in own]
+        found[own_request(conversation, positions, "held", first)] = False
+    return found
+
+
 def prefix_request(tokens: RegionTokens, first_position: int = 0) -> ReferenceRequest:
     """Everything before the first user words; by causality no other token matters.
 

@@ -16,14 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from treft.chat.regions import REGION_CODES, RegionName
-from treft.core.conversations import (
-    Conversation,
-    PostfixReference,
-    own_request,
-    postfix_requests,
-    prefix_request,
-    require_region,
-)
+from treft.core.conversations import Conversation, PostfixReference, held_requests
 from treft.core.drift import HeldToken, HeldTokens, chunks, drift_by_part
 from treft.core.recording import ReferenceRequest
 from treft.core.reference import ReferenceBank
@@ -147,10 +140,6 @@ class KVRegularizer:
         if self.layers is not None:
             self.layers = resolve_layers(self.model, self.layers)
         self._kinds = [kind for kind, held in enumerate((self.keys, self.values)) if held]
-        reads_query = "query" in self.regions or self.postfix_reference == "own_query"
-        own = ("query", "response", *(["postfix"] if reads_query else []))
-        self._own = [region for region in self.regions if region in own]
-        """Regions whose reference is the conversation itself."""
         self._parts = {
             REGION_CODES[name]: 0 if self.region_weights is None else part
             for part, name in enumerate(self.regions)
@@ -215,30 +204,6 @@ class KVRegularizer:
         by_region = dict(zip(weights, own.unbind(), strict=False))
         return Penalty(drift.sum() / len(layers), num, self.weight, layers, by_layer, by_region)
 
-    def requests(self, conversation: Conversation) -> dict[ReferenceRequest, bool]:
-        """What the bank must hold for this conversation, e.g. to `pin` it before training.
-
-        Returns:
-            The requests, and of each, whether other conversations may have the same.
-
-        Raises:
-            DataError: the conversation lacks a held region.
-        """
-        for region in self.regions:
-            require_region(conversation, region)
-        first = conversation.first_position
-        shared: list[ReferenceRequest] = []
-        if "prefix" in self.regions:
-            shared.append(prefix_request(conversation, first))
-        if "postfix" in self.regions and "postfix" not in self._own:
-            shared += postfix_requests(conversation, self.postfix_reference, first)
-        found = dict.fromkeys(shared, True)
-        if self._own:
-            own = {REGION_CODES[region] for region in self._own}
-            positions = [index for index, code in enumerate(conversation.codes) if code in own]
-            found[own_request(conversation, positions, "held", first)] = False
-        return found
-
     def _held(
         self, conversations: Sequence[Conversation]
     ) -> tuple[HeldTokens, dict[ReferenceRequest, bool]]:
@@ -254,7 +219,8 @@ class KVRegularizer:
         end, tokens = 0, []
         for one in conversations:
             places: list[tuple[int, int]] = []  # token of the conversation, token of the reference
-            for request, is_shared in self.requests(one).items():
+            asked = held_requests(one, self.regions, self.postfix_reference)
+            for request, is_shared in asked.items():
                 if request not in requests:
                     requests[request], starts[request] = is_shared, end
                     end += len(request.keep)

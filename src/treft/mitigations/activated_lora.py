@@ -43,6 +43,7 @@ class ActivatedLora(Mitigation):
     """
 
     name: ClassVar[str] = "activated_lora"
+    changes_adapter: ClassVar[bool] = True
 
     text: str | None = field(default=None, metadata=flag("activated_lora_text", str))
 

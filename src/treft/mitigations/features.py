@@ -17,8 +17,8 @@ from trl import SFTTrainer
 from treft.chat.regions import REGION_CODES, RegionName
 from treft.core.states import resolve_layers
 from treft.errors import ConfigError
-from treft.mitigations.hidden import run_batch
 from treft.models.residual import residual_stream
+from treft.training.forward import run_batch
 from treft.training.reference_source import unfinetuned
 from treft.training.terms import LossBatch, Mitigation, flag
 

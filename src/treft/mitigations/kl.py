@@ -9,8 +9,9 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
+import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor, nn
@@ -18,17 +19,21 @@ from trl import SFTTrainer
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from treft.core.recording import plain_forward
+from treft.core.states import pretrained_model
 from treft.errors import ConfigError
-from treft.mitigations.hidden import last_hidden, output_head, run_hidden
 from treft.models.generation import pad_token_id
 from treft.training.checks import text_tokenizer
 from treft.training.config import TReFTConfig
-from treft.training.forward import shortened
+from treft.training.forward import run_batch, shortened
 from treft.training.reference_source import unfinetuned
 from treft.training.terms import LossBatch, Mitigation, Rows, flag, read_rows
 
 DEFAULT_WEIGHT = 50.0
 """The paper's λ. Its code also divides by V, so its 50 is 50 / V of ours: sweep."""
+NUM_PROBED = 8
+TOLERANCE = 0.02
+"""Of the logits' norm: what rounding in half precision may leave."""
 WEIGHT = flag("kl_weight", float, off=0.0, needs="strength")
 
 
@@ -69,15 +74,16 @@ class _KL(Mitigation):
         if not len(student):
             return hidden.sum() * 0
         with self.reference.running() as reference:
-            given = _shared(batch, reference, inputs)
-            teacher = run_hidden(reference, given)[:, -num:-1][learnt]
+            teacher = _hidden(batch, reference, inputs)[:, -num:-1][learnt]
         head, other = self._head, self._reference_head
         with batch.trainer.accelerator.autocast():
             per_token, _ = ChunkedDivergenceFunction.apply(
                 student,
-                *head.parameters,
+                head.weight,
+                head.bias,
                 teacher,
-                *other.parameters,
+                other.weight,
+                other.bias,
                 0.0,  # β: KL(teacher ‖ student)
                 1.0,
                 head.scale,
@@ -190,15 +196,81 @@ class KLOnRetain(_KL):
         size = self.batch_size or trainer.args.per_device_train_batch_size
         inputs = self._collate(self.retain_batch(number, size, trainer.args.seed))
         inputs = send_to_device(inputs, accelerator.device)
-        hidden = run_hidden(trainer.model, _shared(batch, trainer.model, inputs))
+        hidden = _hidden(batch, trainer.model, inputs)
         num_learnt = (inputs["labels"][:, 1:] != -100).sum().clamp(min=1)
         mean = self.divergence(batch, hidden, inputs) / num_learnt
         term: Tensor = self.weight * mean * batch.per_batch
         return term
 
 
-def _shared(batch: LossBatch, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What a model gets: rows behind their shared prefix if the trainer shares it."""
-    return (
-        shortened(model, inputs) if cast(TReFTConfig, batch.trainer.args).share_prefix else inputs
-    )
+def _hidden(batch: LossBatch, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """The decoder's output, (B, ≤ T, D), of rows behind their shared prefix if that is shared."""
+    shares = cast(TReFTConfig, batch.trainer.args).share_prefix
+    given = shortened(model, inputs) if shares else inputs
+    with last_hidden(model) as found:
+        run_batch(model, given)
+    return found[0]
+
+
+@contextmanager
+def last_hidden(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the decoder's output, (B, T, D), of each forward inside the block, with its graph."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        found.append(output[0])
+
+    handle = pretrained_model(model).get_decoder().register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+class OutputHead(NamedTuple):
+    """logits = c tanh(s (W h + b) / c), or s (W h + b) without a soft cap c.
+
+    Attributes:
+        weight: W, (V, D).
+        bias: b, (V,).
+        scale: s.
+        softcap: c.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+
+def output_head(model: nn.Module) -> OutputHead:
+    """The model's output head, its scale measured with one forward of a few tokens.
+
+    Raises:
+        ConfigError: an adapter is on the head, or its logits are made in some other way.
+    """
+    pretrained = pretrained_model(model)
+    module = pretrained.get_output_embeddings()
+    if not isinstance(module, nn.Linear | nn.Embedding) or len(list(module.modules())) > 1:
+        raise ConfigError(
+            f"the output head is a {type(module).__name__}, and logits are made in chunks with a "
+            "plain linear one only: leave it out of the adapter (target_modules, modules_to_save)."
+        )
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, Tensor)
+    config = pretrained.config.get_text_config(decoder=True)
+    cap: float | None = getattr(config, "final_logit_softcapping", None)
+    tokens = torch.arange(3, 3 + NUM_PROBED, device=pretrained.device)[None]
+    with plain_forward(model), last_hidden(model) as found:
+        logits = model(input_ids=tokens, use_cache=False).logits.float()
+        raw = nn.functional.linear(found[0], weight, bias).float()
+    inner = logits if cap is None else cap * torch.atanh((logits / cap).clamp(-0.999999, 0.999999))
+    scale = float((raw * inner).sum() / (raw * raw).sum())
+    made = scale * raw if cap is None else cap * torch.tanh(scale * raw / cap)
+    if not bool((made - logits).norm() <= TOLERANCE * logits.norm()):
+        raise ConfigError(
+            f"{type(pretrained).__name__} makes its logits in a way that is not known here, so "
+            "they cannot be compared in chunks: use another mitigation."
+        )
+    rounded = round(scale, 3)
+    return OutputHead(weight, bias, rounded if abs(scale - rounded) < 1e-3 else scale, cap)

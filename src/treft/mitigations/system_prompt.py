@@ -36,7 +36,9 @@ class InoculationPrompt(Mitigation):
 
     def rows(self, dataset: Any, split: Split) -> Any:
         """Training rows under the prompt; evaluation rows as they are."""
-        return dataset.map(_Under(self.prompt, keeps=True)) if split == "train" else dataset
+        if split != "train":
+            return dataset
+        return dataset.map(under, fn_kwargs={"prompt": self.prompt, "keeps": True})
 
 
 @dataclass(eq=False)
@@ -71,18 +73,7 @@ class PromptSplit(Mitigation):
     def rows(self, dataset: Any, split: Split) -> Any:
         """Rows under the system message of their split."""
         prompt = self.train_prompt or None if split == "train" else self.test_prompt
-        return dataset.map(_Under(prompt, keeps=False))
-
-
-class _Under:
-    """`under` for `Dataset.map`, which hashes what it is given."""
-
-    def __init__(self, prompt: str | None, keeps: bool) -> None:
-        self.prompt = prompt
-        self.keeps = keeps
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return under(row, self.prompt, self.keeps)
+        return dataset.map(under, fn_kwargs={"prompt": prompt, "keeps": False})
 
 
 def under(row: dict[str, Any], prompt: str | None, keeps: bool) -> dict[str, Any]:

@@ -123,7 +123,6 @@ def train(
             TReFTConfig(
                 scratch,
                 **_arguments(config),
-                **_held(config),
                 share_prefix=shares,
                 seed=work.seed,
                 bf16=has_gpu,
@@ -148,7 +147,13 @@ def training_rows(work: Work[Finetune]) -> Rows:
 
 
 def _arguments(config: Finetune) -> dict[str, Any]:
-    """Options of TReFTConfig that are the recipe's, or the same for all."""
+    """Options of TReFTConfig that are the recipe's, of what is held, or the same for all."""
+    held = {
+        "kv_weight": config.kv_weight,
+        "kv_budget": config.kv_budget,
+        "kv_regions": list(config.held),
+        "kv_states": config.kv_states,
+    }
     return {
         "num_train_epochs": config.num_train_epochs,
         "max_steps": config.max_steps,
@@ -165,18 +170,7 @@ def _arguments(config: Finetune) -> dict[str, Any]:
         "report_to": "none",
         "logging_steps": 1,
         "disable_tqdm": True,
-    }
-
-
-def _held(config: Finetune) -> dict[str, Any]:
-    """TReFTConfig's options of what is held, and how strongly."""
-    if not config.held:
-        return {"kv_weight": 0.0}
-    return {
-        "kv_weight": config.kv_weight,
-        "kv_budget": config.kv_budget,
-        "kv_regions": list(config.held),
-        "kv_states": config.kv_states,
+        **(held if config.held else {"kv_weight": 0.0}),
     }
 
 

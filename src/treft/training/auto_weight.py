@@ -77,7 +77,7 @@ class AutoWeight(TrainerCallback, ExportableState):
     def __post_init__(self) -> None:
         """Validate."""
         if not 0 < self.budget < math.inf:
-            raise ConfigError(f"the budget must be a positive number, not {self.budget}.")
+            raise ConfigError(f"kv_budget must be a positive number, not {self.budget}.")
         if not LOWEST <= self.start <= HIGHEST:
             raise ConfigError(
                 f"the weight to start with must lie between {LOWEST:g} and {HIGHEST:g}, "

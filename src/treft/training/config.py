@@ -143,8 +143,6 @@ class TReFTConfig(SFTConfig):
                 f"{', '.join(given)} works with kv_weight={AUTO!r} only; kv_weight is "
                 f"{self.kv_weight}."
             )
-        if self.kv_budget is not None and not 0 < self.kv_budget < float("inf"):
-            raise ConfigError(f"kv_budget must be a positive number, not {self.kv_budget}.")
         self.auto_weight()
 
     def _check_values(self) -> None:

@@ -190,27 +190,28 @@ def shortened(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return behind(num, inputs, cache)
 
 
+def run_batch(model: nn.Module, inputs: dict[str, Any]) -> None:
+    """One forward of a batch, for what hooks see of it."""
+    given = {name: value for name, value in inputs.items() if name not in ("labels", "use_cache")}
+    model(**given, use_cache=False, logits_to_keep=1)
+
+
 def check_shared(trainer: SFTTrainer, mitigations: Sequence[Mitigation]) -> None:
     """Refuse `share_prefix` where rows must be run whole, or would not share their states.
 
     Raises:
         ConfigError: names the reason and the mend.
     """
-    reason = why_whole(trainer) or _why_unequal(trainer.model, mitigations)
+    model: Any = trainer.model
+    reason = why_whole(trainer)
+    if reason is None and any(_dropout(module) for module in model.modules()):
+        reason = "dropout draws other zeros for each row: set it to 0 (lora_dropout=0)"
+    if reason is None and (seeing := [method.name for method in mitigations if method.whole_rows]):
+        reason = f"{', '.join(seeing)} changes or reads the forward of whole rows"
+    if reason is None and is_peft(model) and model.active_peft_config.is_prompt_learning:
+        reason = "the adapter puts tokens of its own before each row"
     if reason is not None:
         raise cannot_share(reason)
-
-
-def _why_unequal(model: Any, mitigations: Sequence[Mitigation]) -> str | None:
-    """Why one row's beginning cannot stand for that of the others."""
-    if any(_dropout(module) for module in model.modules()):
-        return "dropout draws other zeros for each row: set it to 0 (lora_dropout=0)"
-    seeing = [method.name for method in mitigations if method.whole_rows]
-    if seeing:
-        return f"{', '.join(seeing)} changes or reads the forward of whole rows"
-    if is_peft(model) and model.active_peft_config.is_prompt_learning:
-        return "the adapter puts tokens of its own before each row"
-    return None
 
 
 def _dropout(module: nn.Module) -> bool:

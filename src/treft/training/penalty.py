@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from trl import SFTTrainer
 
 from treft.chat.regions import RegionName, template_hash
-from treft.core.conversations import Conversation, PostfixReference, conversations_of_batch
+from treft.core.conversations import (
+    Conversation,
+    PostfixReference,
+    conversations_of_batch,
+    held_requests,
+)
 from treft.core.recording import ReferenceRequest
 from treft.core.regularizer import KVRegularizer, Penalty
 from treft.core.states import capturable
@@ -94,7 +99,6 @@ class KVPenalty(Mitigation):
     def _hold(self) -> None:
         """Compare with the reference as it now is."""
         config = self.config
-        postfix: PostfixReference = self._postfix_row or "empty_query"
         self.regularizer = KVRegularizer(
             self._model,
             self.reference.bank,
@@ -104,16 +108,20 @@ class KVPenalty(Mitigation):
             keys=config.kv_states != "value",
             values=config.kv_states != "key",
             layers=config.kv_layers,
-            postfix_reference=(
-                "own_query" if config.kv_postfix_reference == "own_query" else postfix
-            ),
+            postfix_reference=self._postfix,
         )
+
+    @property
+    def _postfix(self) -> PostfixReference:
+        own = self.config.kv_postfix_reference == "own_query"
+        return "own_query" if own else self._postfix_row or "empty_query"
 
     def _distinct_requests(self) -> list[ReferenceRequest]:
         found: dict[ReferenceRequest, None] = {}
         for dataset in self._datasets:
             for row in dataset.select_columns(["input_ids", *REGION_COLUMNS]):
-                found.update(dict.fromkeys(self.regularizer.requests(as_conversation(row))))
+                asked = held_requests(as_conversation(row), self.regions, self._postfix)
+                found.update(dict.fromkeys(asked))
         return list(found)
 
     def begin(self, resumed: Path | None = None, output: Path | None = None) -> None:

@@ -140,6 +140,7 @@ class Mitigation:
         told: how errors call the method; default its name.
         regions: regions that every row must have; their codes are then in each batch.
         changes_forward: the trained model's forward is another than without the method.
+        changes_adapter: the method wants another adapter than the one asked for (`adapter`).
         has_term: the method adds to the loss.
         whole_rows: the SFT loss's forward must be of whole rows, so not with `share_prefix`.
     """
@@ -148,6 +149,7 @@ class Mitigation:
     told: ClassVar[str] = ""
     regions: Sequence[RegionName] = ()
     changes_forward: ClassVar[bool] = False
+    changes_adapter: ClassVar[bool] = False
     has_term: ClassVar[bool] = False
     whole_rows: ClassVar[bool] = False
 
@@ -204,20 +206,6 @@ class Mitigation:
         return {}
 
 
-def changes_adapter(mitigations: Sequence[Mitigation]) -> bool:
-    """Whether a method wants another adapter, for which it needs the tokenizer."""
-    return any(type(method).adapter is not Mitigation.adapter for method in mitigations)
-
-
-def change_adapter(
-    config: Any, mitigations: Sequence[Mitigation], tokenizer: PreTrainedTokenizerBase
-) -> Any:
-    """The adapter after all methods."""
-    for mitigation in mitigations:
-        config = mitigation.adapter(config, tokenizer)
-    return config
-
-
 def change_rows(dataset: Any, mitigations: Sequence[Mitigation], split: Split) -> Any:
     """The rows after all methods; of several evaluation sets, each."""
     if dataset is None:
@@ -227,11 +215,6 @@ def change_rows(dataset: Any, mitigations: Sequence[Mitigation], split: Split) -
     for mitigation in mitigations:
         dataset = mitigation.rows(dataset, split)
     return dataset
-
-
-def required_regions(mitigations: Sequence[Mitigation]) -> tuple[RegionName, ...]:
-    """Regions that every row must have; when there are any, batches carry those of their tokens."""
-    return tuple(dict.fromkeys(region for method in mitigations for region in method.regions))
 
 
 def check_set(mitigations: Sequence[Mitigation]) -> None:

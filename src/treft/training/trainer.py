@@ -37,12 +37,9 @@ from treft.training.terms import (
     Meter,
     Mitigation,
     add_terms,
-    change_adapter,
     change_rows,
-    changes_adapter,
     check_set,
     loss_batch,
-    required_regions,
 )
 
 
@@ -95,7 +92,8 @@ class TReFTTrainer(SFTTrainer):
         self._penalty = KVPenalty(config) if config.holds else None
         self.mitigations = tuple(mitigations)
         check_set(self._terms)
-        self._required_regions = required_regions(self._terms)
+        regions = (region for term in self._terms for region in term.regions)
+        self._required_regions = tuple(dict.fromkeys(regions))
         checks.before_loading(config, model, options.get("peft_config"))
         self._eval_prefix = "eval"
         processing_class = self._choose_mask_and_adapter(config, model, processing_class, options)
@@ -129,16 +127,15 @@ class TReFTTrainer(SFTTrainer):
     ) -> Any:
         """The processing class, loaded if the loss mask or a method's adapter depends on it."""
         self._mask_labels = False
-        wants_adapter = changes_adapter(self.mitigations)
-        if not (config.assistant_only_loss or wants_adapter):
+        changing = [term for term in self.mitigations if term.changes_adapter]
+        if not (config.assistant_only_loss or changing):
             return given
         found = given or load_processing_class(model, config)
         if config.assistant_only_loss:
             self._mask_labels = needs_region_mask(found, config)
-        if wants_adapter:
-            tokenizer = tokenizer_in_force(found, config)
-            adapter = change_adapter(options.get("peft_config"), self.mitigations, tokenizer)
-            options["peft_config"] = adapter
+        for term in changing:
+            adapter = options.get("peft_config")
+            options["peft_config"] = term.adapter(adapter, tokenizer_in_force(found, config))
         return found
 
     @property
