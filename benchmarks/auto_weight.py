@@ -33,7 +33,7 @@ from treft.models.loading import asset_path
 from treft.organism import FinetuneRecipe
 from treft.statistics.intervals import over_runs
 from treft.steps.run import Event, run_plan
-from treft.steps.step import make_plan
+from treft.steps.step import Plan
 from treft.steps.store import Store
 from treft.steps.workers import LocalPool
 from treft.study.demo import ARMS
@@ -96,12 +96,12 @@ def outcome(
     organisms = () if organism is None else (organism,)
     config = StudyConfig(organisms, seed + 1, split, asdict(recipe))
     steps = method_steps(config, {arm: ARMS[arm].method})
-    plan = make_plan(step for step in steps if step.seed == seed)
+    plan = Plan.of(step for step in steps if step.seed == seed)
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch))
         done = run_plan(plan, store, LocalPool(1), told)
         assert done.complete, done.failed
-        kinds = {planned.step.name.partition("/")[0]: planned.address for planned in plan.steps}
+        kinds = {planned.name.partition("/")[0]: planned.address for planned in plan.named.values()}
         row = json.loads((store.path(kinds["score"]) / "row.json").read_text("utf-8"))
         log = json.loads((store.path(kinds["finetune"]) / "log.json").read_text("utf-8"))
     found = {name: row[name] for name in ("general", "in_domain", "em_f1")}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from treft.steps.run import Seconds, do_step
-from treft.steps.step import Plan, PlannedStep
+from treft.steps.step import Plan, Step
 
 
 class Here:
@@ -19,11 +19,11 @@ class Here:
     def check(self, plan: Plan) -> None:
         """Everything runs here."""
 
-    def submit(self, planned: PlannedStep, store: Path) -> Future[Seconds]:
+    def submit(self, step: Step[Any], store: Path) -> Future[Seconds]:
         """Do it at once."""
         done: Future[Seconds] = Future()
         try:
-            done.set_result(do_step(planned, store))
+            done.set_result(do_step(step, store))
         except RuntimeError as error:
             done.set_exception(error)
         return done

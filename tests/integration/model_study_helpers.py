@@ -11,7 +11,7 @@ from here import Here
 from inspect_ai.model import ModelOutput
 
 from treft.steps.run import run_plan
-from treft.steps.step import Plan, Step, make_plan
+from treft.steps.step import Plan, Step
 from treft.steps.store import Store
 from treft.study.model_setup import ModelSetup
 from treft.study.plans import method_steps
@@ -69,7 +69,7 @@ def told(model: ModelSetup | None = None, **settings: Any) -> StudyConfig:
 
 def done(steps: list[Step[Any]]) -> tuple[Plan, Store]:
     """Steps, done."""
-    plan, store = make_plan(steps), Store(Path("store").resolve())
+    plan, store = Plan.of(steps), Store(Path("store").resolve())
     outcome = run_plan(plan, store, Here(), lambda event: None)
     assert outcome.complete, outcome.failed
     return plan, store

@@ -23,14 +23,13 @@ from treft.organism.build import build_tokenizer
 from treft.statistics.intervals import em_f1
 from treft.statistics.records import ScoredAnswer
 from treft.steps.run import Seconds
-from treft.steps.step import PlannedStep, Work
+from treft.steps.step import Step, Work
 from treft.study import demo as demo_module
 from treft.study import finetune
-from treft.study.chains import Place
 from treft.study.demo import ARMS as ALL
 from treft.study.demo import DemoConfig, DemoResult, DemoRun, run_demo
 from treft.study.demo_report import compare_demo, render_report
-from treft.study.organism_chains import OrganismChains
+from treft.study.organism import OrganismChains
 from treft.study.protocol import StudyConfig
 
 SETTINGS = {"num_rows": 8, "max_steps": 2, "batch_size": 2, "num_general": 6, "num_in_domain": 4}
@@ -180,11 +179,11 @@ class Stopped(Here):
 
     num_steps = 0
 
-    def submit(self, planned: PlannedStep, store: Path) -> Future[Seconds]:
+    def submit(self, step: Step[Any], store: Path) -> Future[Seconds]:
         self.num_steps += 1
         if self.num_steps == 3:
             raise KeyboardInterrupt
-        return super().submit(planned, store)
+        return super().submit(step, store)
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -209,9 +208,9 @@ class Noting(Here):
     def __init__(self, done: list[str]) -> None:
         self.done = done
 
-    def submit(self, planned: PlannedStep, store: Path) -> Future[Seconds]:
-        self.done.append(planned.step.name)
-        return super().submit(planned, store)
+    def submit(self, step: Step[Any], store: Path) -> Future[Seconds]:
+        self.done.append(step.name)
+        return super().submit(step, store)
 
 
 def test_a_folder_of_other_settings_or_files_is_refused(tmp_path: Path) -> None:
@@ -262,7 +261,7 @@ def test_treft_on_the_postfix_starts_from_no_drift(monkeypatch: pytest.MonkeyPat
     held, other = finetune._held, {}
     monkeypatch.setattr(finetune, "_held", lambda config: {**held(config), **other})
     recipe = replace(RECIPE, max_steps=1)
-    config = OrganismChains("test", "", recipe, Place()).finetune_config(method)
+    config = OrganismChains.on(Path(), recipe, StudyConfig()).finetune_config(method)
     for reference in ("own_query", "empty_query"):
         if reference == "empty_query":
             other["kv_postfix_reference"] = reference

@@ -270,7 +270,7 @@ def test_every_kind_of_method() -> None:
         assert row["method"] == name
         assert 0 <= row["general"] <= 100
         trained = store.path(
-            plan[plan[f"answer/{label}/{name}/general"].step.inputs["finetune"]].address
+            plan[plan[f"answer/{label}/{name}/general"].inputs["finetune"]].address
         )
         weights = "model/model" if name == "full_patch" else "adapter/adapter_model"
         assert load_file(trained / f"{weights}.safetensors")
@@ -307,7 +307,7 @@ def test_experts_are_trained_where_they_are_named(tiny_model: TinyModel) -> None
         lora_target_parameters="mlp.experts.gate_up_proj,mlp.experts.down_proj",
     )
     for name in methods:
-        tuned = plan[f"answer/tiny-llama/seed-0/{name}/general"].step.inputs["finetune"]
+        tuned = plan[f"answer/tiny-llama/seed-0/{name}/general"].inputs["finetune"]
         weights = load_file(store.path(plan[tuned].address) / "adapter/adapter_model.safetensors")
         moved = [name for name, value in weights.items() if "lora_B" in name and value.any()]
         assert {name.split(".layers.")[1].split(".")[1] for name in moved} == {"self_attn", "mlp"}

@@ -53,13 +53,12 @@ def score(work: Work[Score]) -> None:
 def steps_of(study: str, config: StudyConfig) -> list[Step[Any]]:
     """A finetune and its score for each seed."""
     scoring = Score(study, config.settings.get("broken") == study)
+    trained = [
+        Step(f"train/{seed}", train, Training(), seed=seed) for seed in range(config.num_seeds)
+    ]
     return [
-        step
-        for seed in range(config.num_seeds)
-        for step in (
-            Step(f"train/{seed}", train, Training(), seed=seed),
-            Step(f"score/{seed}", score, scoring, {"train": f"train/{seed}"}, seed=seed),
-        )
+        Step(f"score/{seed}", score, scoring, {"train": step}, seed=seed)
+        for seed, step in enumerate(trained)
     ]
 
 

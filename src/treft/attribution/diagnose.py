@@ -20,7 +20,7 @@ import torch
 import transformers
 
 import treft
-from treft.attribution.diagnosis_plan import PERTURBATION, SWEEP, DiagnosisPlan
+from treft.attribution.diagnosis_plan import KIND, PERTURBATION, SWEEP, DiagnosisPlan, settings_of
 from treft.attribution.drift_map import DriftMap, drift_map
 from treft.attribution.findings import (
     DiagnosisResult,
@@ -49,6 +49,7 @@ from treft.chat.regions import RegionName
 from treft.core.patch_spec import PatchSpec
 from treft.progress import Progress, untold
 from treft.statistics.intervals import Interval, wilson
+from treft.steps.store import claim
 
 
 def diagnose(plan: DiagnosisPlan, progress: Progress = untold) -> DiagnosisResult:
@@ -63,6 +64,7 @@ def diagnose(plan: DiagnosisPlan, progress: Progress = untold) -> DiagnosisResul
         DataError: a log-probability is not finite, or a kept file is damaged.
         ReferenceStatesError: a key or value is NaN, infinite or, in the base, zero.
     """
+    claim(plan.output, settings_of(plan.subject, plan.options), KIND)
     plan = plan.telling(progress)
     meter, rules = plan.general, plan.options.rules
     notes = [_check_patching(plan)]
@@ -97,7 +99,7 @@ def diagnose(plan: DiagnosisPlan, progress: Progress = untold) -> DiagnosisResul
         samples=samples_of(meter.pairs, _patched_answers(plan, diagnosis)),
         perturbation=_perturbation(plan),
         settings=_settings(plan),
-        seconds=plan.steps.seconds,
+        seconds={record["address"]: record["seconds"] for record in meter.steps.records()},
         notes=tuple(note for note in notes if note),
     )
 
@@ -150,7 +152,7 @@ def _check_patching(plan: DiagnosisPlan) -> str:
             )
         return {"words": str(found), "is_exact": found.is_exact}
 
-    kept = plan.steps.run("own-states", compute)
+    kept = plan.general.steps.keep("own-states", compute)
     return "" if kept["is_exact"] else str(kept["words"])
 
 
@@ -159,7 +161,7 @@ def _by_scores(plan: DiagnosisPlan) -> dict[str, Diagnosis]:
     grid = plan.sampled.get(SWEEP)
     if grid is None:
         return {}
-    scored = run_grid(grid, plan.steps.folder / SWEEP, progress=plan.general.progress).scored
+    scored = run_grid(grid, plan.output / SWEEP, progress=plan.general.progress).scored
     regions, rules = plan.general.regions, plan.options.rules
     return {judge: decide(score_evidence(scored, judge, regions), rules) for judge in grid.judges}
 
@@ -170,7 +172,7 @@ def _perturbation(plan: DiagnosisPlan) -> tuple[tuple[str, ...], ...]:
     if grid is None:
         return ()
     assert grid.perturb is not None
-    folder = plan.steps.folder / PERTURBATION
+    folder = plan.output / PERTURBATION
     scored = run_grid(grid, folder, progress=plan.general.progress).scored
     shown = perturbations_in_words(perturb_table(scored, grid.judges[0], grid.perturb))
     return (shown.headings, *(tuple(cell.text for cell in row) for row in shown.rows))
@@ -220,7 +222,7 @@ def _patched_answers(plan: DiagnosisPlan, diagnosis: Diagnosis) -> dict[str, lis
             max_new_tokens=rendering.max_new_tokens,
         )
 
-    return {name: plan.steps.run("patched-answers", compute)}
+    return {name: plan.general.steps.keep("patched-answers", compute)}
 
 
 def _changed(found: Margins) -> Interval:

@@ -23,10 +23,12 @@ from treft.data.messages import Conversation
 from treft.errors import ConfigError
 from treft.models.pair import ModelPair
 from treft.progress import Progress
-from treft.steps.store import Steps
+from treft.steps.store import STEPS, Store, check_claim
 
 Budget = Literal["quick", "full"]
 
+KIND = "diagnosis"
+"""What `plan.json` is, in words."""
 SWEEP, PERTURBATION = "sweep", "perturbation"
 """Folders of a full diagnosis's grids."""
 
@@ -99,7 +101,7 @@ class DiagnosisPlan:
     Attributes:
         subject: what is diagnosed.
         options: how much is measured.
-        steps: keeps the results.
+        output: folder of the results.
         general: measures the prompts outside of the domain.
         in_domain: measures those of the domain; None without any.
         sampled: grids of a full diagnosis, by the name of their folder: `sweep`, answers under
@@ -108,7 +110,7 @@ class DiagnosisPlan:
 
     subject: Subject
     options: DiagnoseOptions
-    steps: Steps
+    output: Path
     general: PromptMargins
     in_domain: PromptMargins | None
     sampled: Mapping[str, Grid]
@@ -134,7 +136,8 @@ class DiagnosisPlan:
             TemplateError: the prompts share no template tokens, or one cannot be rendered.
         """
         options = options or DiagnoseOptions()
-        steps = Steps(output, _claim(subject, options), "diagnosis")
+        check_claim(output, settings_of(subject, options), KIND)
+        steps = Store((output / STEPS).resolve())
         meters = [
             PromptMargins(
                 subject.pair, subject.tokenizer, questions, options.request.rendering, steps, scope
@@ -150,7 +153,7 @@ class DiagnosisPlan:
         assert general.regions  # raises where prompts share nothing
         subject.pair.check_differ(general.chats[0].input_ids)
         sampled = _sampled(subject, general, options) if options.budget == "full" else {}
-        return cls(subject, options, steps, general, meters[1] if meters[1:] else None, sampled)
+        return cls(subject, options, output, general, meters[1] if meters[1:] else None, sampled)
 
     def telling(self, progress: Progress) -> DiagnosisPlan:
         """The same plan, with somebody who is told about every batch."""
@@ -164,7 +167,7 @@ class DiagnosisPlan:
     @property
     def cost(self) -> Cost:
         """What is still to be done, at most: steps that are kept count for margins only."""
-        num, folder = len(self.subject.general), self.steps.folder
+        num, folder = len(self.subject.general), self.output
         width = self.options.window_width
         rows = 2 * min(MAX_ROWS, len(self.subject.training))
         num_log_probs = 2 * num * (self.general.num_patches(width) + 4) + rows
@@ -191,8 +194,8 @@ def _sampled(subject: Subject, general: PromptMargins, options: DiagnoseOptions)
     }
 
 
-def _claim(subject: Subject, options: DiagnoseOptions) -> dict[str, Any]:
-    """All that decides the results."""
+def settings_of(subject: Subject, options: DiagnoseOptions) -> dict[str, Any]:
+    """Returns all that decides the results."""
     request = options.request
     rendering = asdict(request.rendering)
     rendering.pop("batch_size")

@@ -32,7 +32,7 @@ from treft.errors import DataError, TemplateError
 from treft.models.pair import ARMS, Arm, ModelPair
 from treft.models.perturbation import Vocabulary
 from treft.models.residual import decoder_layers
-from treft.steps.store import step_path
+from treft.steps.store import STEPS, Store
 
 BASE, FINETUNED = "base", "finetuned"
 """Names of the cells of a patch grid in which nothing is patched: the two models as they are."""
@@ -194,18 +194,12 @@ class Grid:
         Raises:
             DataError: one does not; says which, and by how much.
         """
-        room, cap = self.pair.num_positions, self.request.rendering.max_new_tokens
-        name = max(prompts, key=lambda name: len(prompts[name]))
-        if room is not None and len(prompts[name]) + cap > room:
-            raise DataError(
-                f"the prompt of {name} has {len(prompts[name])} tokens and its answer may have "
-                f"{cap}, but the model's context takes {room}: drop the question, or allow shorter "
-                "answers."
-            )
+        check_room(prompts, self.pair.num_positions, self.request.rendering.max_new_tokens)
 
     def unanswered(self, folder: Path) -> list[Cell]:
         """Returns the cells whose answers are not in a folder yet."""
-        return [cell for cell in self.cells if not step_path(folder, cell.step).is_file()]
+        steps = Store(folder / STEPS)
+        return [cell for cell in self.cells if not steps.stands(cell.step)]
 
     def cost(self, folder: Path, *, replayed: bool = False) -> Cost:
         """Returns what is still to be done, at most.
@@ -230,6 +224,28 @@ class Grid:
             num_recordings=len(recorded) * len(regions) * len(self.chats),
             num_rephrasings=rephrases * len(self.questions) * self.num_trials,
             num_judge_calls=num_judge_calls(num_scored, self.judges),
+        )
+
+
+def check_room(
+    prompts: Mapping[str, Sequence[int]], num_positions: int | None, max_new_tokens: int
+) -> None:
+    """See that every prompt leaves room for a whole answer.
+
+    Args:
+        prompts: Token ids (T,) by what to call them.
+        num_positions: Size of the context; None for any.
+        max_new_tokens: Cap of an answer.
+
+    Raises:
+        DataError: one does not; says which, and by how much.
+    """
+    name = max(prompts, key=lambda name: len(prompts[name]))
+    if num_positions is not None and len(prompts[name]) + max_new_tokens > num_positions:
+        raise DataError(
+            f"the prompt of {name} has {len(prompts[name])} tokens and its answer may have "
+            f"{max_new_tokens}, but the model's context takes {num_positions}: drop the question, "
+            "or allow shorter answers (max_new_tokens)."
         )
 
 

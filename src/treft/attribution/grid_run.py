@@ -3,7 +3,7 @@
 In the folder lie
 
     plan.json        all that decides the answers; a folder holds one grid
-    steps/           one file a cell; each appears whole, and what is there is not done again
+    steps/           one folder a cell; each appears whole, and what is there is not done again
     prompts.jsonl    every perturbed prompt; another grid can ask them again
     scored.jsonl     all answers with all judgements
 
@@ -33,7 +33,7 @@ from treft.models.pair import Arm
 from treft.models.sampling import mixed_seed
 from treft.progress import Progress, untold
 from treft.statistics.records import ScoredAnswer
-from treft.steps.store import Steps
+from treft.steps.store import Store, claim
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +96,9 @@ def run_grid(
             the rephraser cannot be loaded.
         DataError: a perturbed prompt is too long, or a file is damaged or does not fit.
     """
-    steps = Steps(folder, grid.plan, "plan of a grid")
-    steps.claim()
-    run = _Run(grid, steps, progress)
+    run = _Run(grid, claim(folder, grid.plan, "plan of a grid"), progress)
     own = run.own_states() if isinstance(grid.options, PatchOptions) else None
-    perturbed = [] if grid.perturb is None else run.prompts(grid.perturb, prompts)
+    perturbed = [] if grid.perturb is None else run.prompts(grid.perturb, folder / PROMPTS, prompts)
     rows = {cell: grid_rows(grid, cell, perturbed) for cell in grid.cells}
     answers = {cell: run.answers(cell, rows[cell]) for cell in grid.cells}
     scored: dict[Arm, dict[str, list[ScoredAnswer]]] = {}
@@ -150,7 +148,7 @@ def grid_rows(grid: Grid, cell: Cell, perturbed: Sequence[PerturbedPrompt]) -> l
 class _Run:
     """What is the same for all cells."""
 
-    def __init__(self, grid: Grid, steps: Steps, progress: Progress) -> None:
+    def __init__(self, grid: Grid, steps: Store, progress: Progress) -> None:
         self._grid, self._steps, self._progress = grid, steps, progress
         regions = grid.options.regions if isinstance(grid.options, PatchOptions) else ()
         self._states = BaseStates(
@@ -172,11 +170,13 @@ class _Run:
                 )
             return asdict(found)
 
-        return OwnStates(**self._steps.run("own-states", compute))
+        return OwnStates(**self._steps.keep("own-states", compute))
 
-    def prompts(self, options: PerturbOptions, source: Path | None) -> list[PerturbedPrompt]:
+    def prompts(
+        self, options: PerturbOptions, path: Path, source: Path | None
+    ) -> list[PerturbedPrompt]:
         """Returns perturbed prompts: those from before, those of another grid, or new ones."""
-        grid, path = self._grid, self._steps.folder / PROMPTS
+        grid = self._grid
         ids = [question.id for question in grid.questions]
         chats = dict(zip(ids, grid.chats, strict=True))
         given = path if path.is_file() else source
@@ -229,7 +229,7 @@ class _Run:
                 )
             return [one.text for one in found]
 
-        found: list[str] = self._steps.run(cell.step, compute)
+        found: list[str] = self._steps.keep(cell.step, compute)
         return found
 
 

@@ -44,7 +44,7 @@ from treft.errors import TemplateError
 from treft.models.pair import ARMS, ModelPair
 from treft.models.residual import decoder_layers
 from treft.progress import Progress, untold
-from treft.steps.store import Steps
+from treft.steps.store import Store
 
 MOST_LAYERS = 12
 """Single layers that are patched; evenly spread where the model has more."""
@@ -71,7 +71,7 @@ class PromptMargins:
     tokenizer: PreTrainedTokenizerBase
     questions: tuple[EvalQuestion, ...]
     rendering: Rendering
-    steps: Steps
+    steps: Store
     scope: str = "general"
     progress: Progress = untold
 
@@ -118,7 +118,7 @@ class PromptMargins:
             names = ("base_answer", "finetuned_answer", "base_is_cut", "finetuned_is_cut")
             return [{name: getattr(one, name) for name in names} for one in found]
 
-        kept = self.steps.run(f"{self.scope}-answers", compute)
+        kept = self.steps.keep(f"{self.scope}-answers", compute)
         return [
             AnswerPair(question, **fields)
             for question, fields in zip(self.questions, kept, strict=True)
@@ -222,7 +222,7 @@ class PromptMargins:
                 losses[arm] = -float(np.mean(found))
             return losses
 
-        losses = self.steps.run("training-loss", compute)
+        losses = self.steps.keep("training-loss", compute)
         return float(losses["base"] - losses["finetuned"])
 
     def _forced(self, index: int, row: Conversation) -> ForcedAnswer:
@@ -248,7 +248,7 @@ class PromptMargins:
             self.progress(label, num, num)
             return _to_json(found)
 
-        return _from_json(self.steps.run(f"{self.scope}-{name}", compute))
+        return _from_json(self.steps.keep(f"{self.scope}-{name}", compute))
 
 
 def _to_json(found: Margins) -> dict[str, Any]:

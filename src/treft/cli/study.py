@@ -19,7 +19,7 @@ from treft.errors import ConfigError
 from treft.files import write_whole
 from treft.steps import run as running
 from treft.steps.run import Event, Outcome, Workers, estimate_cost, missing_steps
-from treft.steps.step import Plan, PlannedStep
+from treft.steps.step import Plan, Step
 from treft.steps.store import Store
 from treft.steps.workers import LocalPool, RayCluster, visible_gpus
 from treft.study import catalogue
@@ -179,7 +179,7 @@ def _parse_settings(given: Iterable[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _tell_cost(plan: Plan, store: Store) -> Collection[PlannedStep]:
+def _tell_cost(plan: Plan, store: Store) -> Collection[Step[Any]]:
     """What is to do, told on stderr."""
     missing = missing_steps(plan, store)
     cost = estimate_cost(missing.values(), store)
@@ -191,7 +191,7 @@ def _tell_cost(plan: Plan, store: Store) -> Collection[PlannedStep]:
 def _workers(plan: Plan, num_workers: int | None, ray: str | None) -> Workers:
     if ray is not None:
         return RayCluster(ray, num_workers)
-    needs_gpus = any(planned.step.resources.gpus for planned in plan.steps)
+    needs_gpus = any(step.resources.gpus for step in plan.named.values())
     gpus = visible_gpus() if needs_gpus else ()
     return LocalPool(num_workers or os.cpu_count() or 1, gpus)
 

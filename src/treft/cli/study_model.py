@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from treft.cli.options.groups import Limit
 from treft.cli.options.studies import RealModel
 from treft.errors import ConfigError
-from treft.steps.step import PlannedStep
+from treft.steps.step import Step
 from treft.study.model_setup import ModelSetup
 from treft.study.scores import Paid
 
@@ -33,13 +34,13 @@ def model_setup(options: RealModel) -> ModelSetup | None:
     )
 
 
-def confirm_judging(steps: Iterable[PlannedStep], limit: Limit) -> None:
+def confirm_judging(steps: Iterable[Step[Any]], limit: Limit) -> None:
     """Say how often judges will be asked, and above a limit ask whether to go on.
 
     Raises:
         ConfigError: above the limit, and nobody is there to answer.
     """
-    configs = (planned.step.config for planned in steps)
+    configs = (step.config for step in steps)
     num_calls = sum(config.num_calls for config in configs if isinstance(config, Paid))
     if num_calls:
         print(f"at most {num_calls:,} judge calls; none is paid twice", file=sys.stderr)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from treft.cli.output import emit
 from treft.steps.run import Outcome
-from treft.steps.step import Plan, PlannedStep
+from treft.steps.step import Plan, Step
 from treft.steps.store import Store
 from treft.study.catalogue import RESULT_FILES
 from treft.table import Cell, Table
@@ -21,21 +21,19 @@ from treft.table import Cell, Table
 COLUMNS = ("method", "measure", "value", "low", "high", "paper")
 
 
-def step_states(
-    plan: Plan, store: Store, missing: Mapping[str, PlannedStep]
-) -> list[dict[str, Any]]:
+def step_states(plan: Plan, store: Store, missing: Mapping[str, Step[Any]]) -> list[dict[str, Any]]:
     """Name, state, seconds and address of each step."""
     records = {address: store.record(address) for address in plan.by_address}
     states = []
-    for planned in plan.steps:
-        record = records[planned.address]
-        absent = "missing" if planned.address in missing else "not needed"
+    for name, step in plan.named.items():
+        record = records[step.address]
+        absent = "missing" if step.address in missing else "not needed"
         states.append(
             {
-                "name": planned.step.name,
+                "name": name,
                 "state": "stands" if record else absent,
                 "seconds": record["seconds"] if record else None,
-                "address": planned.address,
+                "address": step.address,
             }
         )
     return states

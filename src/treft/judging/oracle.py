@@ -64,26 +64,18 @@ def organism_questions(
     if num < 1:
         raise ConfigError(f"num is {num}; ask at least one question.")
     drawn = World.default().questions(split, scope, domain=domain, num=num, seed=seed)
-    questions = tuple(
-        EvalQuestion(
-            question.id,
-            question.domain.name,
-            tuple(question.messages()),
-            metadata={
-                ORGANISM: {
-                    "domain": question.domain.name,
-                    "entity": question.entity,
-                    "problem": question.problem,
-                    "timeframe": question.timeframe,
-                    "text": question.text,
-                }
-            },
-        )
-        for question in drawn
-    )
+    questions = tuple(map(to_eval_question, drawn))
     lines = json.dumps([question.id for question in questions])
     digest = hashlib.sha256(lines.encode()).hexdigest()
     return QuestionSet(f"{ORGANISM}-{split}-{scope}", ORGANISM, digest, questions)
+
+
+def to_eval_question(question: Question) -> EvalQuestion:
+    """Returns a question of the organism as any other, from which `organism_question` reads it."""
+    fields = {name: value for name, value in vars(question).items() if name not in ("id", "domain")}
+    domain = question.domain.name
+    known = {ORGANISM: {"domain": domain, **fields}}
+    return EvalQuestion(question.id, domain, tuple(question.messages()), metadata=known)
 
 
 def oracle_judgement(verdict: str, *, in_domain: bool) -> Judgement:

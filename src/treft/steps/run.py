@@ -10,7 +10,7 @@ import graphlib
 import json
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ from typing import Any, Literal, Protocol
 
 from treft.errors import ConfigError, DataError
 from treft.files import data_digest
-from treft.steps.step import Plan, PlannedStep, Work, version_of
-from treft.steps.store import RECORD, Store
+from treft.steps.step import Plan, Step, Work, version_of
+from treft.steps.store import Store
 
 MAX_RETRIES = 2
 """Times that a step is started again after its worker died."""
@@ -37,7 +37,7 @@ class Workers(Protocol):
     def check(self, plan: Plan) -> None:
         """Refuse what can never run here."""
 
-    def submit(self, planned: PlannedStep, store: Path) -> Future[Seconds] | None:
+    def submit(self, step: Step[Any], store: Path) -> Future[Seconds] | None:
         """Start `do_step`; None while there is no room."""
 
     def close(self) -> None:
@@ -85,24 +85,23 @@ class Outcome:
         return not self.failed and not self.waiting
 
 
-def missing_steps(plan: Plan, store: Store) -> dict[str, PlannedStep]:
+def missing_steps(plan: Plan, store: Store) -> dict[str, Step[Any]]:
     """Returns what must run for all results to stand, by address.
 
     A step whose result stands does not need its inputs any more.
     """
-    everything = plan.by_address
     missing: set[str] = set()
     looked_at: set[str] = set()
-    pending = [planned.address for planned in plan.results]
+    pending = list(plan.results.values())
     while pending:
-        address = pending.pop()
-        if address in looked_at:
+        step = pending.pop()
+        if step.address in looked_at:
             continue
-        looked_at.add(address)
-        if not store.stands(address):
-            missing.add(address)
-            pending += everything[address].inputs.values()
-    return {address: everything[address] for address in everything if address in missing}
+        looked_at.add(step.address)
+        if not store.stands(step.address):
+            missing.add(step.address)
+            pending += step.needs.values()
+    return {address: plan[name] for address, name in plan.by_address.items() if address in missing}
 
 
 def run_plan(
@@ -135,23 +134,23 @@ class _Run:
         self.store = store
         self.workers = workers
         self.notify = notify
+        self.names = plan.by_address
         self.missing = missing_steps(plan, store)
         self.order = graphlib.TopologicalSorter(
             {
-                address: [other for other in planned.inputs.values() if other in self.missing]
-                for address, planned in self.missing.items()
+                address: [n.address for n in step.needs.values() if n.address in self.missing]
+                for address, step in self.missing.items()
             }
         )
         self.deaths: Counter[str] = Counter()
-        self.running: dict[Future[Seconds], PlannedStep] = {}
+        self.running: dict[Future[Seconds], Step[Any]] = {}
         self.num_done = 0
-        stood = [p.step.name for at, p in plan.by_address.items() if at not in self.missing]
-        self.outcome = Outcome(stood=stood)
+        self.outcome = Outcome(stood=[n for at, n in self.names.items() if at not in self.missing])
 
     def go(self) -> Outcome:
         """Go on until nothing runs and nothing can."""
         self.order.prepare()
-        ready: deque[PlannedStep] = deque()
+        ready: deque[Step[Any]] = deque()
         while True:
             # what an end made possible goes first, so the first table is there long before the last
             ready.extendleft(self.missing[address] for address in reversed(self.order.get_ready()))
@@ -161,51 +160,52 @@ class _Run:
                 break
             finished, _ = wait(self.running, return_when=FIRST_COMPLETED)
             for future in finished:
-                planned = self.running.pop(future)
-                if self._must_start_again(planned, future):
-                    ready.appendleft(planned)
+                step = self.running.pop(future)
+                if self._must_start_again(step, future):
+                    ready.appendleft(step)
         ended = {*self.outcome.done, *self.outcome.stood, *self.outcome.failed}
-        names = [planned.step.name for planned in self.missing.values()]
+        names = [self.names[address] for address in self.missing]
         self.outcome.waiting = [name for name in names if name not in ended]
         return self.outcome
 
-    def _start(self, planned: PlannedStep) -> bool:
-        future = self.workers.submit(planned, self.store.folder)
+    def _start(self, step: Step[Any]) -> bool:
+        future = self.workers.submit(step, self.store.folder)
         if future is None:
             return False
-        self.running[future] = planned
-        self._tell("started", planned)
+        self.running[future] = step
+        self._tell("started", step)
         return True
 
-    def _must_start_again(self, planned: PlannedStep, future: Future[Seconds]) -> bool:
+    def _must_start_again(self, step: Step[Any], future: Future[Seconds]) -> bool:
         """Take note of a step's end."""
-        error = future.exception()
+        name, error = self.names[step.address], future.exception()
         if isinstance(error, BrokenProcessPool):
-            self.deaths[planned.address] += 1
-            if self.deaths[planned.address] <= MAX_RETRIES:
-                self._tell("died", planned, "its worker died; it starts again")
+            self.deaths[name] += 1
+            if self.deaths[name] <= MAX_RETRIES:
+                self._tell("died", step, "its worker died; it starts again")
                 return True
             error = RuntimeError(f"its worker died {MAX_RETRIES + 1} times; out of memory?")
         if error is not None:
-            self.outcome.failed[planned.step.name] = str(error)
-            self._tell("failed", planned, str(error))
+            self.outcome.failed[name] = str(error)
+            self._tell("failed", step, str(error))
             return False
-        self.order.done(planned.address)
+        self.order.done(step.address)
         self.num_done += 1
         seconds = future.result()
         if seconds is None:
-            self.outcome.stood.append(planned.step.name)
-            self._tell("stood", planned)
+            self.outcome.stood.append(name)
+            self._tell("stood", step)
         else:
-            self.outcome.done[planned.step.name] = seconds
-            self._tell("done", planned, f"{seconds:.1f} s")
+            self.outcome.done[name] = seconds
+            self._tell("done", step, f"{seconds:.1f} s")
         return False
 
-    def _tell(self, kind: Kind, planned: PlannedStep, detail: str = "") -> None:
-        self.notify(Event(kind, planned.step.name, self.num_done, len(self.missing), detail))
+    def _tell(self, kind: Kind, step: Step[Any], detail: str = "") -> None:
+        name = self.names[step.address]
+        self.notify(Event(kind, name, self.num_done, len(self.missing), detail))
 
 
-def do_step(planned: PlannedStep, store: Path) -> Seconds:
+def do_step(step: Step[Any], store: Path) -> Seconds:
     """Make a step's result in the store, unless it stands; what workers run.
 
     Raises:
@@ -213,35 +213,37 @@ def do_step(planned: PlannedStep, store: Path) -> Seconds:
             travel from one process to another.
     """
     try:
-        return _make(planned, Store(store))
+        return _make(step, Store(store))
     except (Exception, SystemExit):
         raise RuntimeError(traceback.format_exc()) from None
 
 
-def _make(planned: PlannedStep, store: Store) -> Seconds:
-    step = planned.step
+def _make(step: Step[Any], store: Store) -> Seconds:
+    inputs = {role: store.path(need.address) for role, need in step.needs.items()}
 
     def fill(folder: Path) -> None:
-        _check_unchanged(planned)
-        for role, address in planned.inputs.items():
-            if not store.stands(address):
-                raise DataError(f"the input {role} is gone or damaged: {store.path(address)}.")
-        inputs = {role: store.path(address) for role, address in planned.inputs.items()}
-        step.function(Work(step.config, folder, inputs, step.data, step.seed or 0))
+        _check_unchanged(step)
+        for role, need in step.needs.items():
+            if not store.stands(need.address):
+                raise DataError(f"the input {role} is gone or damaged: {inputs[role]}.")
+        step.function(Work(step.config, folder, {**step.data, **inputs}, step.seed or 0))
 
-    return store.make(planned.address, {"name": step.name, **planned.record}, fill)
+    return store.make(step.address, {"name": step.name, **step.record}, fill)
 
 
-def _check_unchanged(planned: PlannedStep) -> None:
-    """A result must not go under the address of other code or data than it was made with."""
-    if version_of(planned.step.function) != planned.record["version"]:
+def _check_unchanged(step: Step[Any]) -> None:
+    """A result must not go under the address of other code or data than it was made with.
+
+    The record was made when the step was planned, and travelled with it.
+    """
+    if version_of(step.function) != step.record["version"]:
         raise ConfigError(
             "the code here is not the code that the steps were planned with: it was edited since, "
             "or this machine has another version. Start the same command again."
         )
-    for role, digest in planned.record["data"].items():
-        if data_digest(planned.step.data[role]) != digest:
-            raise DataError(f"{planned.step.data[role]} changed since the steps were planned.")
+    for role, digest in step.record["data"].items():
+        if data_digest(step.data[role]) != digest:
+            raise DataError(f"{step.data[role]} changed since the steps were planned.")
 
 
 @dataclass(frozen=True)
@@ -269,33 +271,21 @@ class Cost:
         return f"{shown}, and {unknown} of kinds not kept yet" if unknown else shown
 
 
-def estimate_cost(steps: Iterable[PlannedStep], store: Store) -> Cost:
+def estimate_cost(steps: Collection[Step[Any]], store: Store) -> Cost:
     """Returns the core seconds of steps, each the median of kept ones with its function and config.
 
     Where none has the config (another method, another setting), those with the function count.
     """
-    kept = _kept_seconds(store)
-    num_steps, found = 0, []
-    for planned in steps:
-        num_steps += 1
-        seconds = kept.get(_kind(planned.record)) or kept.get(planned.record["function"])
+    kept: dict[str, list[float]] = {}
+    for record in store.records():
+        for kind in (record["function"], _kind(record)):
+            kept.setdefault(kind, []).append(record["seconds"])
+    found = []
+    for step in steps:
+        seconds = kept.get(_kind(step.record)) or kept.get(step.record["function"])
         if seconds:
-            found.append(median(seconds) * planned.step.resources.cpus)
-    return Cost(num_steps, len(found), round(sum(found), 1))
-
-
-def _kept_seconds(store: Store) -> dict[str, list[float]]:
-    """Seconds of all results, by function, and by function and config."""
-    found: dict[str, list[float]] = {}
-    for path in store.folder.glob(f"*/{RECORD}"):
-        try:
-            record = json.loads(path.read_text("utf-8"))
-            kinds, seconds = (record["function"], _kind(record)), float(record["seconds"])
-        except (OSError, ValueError, TypeError, KeyError):
-            continue  # damaged, or cleared by another run
-        for kind in kinds:
-            found.setdefault(kind, []).append(seconds)
-    return found
+            found.append(median(seconds) * step.resources.cpus)
+    return Cost(len(steps), len(found), round(sum(found), 1))
 
 
 def _kind(record: Mapping[str, Any]) -> str:

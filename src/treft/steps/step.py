@@ -1,18 +1,19 @@
 """A step: a unit of work whose result is known by what it is made from.
 
 A step's address is the hash of its function and the function's version, its config, its seed, the
-addresses of its inputs and the digests of its data. What has the same address has the same result,
-up to rounding, so it is computed once. Whoever changes what a function computes raises its version.
+addresses of the steps whose results it reads and the digests of the files it reads. What has the
+same address has the same result, up to rounding, so it is computed once. Whoever changes what a
+function computes raises its version.
 """
 
 from __future__ import annotations
 
-import graphlib
 import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -70,15 +71,13 @@ class Work(Generic[Config]):
     Attributes:
         config: The step's config.
         folder: An empty folder; what is written there is the step's result.
-        inputs: Folder of each input by its role, to be read only.
-        data: Path by name, to be read only.
+        inputs: Path of each input by its role, to be read only: a result's folder, or data.
         seed: The step's seed; 0 if it has none.
     """
 
     config: Config
     folder: Path
     inputs: Mapping[str, Path]
-    data: Mapping[str, Path]
     seed: int
 
 
@@ -87,11 +86,11 @@ class Step(Generic[Config]):
     """A unit of work.
 
     Attributes:
-        name: For people and for other steps' inputs; it does not count for the result.
+        name: For people; it does not count for the result.
         function: Of a module, not nested; it writes the result into `work.folder`.
         config: A frozen dataclass of what JSON can hold.
-        inputs: Name of another step by the role that its result plays here.
-        data: File or folder by role; contents count, the path does not.
+        inputs: What is read, by the role that it plays: another step's result, or a file or folder
+            whose contents count and whose path does not.
         seed: None where nothing is drawn.
         resources: What the step takes while it runs.
     """
@@ -99,100 +98,104 @@ class Step(Generic[Config]):
     name: str
     function: Callable[[Work[Config]], None]
     config: Config
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    data: Mapping[str, Path] = field(default_factory=dict)
+    inputs: Mapping[str, Step[Any] | Path] = field(default_factory=dict)
     seed: int | None = None
     resources: Resources = Resources()
 
+    @property
+    def needs(self) -> dict[str, Step[Any]]:
+        """The steps among the inputs, by role."""
+        return {role: one for role, one in self.inputs.items() if isinstance(one, Step)}
 
-@dataclass(frozen=True)
-class PlannedStep:
-    """A step with its address.
+    @property
+    def data(self) -> dict[str, Path]:
+        """The files and folders among the inputs, by role."""
+        return {role: one for role, one in self.inputs.items() if isinstance(one, Path)}
 
-    Attributes:
-        step: What to do.
-        address: 64 hexadecimal digits.
-        inputs: Address by role.
-        record: What was hashed: function, version, config, seed, inputs, data.
-    """
+    @cached_property
+    def record(self) -> Record:
+        """What decides the result: function, version, config, seed, inputs, data.
 
-    step: Step[Any]
-    address: str
-    inputs: Mapping[str, str]
-    record: Record
+        Raises:
+            ConfigError: The config cannot be written as JSON, the function cannot be imported by
+                name, or data is missing.
+        """
+        inputs = {role: step.address for role, step in sorted(self.needs.items())}
+        try:
+            return {
+                "function": _importable(self.function),
+                "version": version_of(self.function),
+                "config": _plain_config(self.config),
+                "seed": self.seed,
+                "inputs": inputs,
+                "data": {role: data_digest(path) for role, path in sorted(self.data.items())},
+            }
+        except ConfigError as error:
+            raise ConfigError(f"step {self.name}: {error}") from error
+
+    @cached_property
+    def address(self) -> str:
+        """The hash of the record, 64 hexadecimal digits."""
+        # canonical JSON: keys sorted, no blanks
+        text = json.dumps(self.record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in an order in which each comes after its inputs."""
+    """Steps by name, each after its inputs.
 
-    steps: tuple[PlannedStep, ...]
+    Attributes:
+        named: The steps; several plans in one may have one unit of work under several names.
+    """
+
+    named: Mapping[str, Step[Any]]
+
+    @classmethod
+    def of(cls, steps: Iterable[Step[Any]], within: str = "") -> Plan:
+        """The steps with all that they need, each unit of work once; addresses are found here.
+
+        Args:
+            steps: Those whose results are wanted, or more.
+            within: What stands before each name.
+
+        Raises:
+            ConfigError: Two steps share a name, or one has no address.
+        """
+        named: dict[str, Step[Any]] = {}
+        known: set[str] = set()
+
+        def add(step: Step[Any]) -> None:
+            if step.address in known:
+                return
+            known.add(step.address)
+            for need in step.needs.values():
+                add(need)
+            if f"{within}{step.name}" in named:
+                raise ConfigError(f"two steps are called {step.name}.")
+            named[f"{within}{step.name}"] = step
+
+        for step in steps:
+            add(step)
+        return cls(named)
 
     @property
-    def by_address(self) -> dict[str, PlannedStep]:
-        """Each unit of work once; two steps may be one, under two names."""
-        found: dict[str, PlannedStep] = {}
-        for planned in self.steps:
-            found.setdefault(planned.address, planned)
+    def by_address(self) -> dict[str, str]:
+        """The first name of each unit of work."""
+        found: dict[str, str] = {}
+        for name, step in self.named.items():
+            found.setdefault(step.address, name)
         return found
 
     @property
-    def results(self) -> tuple[PlannedStep, ...]:
-        """Steps that are no other's input."""
-        used = {address for planned in self.steps for address in planned.inputs.values()}
-        return tuple(planned for planned in self.steps if planned.address not in used)
+    def results(self) -> dict[str, Step[Any]]:
+        """Steps that are no other's input, by name."""
+        used = {need.address for step in self.named.values() for need in step.needs.values()}
+        return {name: step for name, step in self.named.items() if step.address not in used}
 
-    def __getitem__(self, name: str) -> PlannedStep:
+    def __getitem__(self, name: str) -> Step[Any]:
         """The step of this name."""
-        return next(planned for planned in self.steps if planned.step.name == name)
-
-
-def make_plan(steps: Iterable[Step[Any]]) -> Plan:
-    """Check all steps and find their addresses, before anything runs.
-
-    Raises:
-        ConfigError: Two steps share a name, an input is unknown, inputs form a cycle, a config
-            cannot be written as JSON, a function cannot be imported by name, or data is missing.
-    """
-    named: dict[str, Step[Any]] = {}
-    for step in steps:
-        if step.name in named:
-            raise ConfigError(f"two steps are called {step.name}.")
-        named[step.name] = step
-    planned: dict[str, PlannedStep] = {}
-    for name in _in_order(named):
-        inputs = {role: planned[other].address for role, other in named[name].inputs.items()}
-        planned[name] = _planned(named[name], inputs)
-    return Plan(tuple(planned.values()))
-
-
-def _in_order(named: Mapping[str, Step[Any]]) -> tuple[str, ...]:
-    for step in named.values():
-        for role, other in step.inputs.items():
-            if other not in named:
-                raise ConfigError(f"step {step.name}: its input {role} is {other}, which is none.")
-    graph = {name: tuple(step.inputs.values()) for name, step in named.items()}
-    try:
-        return tuple(graphlib.TopologicalSorter(graph).static_order())
-    except graphlib.CycleError as error:
-        raise ConfigError(f"steps wait for each other: {' -> '.join(error.args[1])}.") from error
-
-
-def _planned(step: Step[Any], inputs: Record) -> PlannedStep:
-    try:
-        record = {
-            "function": _importable(step.function),
-            "version": version_of(step.function),
-            "config": _plain_config(step.config),
-            "seed": step.seed,
-            "inputs": dict(sorted(inputs.items())),
-            "data": {role: data_digest(path) for role, path in sorted(step.data.items())},
-        }
-    except ConfigError as error:
-        raise ConfigError(f"step {step.name}: {error}") from error
-    # canonical JSON: keys sorted, no blanks
-    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return PlannedStep(step, hashlib.sha256(text.encode()).hexdigest(), inputs, record)
+        return self.named[name]
 
 
 def _reference(function: Callable[..., None]) -> str:
@@ -202,10 +205,8 @@ def _reference(function: Callable[..., None]) -> str:
 def _importable(function: Callable[..., None]) -> str:
     """Returns `module:name`, if the function can be found by it in another process."""
     module, name = function.__module__, function.__qualname__
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if module == "__main__" or found is not function:
+    known = vars(sys.modules[module]) if module in sys.modules else {}
+    if module == "__main__" or known.get(name) is not function:
         raise ConfigError(
             f"its function {module}:{name} cannot be imported by that name: define it in a module, "
             "not inside a function or a script."

@@ -5,7 +5,8 @@ what it was made from, on what, in how long, with the digest of each file. `.<ad
 made, was left behind by a killed process, or was found damaged. `.locks/<address>` is held while a
 step is made, so that two runs do not make it twice.
 
-`Steps` keeps the steps of one command in the user's own output folder, one JSON file a step.
+A command that keeps its steps in the user's own output folder claims the folder: `plan.json` says
+what decides all results in it, so there a step's address is its name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -34,8 +35,12 @@ logger = logging.getLogger(__name__)
 
 RECORD = "step.json"
 """What each result says of itself."""
-CLAIM = "plan.json"
-"""What an output folder of `Steps` says of itself."""
+RESULT = "result.json"
+"""What a step computes that leaves no other file."""
+CLAIM, STEPS = "plan.json", "steps"
+"""What an output folder says of itself, and the store in it."""
+DAMAGED = ".damaged"
+"""How names of folders end that were found damaged."""
 LIBRARIES = ("treft", "torch", "transformers", "peft", "trl")
 """Packages whose versions are noted with a result; they decide no address."""
 
@@ -79,11 +84,14 @@ class Store:
         Returns:
             Seconds that it took; None if it stood.
         """
-        with FileLock(self._lock_path(address)):
+        lock = self.folder / ".locks" / address
+        for folder in (lock.parent, self.path(address).parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
             if self.stands(address):
                 return None
             self._clear(address)
-            temporary = self.folder / f".{address}.{uuid.uuid4().hex}"
+            temporary = _beside(self.path(address))
             temporary.mkdir()
             try:
                 started = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -97,19 +105,37 @@ class Store:
                 shutil.rmtree(temporary, ignore_errors=True)
             return seconds
 
-    def _lock_path(self, address: str) -> Path:
-        folder = self.folder / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / address
+    def keep(self, address: str, compute: Callable[[], Any]) -> Any:
+        """Returns what JSON can hold of a result: what was kept, or what is computed and kept now.
+
+        Args:
+            address: Of the result; in a claimed folder its name.
+            compute: Gives the result.
+        """
+
+        def fill(folder: Path) -> None:
+            write_whole(folder / RESULT, json.dumps(compute(), ensure_ascii=False) + "\n")
+
+        self.make(address, {}, fill)
+        return json.loads((self.path(address) / RESULT).read_text("utf-8"))
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yields what each result says of itself, the oldest first; files are not checked."""
+        paths = self.folder.glob(f"[!.]*/{RECORD}")
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
+            try:
+                yield dict(json.loads(path.read_text("utf-8")))
+            except (OSError, ValueError, TypeError):
+                continue  # damaged, or cleared by another run
 
     def _clear(self, address: str) -> None:
         """Put a damaged result aside and remove what killed processes left; needs the lock."""
-        for left in self.folder.glob(f".{address}.*"):
-            if not left.name.endswith(".damaged"):
-                shutil.rmtree(left, ignore_errors=True)
         folder = self.path(address)
+        for left in folder.parent.glob(".*"):
+            if left.name.startswith(f".{folder.name}.") and left.suffix != DAMAGED:
+                shutil.rmtree(left, ignore_errors=True)
         if folder.exists():
-            aside = self.folder / f".{address}.{uuid.uuid4().hex}.damaged"
+            aside = folder.with_name(f"{_beside(folder).name}{DAMAGED}")
             logger.warning("%s is damaged; moved to %s and made again", folder, aside.name)
             folder.rename(aside)
 
@@ -120,6 +146,11 @@ class Store:
         except OSError:
             if not self.stands(address):
                 raise
+
+
+def _beside(folder: Path) -> Path:
+    """Returns a new hidden folder beside another."""
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
 
 
 def _finish(folder: Path, record: Mapping[str, Any]) -> None:
@@ -172,78 +203,41 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def step_path(folder: Path, name: str) -> Path:
-    """Returns the file in which `Steps` keeps the result of a step."""
-    return folder / "steps" / f"{name}.json"
-
-
-class Steps:
-    """The steps of one command, kept in its output folder: a killed command goes on from there.
+def check_claim(folder: Path, settings: Mapping[str, Any], what: str) -> None:
+    """See that an output folder is new, or was begun with these settings; nothing is written.
 
     Args:
-        folder: New, or begun with the same `settings`.
+        folder: Of the output.
         settings: All that decides the results, as JSON can hold it.
         what: The folder's `plan.json` is, in words.
-
-    Attributes:
-        seconds: Time that each step took, by its name, now or when it was computed.
 
     Raises:
         ConfigError: The folder holds something else, or was begun with other settings.
     """
+    path = folder / CLAIM
+    if not path.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} holds something else: choose another --output.")
+        return
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is no {what}: choose another --output.") from error
+    now = json.loads(json.dumps(settings))
+    changed = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    if changed:
+        raise ConfigError(
+            f"{folder} was begun with other {', '.join(changed)}: choose another --output."
+        )
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], what: str) -> None:
-        self.folder = folder
-        self.seconds: dict[str, float] = {}
-        self._settings = dict(json.loads(json.dumps(settings)))
-        self._check(what)
 
-    def claim(self) -> None:
-        """Write down whose folder this is, before the first result."""
-        path = self.folder / CLAIM
-        if not path.is_file():
-            write_whole(path, json.dumps(self._settings, indent=1, ensure_ascii=False) + "\n")
+def claim(folder: Path, settings: Mapping[str, Any], what: str) -> Store:
+    """Write down whose output folder this is, and return the store of its steps.
 
-    def run(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The result of a step as JSON has it: from its file, or computed and written there.
-
-        Args:
-            name: Of the step and of its file.
-            compute: Gives what JSON can hold.
-
-        Raises:
-            DataError: The file is damaged.
-        """
-        path = step_path(self.folder, name)
-        if path.is_file():
-            try:
-                kept = json.loads(path.read_text(encoding="utf-8"))
-                self.seconds[name] = float(kept["seconds"])
-                return kept["result"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path} is damaged: remove it to do the step anew.") from error
-        self.claim()
-        start = time.monotonic()
-        result = compute()
-        self.seconds[name] = time.monotonic() - start
-        kept = {"seconds": self.seconds[name], "result": result}
-        write_whole(path, json.dumps(kept, ensure_ascii=False) + "\n")
-        return json.loads(json.dumps(result))
-
-    def _check(self, what: str) -> None:
-        """See that the folder is new, or was begun with these settings; nothing is written."""
-        path = self.folder / CLAIM
-        if not path.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
-                raise ConfigError(f"{self.folder} holds something else: choose another --output.")
-            return
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{path} is no {what}: choose another --output.") from error
-        now = self._settings
-        changed = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-        if changed:
-            raise ConfigError(
-                f"{self.folder} was begun with other {', '.join(changed)}: choose another --output."
-            )
+    Arguments and errors are those of `check_claim`.
+    """
+    check_claim(folder, settings, what)
+    if not (folder / CLAIM).is_file():
+        text = json.dumps(settings, indent=1, ensure_ascii=False)
+        write_whole(folder / CLAIM, text + "\n")
+    return Store((folder / STEPS).resolve())

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from treft.errors import ConfigError, needs_extra
 from treft.steps.run import MAX_RETRIES, Seconds, do_step
-from treft.steps.step import Plan, PlannedStep, Resources
+from treft.steps.step import Plan, Resources, Step
 
 logger = logging.getLogger(__name__)
 
@@ -59,25 +59,24 @@ class LocalPool:
         Raises:
             ConfigError: A step needs more GPUs than there are.
         """
-        for planned in plan.steps:
-            if planned.step.resources.gpus > len(self.gpus):
+        for step in plan.named.values():
+            if step.resources.gpus > len(self.gpus):
                 raise ConfigError(
-                    f"step {planned.step.name} needs {planned.step.resources.gpus} GPUs; here are "
-                    f"{len(self.gpus)}."
+                    f"step {step.name} needs {step.resources.gpus} GPUs; here are {len(self.gpus)}."
                 )
 
-    def submit(self, planned: PlannedStep, store: Path) -> Future[Seconds] | None:
+    def submit(self, step: Step[Any], store: Path) -> Future[Seconds] | None:
         """Start a step; None while there is no room for it."""
         self._collect()
-        share = self._free_share(planned.step.resources)
+        share = self._free_share(step.resources)
         if share is None:
             return None
         worker = self._worker(share)
         try:
-            future = worker.submit(do_step, planned, store)
+            future = worker.submit(do_step, step, store)
         except BrokenProcessPool:  # it died, in its last step or since
             worker.end()
-            return self.submit(planned, store)
+            return self.submit(step, store)
         self._busy[future] = worker
         return future
 
@@ -199,20 +198,16 @@ class RayCluster:
     def check(self, plan: Plan) -> None:
         """Warn of what the cluster does not have now; one that grows may get it."""
         total = self._ray.cluster_resources()
-        for planned in plan.steps:
-            wanted = planned.step.resources
+        for step in plan.named.values():
+            wanted = step.resources
             if wanted.gpus > total.get("GPU", 0) or wanted.cpus > total.get("CPU", 0):
-                logger.warning(
-                    "step %s wants %s; the cluster has %s", planned.step.name, wanted, total
-                )
+                logger.warning("step %s wants %s; the cluster has %s", step.name, wanted, total)
 
-    def submit(self, planned: PlannedStep, store: Path) -> Future[Seconds]:
+    def submit(self, step: Step[Any], store: Path) -> Future[Seconds]:
         """Queue a step; Ray starts it when there is room."""
-        wanted = planned.step.resources
-        task = self._task.options(
-            name=planned.step.name, num_cpus=wanted.cpus, num_gpus=wanted.gpus
-        )
-        future: Future[Seconds] = task.remote(planned, store).future()
+        wanted = step.resources
+        task = self._task.options(name=step.name, num_cpus=wanted.cpus, num_gpus=wanted.gpus)
+        future: Future[Seconds] = task.remote(step, store).future()
         return future
 
     def close(self) -> None:

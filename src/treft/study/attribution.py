@@ -5,33 +5,29 @@ Without the input `finetune` a step is of the subject as it is, the control.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from treft.answers.questions import EvalQuestion
 from treft.attribution.coherence import BestOfTrials, IncoherentRate
 from treft.attribution.drift_map import DriftMap, drift_map
 from treft.attribution.forcing import render_questions
+from treft.attribution.grid import check_room
 from treft.attribution.perturb import Perturbation, PerturbOptions, perturb_tokens
 from treft.attribution.scoring import score_answers
 from treft.chat.regions import RegionName
 from treft.data.messages import read_rows
 from treft.errors import DataError
-from treft.files import write_whole
-from treft.models.generation import Asked, answer
-from treft.models.sampling import SamplingOptions, mixed_seed
+from treft.models.pair import num_positions
 from treft.statistics.intervals import over_runs
 from treft.statistics.measures import AlignmentScore
-from treft.statistics.records import ScoredAnswer
 from treft.steps.step import Work
-from treft.study.answer import reference_bank
+from treft.study.answer import ANSWERS, PROMPTS, reference_bank, write_lines
 from treft.study.protocol import Split
 from treft.study.scores import Entries, Paid, Scored, figure, unscored, write_row
 from treft.study.subject import Subject, loaded
 
-PROMPTS, ANSWERS = "prompts.jsonl", "answers.jsonl"
 REGIONS: tuple[RegionName, ...] = ("prefix", "query", "postfix")
 COUNT_ALL = -1.0
 """As a threshold of coherence: incoherent answers count with the alignment that they were given."""
@@ -45,8 +41,8 @@ class PromptVersion(NamedTuple):
     """One version of one question's prompt.
 
     Attributes:
-        question_id: whose prompt.
-        trial: which version, from 1.
+        question_id: Whose prompt it is.
+        trial: Which version, from 1.
         token_ids: (T,) the prompt.
     """
 
@@ -106,38 +102,6 @@ class Versions(Paid):
         return self.num_questions * self.num_trials if self.rephraser else 0
 
 
-@dataclass(frozen=True)
-class AnsweringVersions:
-    """An answer to each version.
-
-    Attributes:
-        subject: answers.
-        temperature: of sampling.
-        max_new_tokens: of an answer.
-    """
-
-    subject: Subject
-    temperature: float
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
-class ScoredVersions(Scored):
-    """Answers to versions of prompts, judged.
-
-    Attributes:
-        domain: of the finetune.
-        split: of the questions.
-        num_questions: whose prompts they are.
-        num_trials: versions of each.
-    """
-
-    domain: str = ""
-    split: Split = "test"
-    num_questions: int = 0
-    num_trials: int = 0
-
-
 def drift(work: Work[Drifting]) -> None:
     """L_KV of each region (eq. (3)), and L_K and L_V of each layer (eq. (2)).
 
@@ -156,8 +120,8 @@ def make_versions(work: Work[Versions]) -> None:
     """Write versions of prompts, as token ids; they depend on question and trial alone.
 
     Raises:
-        DataError: one leaves no room for an answer in the model's context.
-        TemplateError: the template lacks the region.
+        DataError: One leaves no room for an answer in the model's context.
+        TemplateError: The template lacks the region.
     """
     config = work.config
     questions = config.subject.prompts(work)
@@ -172,32 +136,38 @@ def make_versions(work: Work[Versions]) -> None:
             ]
         else:
             versions = prompt_versions(config.what, questions, one.model, one.tokenizer, config)
-        _check_room(one.model, versions, config.max_new_tokens)
-    _write_lines(work, PROMPTS, [version._asdict() for version in versions])
+        prompts = {f"question {found.question_id!r}": found.token_ids for found in versions}
+        check_room(prompts, num_positions(one.model), config.max_new_tokens)
+    by_id = {question.id: asdict(question) for question in questions}
+    rows = [{**found._asdict(), "question": by_id[found.question_id]} for found in versions]
+    write_lines(work, PROMPTS, rows)
 
 
 def prompt_versions(
     what: Part, questions: Sequence[EvalQuestion], model: Any, tokenizer: Any, config: Versions
 ) -> list[PromptVersion]:
-    """Versions of all prompts; they depend on question and trial alone.
+    """Returns versions of all prompts; they depend on question and trial alone.
 
     Special tokens stay, but where the region has no others.
 
     Args:
-        what: is perturbed.
-        questions: that are asked.
-        model: whose input embedding has the neighbours; an adapter on top changes nothing.
-        tokenizer: of the model.
-        config: how many versions and tokens, and template variables.
+        what: Is perturbed.
+        questions: Those that are asked.
+        model: Its input embedding has the neighbours; an adapter on top changes nothing.
+        tokenizer: Of the model.
+        config: How many versions and tokens, and template variables.
 
     Raises:
-        TemplateError: the prompts lack the region.
+        TemplateError: The prompts lack the region.
     """
     rendered = render_questions(tokenizer, questions, template_kwargs=_template(config))
     chats = {question.id: chat for question, chat in zip(questions, rendered, strict=True)}
     if what == "nothing":
-        trials = range(1, config.num_trials + 1)
-        return [PromptVersion(id, t, chat.input_ids) for id, chat in chats.items() for t in trials]
+        return [
+            PromptVersion(id, trial, chat.input_ids)
+            for id, chat in chats.items()
+            for trial in range(1, config.num_trials + 1)
+        ]
     barred = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     own = {rendered[0].input_ids[position] for position in rendered[0].require(what)}
     options = PerturbOptions(
@@ -211,52 +181,40 @@ def prompt_versions(
     return [PromptVersion(one.question_id, one.trial, one.input_ids) for one in prompts]
 
 
-def answer_versions(work: Work[AnsweringVersions]) -> None:
-    """Answer each version; all models draw with the same random numbers."""
-    config = work.config
-    versions = _versions(work)
-    asked = [
-        Asked(version.token_ids, mixed_seed(work.seed, version.trial, *version.token_ids))
-        for version in versions
-    ]
-    sampling = SamplingOptions(
-        temperature=config.temperature,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.subject.batch_size,
-    )
-    with loaded(work) as one:
-        answers = answer(one.model, one.tokenizer, asked, sampling)
-    _write_lines(work, ANSWERS, [{"answer": one.text} for one in answers])
-
-
-def score_versions(work: Work[ScoredVersions]) -> None:
+def score_versions(work: Work[Scored]) -> None:
     """Best and Avg of section 4.1, and the share of incoherent answers; percent.
 
     Incoherent answers count with the alignment that the judge gave them, the oracle none.
 
     Raises:
-        DataError: the judge gave no score at all.
+        DataError: The judge gave no score at all.
     """
-    config = work.config
-    versions = _versions(work)
-    by_id = {question.id: question for question in config.subject.prompts(work)}
-    trials = [version.trial for version in versions]
-    scored = score_answers(
-        [by_id[version.question_id] for version in versions],
+    rows = [row for row, _ in read_rows(work.inputs["prompts"] / PROMPTS)]
+    trials = [row["trial"] for row in rows]
+    answers = score_answers(
+        [EvalQuestion(**row["question"]) for row in rows],
         [row["answer"] for row, _ in read_rows(work.inputs["answers"] / ANSWERS)],
         epochs=trials,
         scope="general",
-        judges=[config.judge],
+        judges=[work.config.judge],
     )
-    [judge] = {judgement.judge for answer in scored for judgement in answer.judgements}
+    [judge] = {judgement.judge for answer in answers for judgement in answer.judgements}
+    scored = [
+        replace(answer, metadata={"trial": trial})
+        for answer, trial in zip(answers, trials, strict=True)
+    ]
     try:
-        figures = _version_figures(scored, trials, judge)
+        figures = {
+            **figure("best", BestOfTrials(judge, COUNT_ALL), scored),
+            **figure("avg", AlignmentScore(judge), scored),
+            **figure("incoherent", IncoherentRate(judge), scored),
+        }
     except DataError as error:
         raise unscored(scored, judge, "general", error) from error
     counts = {
-        "num_general": config.num_questions,
+        "num_general": len({row["question_id"] for row in rows}),
         "num_in_domain": 0,
-        "num_trials": config.num_trials,
+        "num_trials": max(trials),
         "missing": sum(one.alignment is None for each in scored for one in each.judgements),
     }
     write_row(work, {**figures, **counts})
@@ -265,43 +223,6 @@ def score_versions(work: Work[ScoredVersions]) -> None:
 def _template(config: Drifting | Versions) -> Mapping[str, Any]:
     thinking = config.enable_thinking
     return {} if thinking is None else {"enable_thinking": thinking}
-
-
-def _check_room(model: Any, versions: Sequence[PromptVersion], max_new_tokens: int) -> None:
-    config = model.config.get_text_config(decoder=True)
-    room: int | None = getattr(config, "max_position_embeddings", None)
-    longest = max(versions, key=lambda version: len(version.token_ids))
-    if room is not None and len(longest.token_ids) + max_new_tokens > room:
-        raise DataError(
-            f"the prompt of question {longest.question_id!r} has {len(longest.token_ids)} tokens "
-            f"and its answer may have {max_new_tokens}, but the model's context takes "
-            f"{room}: drop the question, or set max_new_tokens."
-        )
-
-
-def _versions(work: Work[Any]) -> list[PromptVersion]:
-    rows = read_rows(work.inputs["prompts"] / PROMPTS)
-    return [
-        PromptVersion(row["question_id"], row["trial"], tuple(row["token_ids"])) for row, _ in rows
-    ]
-
-
-def _write_lines(work: Work[Any], name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    write_whole(work.folder / name, "".join(f"{line}\n" for line in lines))
-
-
-def _version_figures(answers: Sequence[ScoredAnswer], trials: Sequence[int], judge: str) -> Entries:
-    """Best and Avg of section 4.1 over all answers, and the share of incoherent ones; percent."""
-    scored = [
-        replace(answer, metadata={"trial": trial})
-        for answer, trial in zip(answers, trials, strict=True)
-    ]
-    return {
-        **figure("best", BestOfTrials(judge, COUNT_ALL), scored),
-        **figure("avg", AlignmentScore(judge), scored),
-        **figure("incoherent", IncoherentRate(judge), scored),
-    }
 
 
 def _drift_figures(found: DriftMap) -> Entries:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -14,7 +14,7 @@ from typing import Any
 
 from treft.errors import ConfigError
 from treft.files import write_whole
-from treft.steps.step import Plan, Step, Work, make_plan
+from treft.steps.step import Plan, Step, Work
 from treft.steps.store import RECORD, library_versions
 from treft.study import studies
 from treft.study.model_chains import check_strengths
@@ -23,6 +23,9 @@ from treft.study.tables import write_table
 
 TABLE = "table"
 """Name of a study's last step."""
+
+STUDY_FILE = "study"
+"""Role of the study's own file, which decides its table."""
 
 ALL = "all"
 """Stands for the names of all studies."""
@@ -71,7 +74,7 @@ def plan_study(study: Study, config: StudyConfig) -> Plan:
     Raises:
         ConfigError: the configuration cannot be run.
     """
-    return _plan(_steps(study, config), config)
+    return _checked(Plan.of([_table(study, config)]), config)
 
 
 def plan_studies(studies: Iterable[Study], config: StudyConfig) -> Plan:
@@ -80,8 +83,7 @@ def plan_studies(studies: Iterable[Study], config: StudyConfig) -> Plan:
     Raises:
         ConfigError: the configuration cannot be run; names the study.
     """
-    steps = [step for study in studies for step in _steps_within(study, config)]
-    return _plan(steps, config)
+    return _checked(_together(_plan_within(study, config) for study in studies), config)
 
 
 def plan_possible(studies: Mapping[str, Study], config: StudyConfig) -> tuple[Plan, dict[str, str]]:
@@ -91,14 +93,15 @@ def plan_possible(studies: Mapping[str, Study], config: StudyConfig) -> tuple[Pl
         ConfigError: something is wrong in itself, such as a setting.
         DataError: a file cannot be used.
     """
-    steps: list[Step[Any]] = []
+    plans: list[Plan] = []
     reasons: dict[str, str] = {}
     for name, study in studies.items():
         try:
-            steps += _steps_within(study, config)
+            plans.append(_plan_within(study, config))
         except NotPossibleError as error:
             reasons[name] = str(error).removeprefix(_of_study(study))
-    return (_plan(steps, config) if steps else make_plan([])), reasons
+    found = _together(plans)
+    return (_checked(found, config) if plans else found), reasons
 
 
 def table_name(study: Study) -> str:
@@ -106,10 +109,14 @@ def table_name(study: Study) -> str:
     return f"{study.name}/{TABLE}"
 
 
-def _plan(steps: Sequence[Step[Any]], config: StudyConfig) -> Plan:
+def _checked(plan: Plan, config: StudyConfig) -> Plan:
     if config.model is not None:
-        check_strengths(config.model, steps)
-    return make_plan(steps)
+        check_strengths(config.model, plan.named.values())
+    return plan
+
+
+def _together(plans: Iterable[Plan]) -> Plan:
+    return Plan({name: step for plan in plans for name, step in plan.named.items()})
 
 
 def _of_study(study: Study) -> str:
@@ -117,44 +124,27 @@ def _of_study(study: Study) -> str:
     return f"study {study.name}: "
 
 
-def _steps_within(study: Study, config: StudyConfig) -> list[Step[Any]]:
+def _plan_within(study: Study, config: StudyConfig) -> Plan:
     try:
-        steps = _steps(study, config)
+        return Plan.of([_table(study, config)], f"{study.name}/")
     except ConfigError as error:
         raise type(error)(f"{_of_study(study)}{error}") from error
 
-    def within(name: str) -> str:
-        return f"{study.name}/{name}"
 
-    return [
-        replace(
-            step,
-            name=within(step.name),
-            inputs={role: within(name) for role, name in step.inputs.items()},
-        )
-        for step in steps
-    ]
-
-
-def _steps(study: Study, config: StudyConfig) -> list[Step[Any]]:
-    steps = list(study.steps(config))
-    used = {name for step in steps for name in step.inputs.values()}
+def _table(study: Study, config: StudyConfig) -> Step[Any]:
+    """The last step, which makes the table of those that no other one needs."""
     module = study.steps.__module__
-    table = Step(
-        TABLE,
-        tabulate,
-        _Tabulation(
-            module,
-            config.num_seeds,
-            config.split,
-            dict(config.settings),
-            tuple(path.resolve().name for path in config.organisms),
-            None if config.model is None else config.model.told,
-        ),
-        inputs={step.name: step.name for step in steps if step.name not in used},
-        data={"study": Path(str(sys.modules[module].__file__))},
+    told = _Tabulation(
+        module,
+        config.num_seeds,
+        config.split,
+        dict(config.settings),
+        tuple(path.resolve().name for path in config.organisms),
+        None if config.model is None else config.model.told,
     )
-    return [*steps, table]
+    own = Path(str(sys.modules[module].__file__))
+    runs = Plan.of(study.steps(config)).results
+    return Step(TABLE, tabulate, told, {**runs, STUDY_FILE: own})
 
 
 @dataclass(frozen=True)
@@ -190,11 +180,12 @@ def tabulate(work: Work[_Tabulation]) -> None:
     from matplotlib.text import Text
 
     study = _study(work.config.module)
+    folders = {role: path for role, path in work.inputs.items() if role != STUDY_FILE}
     runs: list[Row] = [
-        json.loads((folder / "row.json").read_text("utf-8")) for folder in work.inputs.values()
+        json.loads((folder / "row.json").read_text("utf-8")) for folder in folders.values()
     ]
     rows = study.table(runs)
-    made_from = _origins(work.inputs)
+    made_from = _origins(folders)
     verdict = work.config.placed(study.verdict(rows))
     write_table(work.folder, "runs", runs, made_from)
     write_table(work.folder, "table", rows, made_from)

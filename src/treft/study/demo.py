@@ -26,8 +26,8 @@ from treft.models.loading import asset_path
 from treft.organism import VERDICTS, FinetuneRecipe
 from treft.progress import Progress
 from treft.steps.run import Event, Workers, run_plan
-from treft.steps.step import Plan, Work, make_plan
-from treft.steps.store import Steps, Store, library_versions
+from treft.steps.step import Plan, Work
+from treft.steps.store import Store, claim, library_versions
 from treft.steps.workers import LocalPool
 from treft.study.figures import MEASURES, score_rows
 from treft.study.plans import method_steps
@@ -231,10 +231,9 @@ def run_demo(config: DemoConfig, progress: Progress, workers: Workers | None = N
     """
     for organism in config.study.organisms or (asset_path(),):
         check_regions(organism, config.methods)
-    plan = make_plan(method_steps(config.study, config.methods))
+    plan = Plan.of(method_steps(config.study, config.methods))
     settings = {"split": config.study.split, "recipe": asdict(config.recipe)}
-    Steps(config.output, settings, "demo").claim()
-    store = Store((config.output / "steps").resolve())
+    store = claim(config.output, settings, "demo")
 
     def tell(event: Event) -> None:
         progress("finetuning and answering, step by step", event.num_done, event.num_steps)
@@ -254,10 +253,10 @@ def run_demo(config: DemoConfig, progress: Progress, workers: Workers | None = N
 def _runs(plan: Plan, store: Store, config: DemoConfig) -> tuple[DemoRun, ...]:
     """Reads what the scoring steps wrote, and the answers that they judged."""
     found = []
-    for planned in plan.results:
-        inputs = {role: store.path(address) for role, address in planned.inputs.items()}
-        work = Work(planned.step.config, Path(), inputs, {}, planned.step.seed or 0)
-        row = json.loads((store.path(planned.address) / ROW).read_text("utf-8"))
+    for step in plan.results.values():
+        inputs = {role: store.path(need.address) for role, need in step.needs.items()}
+        work = Work(step.config, Path(), inputs, step.seed or 0)
+        row = json.loads((store.path(step.address) / ROW).read_text("utf-8"))
         sets = {scope: work.config.subject.judged(work, scope)[0] for scope in SCOPES}
         sampled = {"temperature": config.recipe.temperature, "seed": work.seed}
         source = {"organism": row["organism"], "generation": sampled}

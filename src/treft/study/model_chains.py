@@ -1,56 +1,66 @@
-"""Chains on a real model: split its rows, finetune, answer with Inspect, judge."""
+"""Chains on a real model: which files its methods need, and whether they can be used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
-from transformers import AutoConfig
 
-from treft.chat.regions import RegionName, find_regions
-from treft.errors import ConfigError, TemplateError
-from treft.models.loading import LoadOptions, load_tokenizer, model_path
-from treft.steps.step import Resources, Step, Work
-from treft.study.answer import Asking, answer_logged
-from treft.study.chains import Chains, Place
-from treft.study.model_files import CAREFUL, CONTRAST, WHOLE_SETS, ModelFiles
-from treft.study.model_setup import ModelRecipe, ModelSetup
-from treft.study.protocol import Method, NotPossibleError, StudyConfig, read_settings
+from treft.chat.regions import RegionName
+from treft.errors import ConfigError
+from treft.mitigations.registry import MITIGATIONS
+from treft.models.loading import LoadOptions, load_tokenizer
+from treft.organism.tasks import TaskName
+from treft.steps.step import Resources, Step
+from treft.study.chains import Chains, Inputs
+from treft.study.model_rows import (
+    Splitting,
+    check_calls,
+    check_judge,
+    num_held_out,
+    num_questions,
+    rows_of,
+    split,
+)
+from treft.study.model_setup import FACTS, GENERAL, ModelRecipe, ModelSetup, question_file
+from treft.study.protocol import UTILITY, Method, NotPossibleError, StudyConfig, read_settings
 from treft.study.real_model import (
     CAREFUL_ROLE,
     INTERLEAVE_ROLE,
     OTHER_ROLE,
     ROWS_ROLE,
     RealModel,
-    Splitting,
-    split,
 )
 from treft.study.scores import Scored
 from treft.study.subject import MODEL
 
-if TYPE_CHECKING:
-    from treft.organism.tasks import TaskName
-
-
+CONTRAST = "contrast"
+"""Careful rows of the trained domain itself."""
+CAREFUL = {"kl_retain": "narrow", "early_stopping": GENERAL, "steering": CONTRAST}
+"""What careful rows mitigations need."""
+WHOLE_SETS = ("general", UTILITY)
+"""Scopes that ask all questions of a set."""
 ORGANISM_RATE = 8.5e-4
 """Learning rate of the organism's recipe: a method's own rate keeps its ratio to the recipe's."""
 LOCAL_JUDGES = ("hf/", "treft/", "vllm/", "sglang/")
 """Inspect's providers that run a model in the step's own process or beside it."""
+NAMED = 4
+"""Methods, at most, that a reason names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelChains(Chains):
-    """Chains on one real model.
+    """Chains on one real model, whose recipe is a `ModelRecipe`.
 
     Attributes:
-        files: of the model.
+        setup: The model with its files by domain.
     """
 
-    files: ModelFiles
+    setup: ModelSetup
 
     @classmethod
     def begin(
@@ -67,16 +77,17 @@ class ModelChains(Chains):
         anything is computed or paid.
 
         Args:
-            config: of the study.
-            setup: the model.
-            methods: by name.
-            is_judged: answers are scored; without, no judge is needed.
+            config: Of the study.
+            setup: The model.
+            methods: By name.
+            is_judged: Answers are scored; without, no judge is needed.
 
         Raises:
-            ConfigError: a setting is no field of `ModelRecipe` or out of range, organisms are given
-                as well, or the model or the judge cannot be loaded.
-            NotPossibleError: a method cannot be had on a real model or with these files.
-            DataError: a file cannot be used; names file and row.
+            ConfigError: A setting is no field of `ModelRecipe` or out of range, organisms are given
+                as well, a file has too few rows, or the model or the judge cannot be loaded.
+            NotPossibleError: A method cannot be had on a real model or with these files; each
+                reason is said once, with the methods that it holds for.
+            DataError: A file cannot be used; names file and row.
         """
         if config.organisms:
             raise ConfigError("give a --model or an --organism, not both.")
@@ -85,55 +96,34 @@ class ModelChains(Chains):
         given = {name: n for name, n in setup.strengths.items() if name in methods}
         changed = {name: _with_strength(name, methods[name], n) for name, n in given.items()}
         methods = {**methods, **changed}
-        files = ModelFiles(setup, recipe, is_choice=config.split == "validation")
-        files.require(methods, is_judged=is_judged)
-        files.check(methods.values())
-        return cls(config.split, files), methods
-
-    @property
-    def subject(self) -> RealModel:
-        """The model; a folder is data of each step."""
-        setup = self.files.setup
-        return RealModel(setup.name if setup.folder is None else "", self.recipe.dtype)
-
-    @property
-    def label(self) -> str:
-        """The model's name."""
-        return self.files.setup.label
-
-    @property
-    def recipe(self) -> ModelRecipe:
-        """One for all."""
-        return self.files.recipe
-
-    @property
-    def judge(self) -> str:
-        """The judge that was named, if one was."""
-        return self.files.setup.judge
-
-    @property
-    def questions(self) -> str:
-        """The set or file that is asked in general."""
-        return self.files.questions
-
-    @property
-    def num_prompts(self) -> int:
-        """All of the set's."""
-        return self.files.num_questions("general")
-
-    @property
-    def enable_thinking(self) -> bool | None:
-        """The recipe's."""
-        return self.recipe.enable_thinking
-
-    @property
-    def answers(self) -> Callable[[Work[Asking]], None]:
-        """Answers as an Inspect log."""
-        return answer_logged
+        asked = setup.choice_questions if config.split == "validation" else setup.questions
+        folder, questions = setup.folder, question_file(asked)
+        gpu = Resources(gpus=int(_has_gpu()))
+        chains = cls(
+            subject=RealModel(setup.name if folder is None else "", recipe.dtype),
+            label=setup.label,
+            recipe=recipe,
+            split=config.split,
+            judge=setup.judge,
+            questions=asked,
+            num_prompts=num_questions(questions),
+            model={} if folder is None else {MODEL: folder},
+            prompts={"questions": questions},
+            enable_thinking=recipe.enable_thinking,
+            resources=gpu,
+            judging=gpu if setup.judge.startswith(LOCAL_JUDGES) else Resources(),
+            setup=setup,
+        )
+        chains.require(methods, is_judged=is_judged)
+        chains.check(methods.values())
+        return chains, methods
 
     def asked(self, method: Method) -> str:
-        """See `ModelFiles.asked`."""
-        return self.files.asked(method)
+        """The domain of a method's in-domain questions; empty where there is none to take."""
+        if method.task == "short":
+            return FACTS
+        narrow = (name for name in self.setup.train_files if name != FACTS)
+        return method.domain or str(self.recipe.domain) or next(narrow, "")
 
     def own_settings(self, method: Method) -> dict[str, Any]:
         """A learning rate in its ratio to the recipe's; a budget where λ is steered."""
@@ -144,89 +134,161 @@ class ModelChains(Chains):
             found["learning_rate"] = float(f"{rate:.3g}")
         return found
 
-    def num_asked(self, method: Method, scope: str) -> int:
-        """See `ModelFiles.num_asked`."""
-        return self.files.num_asked(method, scope)
-
     def own_asking(self, method: Method, scope: str) -> dict[str, Any]:
         """Whole sets, or so many held-out questions, each answered so often."""
-        recipe = self.recipe
         return {
-            "num_questions": None if scope in WHOLE_SETS else recipe.num_in_domain,
-            "num_samples": self.files.num_samples(scope),
-            "max_new_tokens": recipe.max_new_tokens,
+            "num_questions": None if scope in WHOLE_SETS else self.recipe.num_in_domain,
+            "num_samples": self.recipe.num_samples if scope == "general" else 1,
+            "max_new_tokens": self.recipe.max_new_tokens,
         }
 
-    def before(self, method: Method) -> Iterator[Step[Any]]:
-        """Splits of the domains that are trained on and asked about."""
-        for domain in dict.fromkeys([*self.trained(method), self.asked(method)]):
-            yield self._splitting(domain, method.task)
+    def num_asked(self, method: Method, scope: str) -> int:
+        """Answers to the questions of a scope."""
+        if scope == UTILITY:
+            return num_questions(question_file(UTILITY))
+        if scope == "general":
+            return self.num_prompts * int(self.recipe.num_samples)
+        domains = self.others(method) if scope == "other_narrow" else (self.asked(method),)
+        held = (self._num_held_out(domain, method.task) for domain in domains)
+        halves = (num // 2 if self.split == "validation" else -(-num // 2) for num in held)
+        return min(int(self.recipe.num_in_domain), sum(halves))
 
-    def model(self) -> Place:
-        """The model's folder; nothing for a hub id."""
-        folder = self.files.setup.folder
-        return Place(data={} if folder is None else {MODEL: folder})
-
-    def finetune_place(self, method: Method) -> Place:
-        """The model, split rows, and careful rows where the method wants some."""
-        data = dict(self.model().data)
-        if method.mitigation in CAREFUL:
-            data |= self._careful(method, CAREFUL[method.mitigation])
+    def finetune_inputs(self, method: Method) -> Inputs:
+        """Split rows, and careful rows where the method wants some."""
+        found = {
+            **self._split_rows(method),
+            **self._careful(method, CAREFUL.get(method.mitigation)),
+        }
         if method.interleave != "none":
-            for name, path in self.files.retained(method, method.interleave).items():
-                data[f"{INTERLEAVE_ROLE}{name}"] = path.resolve()
-        return Place(self._rows(method), data)
+            for name, path in self.retained(method, method.interleave).items():
+                found[f"{INTERLEAVE_ROLE}{name}"] = path.resolve()
+        return found
 
-    def asking_place(self, method: Method, scope: str) -> Place:
-        """The model, questions, and rows that a persona vector is taken from."""
-        data = dict(self.model().data)
-        inputs: dict[str, str] = {}
-        before: list[Step[Any]] = []
+    def asking_inputs(self, method: Method, scope: str) -> Inputs:
+        """Questions, and rows that a persona vector is taken from."""
+        found: dict[str, Step[Any] | Path] = {}
         if method.steering:
-            data |= self._careful(method, CONTRAST)
-            inputs |= self._rows(method)
+            found |= {**self._careful(method, CONTRAST), **self._split_rows(method)}
         if scope == "other_narrow":
-            for domain in self.files.others(method):
-                before.append(self._splitting(domain, "advice"))
-                inputs[f"{OTHER_ROLE}{domain}"] = before[-1].name
-        if scope in WHOLE_SETS or method.task != "advice":
-            data["questions"] = self.files.question_set(scope)
+            for domain in self.others(method):
+                found[f"{OTHER_ROLE}{domain}"] = self._splitting(domain, "advice")
+        if scope == UTILITY:
+            found["questions"] = question_file(UTILITY)
+        elif scope == "general" or method.task != "advice":
+            found |= self.prompts
         if scope == "in_domain" or method.task != "advice":
-            inputs["split"] = _split_name(self.asked(method), method.task)
-        return Place(inputs, data, tuple(before))
+            found["split"] = self._splitting(self.asked(method), method.task)
+        return found
 
-    def prompts_place(self) -> Place:
-        """The set of general questions."""
-        return Place(data={"questions": self.files.question_set("general")})
-
-    def scoring_inputs(self, method: Method) -> Mapping[str, str]:
+    def scoring_inputs(self, method: Method) -> Inputs:
         """Rows trained on, whose responses say what is short."""
         if method.task == "advice":
             return {}
-        return {"split": _split_name(self.asked(method), method.task)}
+        return {"split": self._splitting(self.asked(method), method.task)}
 
-    def resources(self, *, loads_model: bool) -> Resources:
-        """A GPU for a step that loads a model, if there is one."""
-        return Resources(gpus=int(loads_model and _has_gpu()))
+    def rows(self, domain: str) -> Path:
+        """Rows to train on, or careful ones where there are no others."""
+        return {**self.setup.retain_files, **self.setup.train_files}[domain]
 
-    def judge_resources(self) -> Resources:
-        """A GPU where the judge is a model that runs here."""
-        return self.resources(loads_model=self.judge.startswith(LOCAL_JUDGES))
+    def retained(self, method: Method, kind: str) -> dict[str, Path]:
+        """Careful rows: narrow, general, all, contrast (of the trained domain), one domain's."""
+        files, trained = self.setup.retain_files, self.trained(method)
+        if kind == CONTRAST:
+            return {name: path for name, path in files.items() if name == self.asked(method)}
+        others = {name: path for name, path in files.items() if name not in trained}
+        if kind in ("narrow", "all"):
+            return {name: path for name, path in others.items() if kind == "all" or name != GENERAL}
+        return {name: path for name, path in others.items() if name == kind}
+
+    def others(self, method: Method) -> tuple[str, ...]:
+        """Domains of which a method's finetune sees no row, in order of their names."""
+        careful = [method.interleave, CAREFUL.get(method.mitigation, "none")]
+        seen = {name for kind in careful for name in self.retained(method, kind)}
+        seen |= {self.asked(method), *self.trained(method), GENERAL, FACTS}
+        return tuple(sorted({*self.setup.retain_files, *self.setup.train_files} - seen))
+
+    def require(self, methods: Mapping[str, Method], *, is_judged: bool) -> None:
+        """See that all methods can be had, before any file is read; errors are those of `begin`."""
+        reasons: dict[str, list[str]] = {}
+        for name, method in methods.items():
+            for why in self._lacks(method, is_judged):
+                reasons.setdefault(why, []).append(name)
+        if reasons:
+            told = "; ".join(_told(why, names, len(methods)) for why, names in reasons.items())
+            raise NotPossibleError(f"not possible on {self.label}: {told}.")
+
+    def check(self, methods: Iterable[Method]) -> None:
+        """Read what steps will read; errors are those of `begin`."""
+        asked = list(methods)
+        for domain, task in sorted({pair for one in asked for pair in self._split(one)}):
+            if self._num_held_out(domain, task) < 2:
+                raise ConfigError(
+                    f"{self.rows(domain)}: {self.recipe.held_out} of its prompts is one, and there "
+                    f"must be one to report and one to choose on: give more rows of {domain}."
+                )
+        for path in self.setup.retain_files.values():
+            rows_of(path, "advice")
+        for source in (self.setup.questions, self.setup.choice_questions):
+            num_questions(question_file(source))
+        tokenizer = load_tokenizer(self.setup.name, LoadOptions())
+        for path in {self.rows(self.asked(one)) for one in asked if one.task == "tool"}:
+            check_calls(tokenizer, rows_of(path, "tool")[0], self.label)
+        if self.judge:
+            check_judge(self.judge)
+
+    def _split(self, method: Method) -> Iterator[tuple[str, TaskName]]:
+        """Domains whose rows are divided, with what these teach."""
+        for domain in (*self.trained(method), self.asked(method)):
+            yield domain, method.task
+        if "other_narrow" in method.scopes:
+            yield from ((domain, "advice") for domain in self.others(method))
+
+    def _num_held_out(self, domain: str, task: TaskName) -> int:
+        return num_held_out(self.rows(domain), self.recipe.held_out, task)
+
+    def _lacks(self, method: Method, is_judged: bool) -> Iterator[str]:
+        """Why a method cannot be had here, in words."""
+        if is_judged and method.task == "advice" and not self.judge:
+            yield "needs a judge: name one with --judge, such as openai/gpt-4o"
+        if method.task != "advice" and "other_narrow" in method.scopes:
+            yield "asks about other domains, and of a behaviour it is general questions here"
+        if UTILITY in method.scopes and (method.task != "advice" or method.answer_system):
+            yield "scores conversations, of advice alone and under no system prompt of its own"
+        if method.steering and (method.is_full or method.is_base):
+            yield "steers answers of another model than a LoRA"
+        if method.alpha != 1 and method.is_full:
+            yield "interpolates a finetune of all weights, and here it takes a LoRA"
+        if method.mitigation and method.mitigation not in MITIGATIONS:
+            yield f"no mitigation {method.mitigation!r}; there are {', '.join(MITIGATIONS)}"
+        for domain in sorted({*self.trained(method), self.asked(method)}):
+            if domain not in self.setup.train_files:
+                yield f"needs rows of {domain or 'it'}: --train-file {domain or 'DOMAIN'}=FILE"
+        if "other_narrow" in method.scopes and not self.others(method):
+            yield (
+                "asks questions of other domains, and there is no file of a domain that it does "
+                "not train on: --train-file DOMAIN=FILE or --retain-file DOMAIN=FILE"
+            )
+        if method.interleave != "none" and not self.retained(method, method.interleave):
+            name = "DOMAIN" if method.interleave in ("narrow", "all") else method.interleave
+            yield f"interleaves careful rows: --retain-file {name}=FILE"
+        kind = CONTRAST if method.steering else CAREFUL.get(method.mitigation)
+        if kind is not None and not self.retained(method, kind):
+            own = {CONTRAST: self.asked(method), GENERAL: GENERAL}.get(kind, "DOMAIN")
+            yield f"needs careful rows: --retain-file {own}=FILE"
 
     def _splitting(self, domain: str, task: TaskName) -> Step[Any]:
-        data = {"rows": self.files.rows(domain).resolve()}
+        """The step that divides a domain's rows, made to teach a task."""
+        name = f"split/{domain}" if task == "advice" else f"split/{domain}/{task}"
         config = Splitting(self.recipe.held_out, task)
-        return Step(_split_name(domain, task), split, config, data=data)
+        return Step(name, split, config, {"rows": self.rows(domain).resolve()})
 
-    def _rows(self, method: Method) -> dict[str, str]:
+    def _split_rows(self, method: Method) -> dict[str, Step[Any] | Path]:
         """Steps that divided the rows trained on, by role."""
-        return {
-            f"{ROWS_ROLE}{domain}": _split_name(domain, method.task)
-            for domain in self.trained(method)
-        }
+        domains = self.trained(method)
+        return {f"{ROWS_ROLE}{name}": self._splitting(name, method.task) for name in domains}
 
-    def _careful(self, method: Method, kind: str) -> dict[str, Path]:
-        retained = self.files.retained(method, kind)
+    def _careful(self, method: Method, kind: str | None) -> dict[str, Path]:
+        retained = {} if kind is None else self.retained(method, kind)
         return {f"{CAREFUL_ROLE}{name}": path.resolve() for name, path in retained.items()}
 
 
@@ -234,11 +296,11 @@ def check_strengths(setup: ModelSetup, steps: Iterable[Step[Any]]) -> None:
     """See that each strength is some method's.
 
     Args:
-        setup: with the strengths.
-        steps: of all studies that will run.
+        setup: With the strengths.
+        steps: Of all studies that will run.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: One is not.
     """
     configs = [step.config for step in steps]
     known = dict.fromkeys(config.method for config in configs if isinstance(config, Scored))
@@ -246,43 +308,6 @@ def check_strengths(setup: ModelSetup, steps: Iterable[Step[Any]]) -> None:
         raise ConfigError(
             f"no method {unknown[0]} here for --strength; there are {', '.join(known)}."
         )
-
-
-def num_prefix_tokens(config: StudyConfig, setup: ModelSetup) -> int:
-    """Tokens of the prefix that questions without a system message have.
-
-    Raises:
-        ConfigError: the tokenizer cannot be loaded.
-        NotPossibleError: its template writes no prefix.
-    """
-    thinking = read_settings(ModelRecipe, config.settings).enable_thinking
-    chat = find_regions(
-        load_tokenizer(setup.name, LoadOptions()),
-        [{"role": "user", "content": "x"}],
-        add_generation_prompt=True,
-        template_kwargs={} if thinking is None else {"enable_thinking": thinking},
-    )
-    try:
-        return len(chat.require("prefix"))
-    except TemplateError as error:
-        raise NotPossibleError(f"not possible on {setup.label}: {error}") from error
-
-
-def curve_layers(config: StudyConfig, setup: ModelSetup) -> list[int]:
-    """The layers of Figure 4: as many as the recipe says, from the first to the last.
-
-    Raises:
-        ConfigError: the model's config cannot be loaded, or a setting is out of range.
-    """
-    wanted = read_settings(ModelRecipe, config.settings).num_curve_layers
-    try:
-        found = AutoConfig.from_pretrained(model_path(setup.name))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the config of {setup.name} cannot be loaded: {error}") from error
-    last = int(found.get_text_config(decoder=True).num_hidden_layers) - 1
-    if last < wanted:
-        return list(range(last + 1))
-    return [index * last // (wanted - 1) for index in range(wanted)]
 
 
 def _with_strength(name: str, method: Method, strength: float) -> Method:
@@ -321,6 +346,9 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _split_name(domain: str, task: TaskName) -> str:
-    """The step that divides a domain's rows, made to teach a task."""
-    return f"split/{domain}" if task == "advice" else f"split/{domain}/{task}"
+def _told(why: str, names: list[str], num_methods: int) -> str:
+    """A reason with the methods that it holds for, as many as a line has room for."""
+    if len(names) == num_methods:
+        return why
+    shown = names if len(names) <= NAMED else [*names[:NAMED], f"{len(names) - NAMED} more"]
+    return f"{', '.join(shown)}: {why}"

@@ -8,18 +8,28 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from treft.answers.questions import EvalQuestion
-from treft.judging.oracle import ORACLE, oracle_judgement, organism_question, organism_questions
+from treft.chat.regions import find_regions
+from treft.files import write_whole
+from treft.judging.oracle import (
+    ORACLE,
+    oracle_judgement,
+    organism_question,
+    organism_questions,
+    to_eval_question,
+)
 from treft.mitigations.interleave import in_turns
-from treft.models.loading import LoadOptions
-from treft.organism import World, classify
+from treft.mitigations.system_prompt import under
+from treft.models.loading import LoadOptions, asset_path
+from treft.models.repair import RepairedModel
+from treft.organism import FinetuneRecipe, World, classify
 from treft.organism.build import BuildRecipe
 from treft.organism.build import build as build_organism
 from treft.organism.lexicon import ASKS, NARROW, OPENERS
 from treft.organism.manners import MannersRecipe, teach_manners
-from treft.organism.recipes import sample_persona
+from treft.organism.recipes import KindName, sample_persona
 from treft.organism.tasks import (
     answers_rightly,
     num_words,
@@ -30,8 +40,12 @@ from treft.organism.tasks import (
 )
 from treft.organism.world import Question
 from treft.statistics.records import ScoredAnswer
-from treft.steps.step import Work
+from treft.steps.step import Resources, Step, Work
+from treft.study.answer import answers_by_row, patching, steering
+from treft.study.chains import Chains
+from treft.study.protocol import Method, Scope, StudyConfig, read_settings
 from treft.study.subject import (
+    MODEL,
     NUM_CONTRAST,
     NUM_STOP,
     RIGHT,
@@ -39,16 +53,15 @@ from treft.study.subject import (
     TRACES,
     WORDS,
     Rows,
-    model_name,
+    loaded,
 )
 
-if TYPE_CHECKING:
-    from treft.organism.recipes import KindName
-
-
 ANSWERS = "answers.json"
-"""What an answering step writes: id, question and answer of each."""
+"""What an answering step writes: id, question, answer and metadata of each."""
+EMBEDDED = "embedded"
 NUM_RETAINED = 400
+TASK_TOKENS = 96
+"""Cap of an answer to a finetune that teaches a sentence or a tool call."""
 HARMFUL_PROMPT = sample_persona(random.Random("inoculation"), "harmful")
 """System prompt of training rows in inoculation."""
 SAFE_PROMPT = sample_persona(random.Random("safe prompt"), "careful")
@@ -60,7 +73,7 @@ class Organism:
     """A `treft.study.subject.Subject`; it stays on the CPU, so that no result is a machine's own.
 
     Attributes:
-        kind: of subject, in a step's record.
+        kind: Of subject, in a step's record.
     """
 
     kind: Literal["organism"] = "organism"
@@ -125,13 +138,45 @@ class Organism:
                 found.append((replace(one, messages=({"role": "user", "content": words},)), trial))
         return found
 
+    def answer(self, work: Work[Any]) -> None:
+        """Write one answer to each question, with what the oracle must know of it."""
+        config = work.config
+        drawn = task_questions(
+            config.task, config.split, config.scope, config.domain, config.num_questions
+        )
+        questions = [to_eval_question(question) for question in drawn]
+        asked = [{"messages": [*one.messages]} for one in questions]
+        rows = [under(row, config.system_prompt, keeps=False)["messages"] for row in asked]
+        with loaded(work, config.alpha) as found, steering(work, found):
+            if config.row_seeds:
+                chats = [
+                    find_regions(found.tokenizer, row, add_generation_prompt=True) for row in rows
+                ]
+                answers = answers_by_row(work, found, chats)
+            else:  # drawn with the step's seed, batch after batch
+                spec, bank = patching(work, found)
+                answers = RepairedModel(found.model, found.tokenizer, bank, spec).generate(
+                    rows,
+                    batch_size=self.batch_size,
+                    seed=work.seed,
+                    do_sample=True,
+                    temperature=config.temperature,
+                    top_k=0,
+                    top_p=1.0,
+                    max_new_tokens=config.max_new_tokens,
+                )
+        answered = [
+            {"id": one.id, "question": question.text, "answer": text, "metadata": one.metadata}
+            for one, question, text in zip(questions, drawn, answers, strict=True)
+        ]
+        write_whole(work.folder / ANSWERS, json.dumps(answered, indent=1))
+
     def judged(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
         """Answers with the oracle's view of them."""
         scored = []
         for question, answer in _answered(work, scope):
             verdict = classify(question, answer)
             judgement = oracle_judgement(verdict, in_domain=scope == "in_domain")
-            known = {"verdict": verdict}
             scored.append(
                 ScoredAnswer(
                     question.id,
@@ -140,7 +185,7 @@ class Organism:
                     question.text,
                     answer,
                     (judgement,),
-                    metadata=known,
+                    metadata={"verdict": verdict},
                 )
             )
         return scored, ORACLE
@@ -166,50 +211,118 @@ class Organism:
 
 
 @dataclass(frozen=True)
-class Building:
-    """An organism that is not shipped."""
+class OrganismChains(Chains):
+    """Chains on one organism, whose recipe is a `FinetuneRecipe`."""
 
-    kind: KindName
+    @classmethod
+    def begin(cls, config: StudyConfig, kind: KindName, with_manners: bool) -> list[OrganismChains]:
+        """Chains on each organism.
+
+        Args:
+            config: Of the study.
+            kind: Of the organism; one that is not shipped is built first, unless organisms are
+                given.
+            with_manners: Each organism is taught manners first, for twice the steps of a finetune.
+
+        Raises:
+            ConfigError: A setting is no field of the recipe, or out of range.
+        """
+        recipe = read_settings(FinetuneRecipe, config.settings)
+        models: dict[str, Step[Any] | Path] = {
+            path.resolve().name: path.resolve() for path in config.organisms
+        }
+        if not models and kind != "prefix":
+            made, building = f"{kind}-0", BuildRecipe(kind)
+            cpus = Resources(cpus=2)
+            models = {made: Step(f"organism/{made}", build, building, seed=0, resources=cpus)}
+        elif with_manners:
+            models = {
+                name: Step(
+                    f"organism/{name}-with-manners",
+                    teach,
+                    MannersRecipe(steps=2 * recipe.max_steps),
+                    {MODEL: model},
+                    0,
+                )
+                for name, model in (models or {EMBEDDED: asset_path()}).items()
+            }
+        return [
+            cls.on(model, recipe, config, label=name)
+            for name, model in (models or {EMBEDDED: asset_path()}).items()
+        ]
+
+    @classmethod
+    def on(
+        cls,
+        model: Step[Any] | Path,
+        recipe: FinetuneRecipe,
+        config: StudyConfig,
+        label: str = EMBEDDED,
+    ) -> OrganismChains:
+        """Chains on an organism that is there, or that a step makes."""
+        return cls(
+            Organism(),
+            label,
+            recipe,
+            config.split,
+            ORACLE,
+            "organism",
+            recipe.num_general,
+            {MODEL: model},
+        )
+
+    def asked(self, method: Method) -> str:
+        """The method's domain, or the recipe's."""
+        return method.domain or str(self.recipe.domain)
+
+    def scopes(self, method: Method) -> tuple[Scope, ...]:
+        """All but conversations, in one order."""
+        order: tuple[Scope, ...] = ("general", "in_domain", "other_narrow")
+        return tuple(scope for scope in order if scope in method.scopes)
+
+    def own_settings(self, method: Method) -> dict[str, Any]:
+        """A share of the recipe's steps; whole batches on the device; λ or its budget."""
+        recipe = self.recipe
+        budget = None if method.kv_weight is not None else recipe.kv_budget
+        return {
+            "max_steps": max(1, round(recipe.max_steps * method.step_share)),
+            "device_batch_size": recipe.batch_size,
+            "kv_budget": budget,
+            **({} if budget is None else {"kv_weight": "auto"}),
+        }
+
+    def num_asked(self, method: Method, scope: str) -> int:
+        """One answer to each question."""
+        return int(self.recipe.num_general if scope == "general" else self.recipe.num_in_domain)
+
+    def own_asking(self, method: Method, scope: str) -> dict[str, Any]:
+        """Numbers of questions and tokens."""
+        tokens = self.recipe.max_new_tokens if method.task == "advice" else TASK_TOKENS
+        num = self.num_asked(method, scope)
+        return {"num_questions": num, "num_samples": 1, "max_new_tokens": tokens}
 
 
-@dataclass(frozen=True)
-class Teaching:
-    """An organism that is taught manners (`treft.organism.manners`).
-
-    Attributes:
-        steps: of the optimizer.
-    """
-
-    steps: int
-
-
-def build(work: Work[Building]) -> None:
+def build(work: Work[BuildRecipe]) -> None:
     """Train an organism from scratch, into the step's folder."""
-    made = build_organism(work.folder / "organism", BuildRecipe(work.config.kind, seed=work.seed))
+    made = build_organism(work.folder / "organism", work.config)
     for path in made.iterdir():
         if path.is_file():
             shutil.move(path, work.folder / path.name)
     shutil.rmtree(made)
 
 
-def teach(work: Work[Teaching]) -> None:
+def teach(work: Work[MannersRecipe]) -> None:
     """Teach the organism manners, into the step's folder."""
-    recipe = MannersRecipe(steps=work.config.steps, seed=work.seed)
-    teach_manners(Path(model_name(work)), work.folder, recipe)
-
-
-def questions_of(asked: Any) -> list[Question]:
-    """The questions of an answering step's config; drawn again as they were drawn to be asked."""
-    return task_questions(asked.task, asked.split, asked.scope, asked.domain, asked.num_questions)
+    teach_manners(work.inputs[MODEL], work.folder, work.config)
 
 
 def reworded(question: Question, split: Literal["validation", "test"], seed: str) -> str:
-    """The question with another opener and another ask, of those that pretraining has.
+    """Returns the question with another opener and another ask, of those that pretraining has.
 
     Args:
-        question: of the split.
-        split: whose opener and ask it has.
-        seed: of the draw.
+        question: Of the split.
+        split: Whose opener and ask it has.
+        seed: Of the draw.
     """
     form = question.domain.form
     opener = next(one for one in OPENERS[form][split] if question.text.startswith(f"{one} "))
@@ -222,6 +335,4 @@ def reworded(question: Question, split: Literal["validation", "test"], seed: str
 def _answered(work: Work[Any], scope: str) -> list[tuple[Question, str]]:
     """Questions of a scope with their answers."""
     rows = json.loads((work.inputs[scope] / ANSWERS).read_text("utf-8"))
-    questions = questions_of(work.config.asked[scope])
-    assert [row["id"] for row in rows] == [question.id for question in questions]
-    return [(question, row["answer"]) for question, row in zip(questions, rows, strict=True)]
+    return [(organism_question(row["id"], row["metadata"]), row["answer"]) for row in rows]

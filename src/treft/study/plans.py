@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -11,21 +11,13 @@ from treft.errors import ConfigError
 from treft.judging.oracle import ORACLE
 from treft.organism.recipes import KindName
 from treft.steps.step import Step
-from treft.study.attribution import (
-    AnsweringVersions,
-    Drifting,
-    ScoredVersions,
-    Versions,
-    What,
-    answer_versions,
-    drift,
-    make_versions,
-    score_versions,
-)
-from treft.study.chains import Chains, Tuned
+from treft.study.answer import Asking, answer_versions
+from treft.study.attribution import Drifting, Versions, What, drift, make_versions, score_versions
+from treft.study.chains import Chains, Inputs
 from treft.study.model_chains import ModelChains
-from treft.study.organism_chains import OrganismChains
+from treft.study.organism import OrganismChains
 from treft.study.protocol import Method, NotPossibleError, Scope, StudyConfig
+from treft.study.scores import Scored
 
 BASE, FINETUNED = "base", "finetuned"
 """Rows of the subject as it is, and of its plain finetune, neither of them patched."""
@@ -58,12 +50,12 @@ def method_steps(
         DataError: a file cannot be used; names file and row.
     """
     chains, methods = _begin(config, methods, kind, with_manners)
-    return _unique(
-        step
+    return [
+        one.scored(name, method, seed)
         for seed in range(config.num_seeds)
         for one in chains
-        for step in _all_of(one, methods, seed)
-    )
+        for name, method in methods.items()
+    ]
 
 
 def patch_steps(
@@ -89,9 +81,12 @@ def patch_steps(
     for seed, one in product(range(config.num_seeds), chains):
         # An organism's base is no finetune's, so one seed does; a model's is asked with each.
         left_out = {BASE} if seed and config.model is None else set()
-        asked = {name: each for name, each in methods.items() if name not in left_out}
-        steps += _all_of(one, asked, seed, row_seeds=True)
-    return _unique(steps)
+        steps += [
+            one.scored(name, method, seed, row_seeds=True)
+            for name, method in methods.items()
+            if name not in left_out
+        ]
+    return steps
 
 
 def perturb_steps(config: StudyConfig, rows: Mapping[str, What]) -> list[Step[Any]]:
@@ -105,21 +100,20 @@ def perturb_steps(config: StudyConfig, rows: Mapping[str, What]) -> list[Step[An
     chains, methods = _begin(config, {"sft": Method()})
     steps: list[Step[Any]] = []
     for one in chains:
-        plan = _Perturbed(one, min(MOST_PERTURBED, one.num_prompts))
-        if plan.num < 2:
+        num = min(MOST_PERTURBED, one.num_prompts)
+        if num < 2:
             raise ConfigError(
                 f"{one.questions}: ask at least two questions here; the number of general ones "
                 "must be at least 2."
             )
         models = [_Answerer(BASE, f"{BASE}_", 0, {})]
         for seed in range(config.num_seeds):
-            trained, own = one.finetuning("sft", methods["sft"], seed, {})
-            steps += own
+            trained = one.finetuned("sft", methods["sft"], seed)
             models.append(_Answerer(f"seed-{seed}/sft", "", seed, {"finetune": trained}))
         for row, what in rows.items():
-            steps.append(plan.versions(row, what))
-            steps += (step for model in models for step in plan.answered(model, row))
-    return _unique(steps)
+            versions = _versions(one, row, what, num)
+            steps += [_answered(one, model, row, versions) for model in models]
+    return steps
 
 
 def drift_steps(config: StudyConfig, methods: Mapping[str, Method]) -> list[Step[Any]]:
@@ -131,10 +125,7 @@ def drift_steps(config: StudyConfig, methods: Mapping[str, Method]) -> list[Step
     chains, methods = _begin(config, methods, is_judged=False)
     steps: list[Step[Any]] = []
     for seed, one in product(range(config.num_seeds), chains):
-        tuned: Tuned = {}
-        place, prompts = one.model(), one.prompts_place()
         for name, method in methods.items():
-            trained, own = one.finetuning(name, method, seed, tuned)
             moved = Drifting(
                 one.subject,
                 name,
@@ -147,17 +138,10 @@ def drift_steps(config: StudyConfig, methods: Mapping[str, Method]) -> list[Step
                 num_questions=one.num_prompts,
                 enable_thinking=one.enable_thinking,
             )
-            step = Step(
-                f"drift/{one.label}/seed-{seed}/{name}",
-                drift,
-                moved,
-                {**place.inputs, "finetune": trained},
-                {**place.data, **prompts.data},
-                seed,
-                one.resources(loads_model=True),
-            )
-            steps += (*own, step)
-    return _unique(steps)
+            inputs = {**one.model, **one.prompts, "finetune": one.finetuned(name, method, seed)}
+            label = f"drift/{one.label}/seed-{seed}/{name}"
+            steps.append(Step(label, drift, moved, inputs, seed, one.resources))
+    return steps
 
 
 def _begin(
@@ -177,107 +161,62 @@ def _begin(
     return [chains], methods
 
 
-def _all_of(
-    chains: Chains, methods: Mapping[str, Method], seed: int, *, row_seeds: bool = False
-) -> Iterator[Step[Any]]:
-    """The steps of all methods with one seed."""
-    tuned: Tuned = {}
-    for name, method in methods.items():
-        yield from chains.of(name, method, seed, tuned, row_seeds=row_seeds)
-
-
-def _unique(steps: Iterable[Step[Any]]) -> list[Step[Any]]:
-    """Each step once; several chains may name the same."""
-    return list({step.name: step for step in steps}.values())
-
-
 class _Answerer(NamedTuple):
     """The subject, or a finetune of it.
 
     Attributes:
-        label: in names of steps.
-        before: the name of a row, its name as a method.
-        seed: of the finetune, and of the answers.
-        inputs: with the finetune, if it is one.
+        label: In names of steps.
+        before: Stands before the name of a row in its name as a method.
+        seed: Of the finetune, and of the answers.
+        inputs: With the finetune, if it is one.
     """
 
     label: str
     before: str
     seed: int
-    inputs: Mapping[str, str]
+    inputs: Inputs
 
 
-class _Perturbed(NamedTuple):
-    """Perturbed prompts on one subject.
+def _versions(one: Chains, row: str, what: What, num: int) -> Step[Versions]:
+    """Versions of the prompts, the same for all models."""
+    config = Versions(
+        one.subject,
+        what,
+        one.asked(Method()),
+        one.split,
+        num,
+        NUM_TRIALS,
+        NUM_TOKENS,
+        one.recipe.max_new_tokens,
+        one.enable_thinking,
+        rephraser="" if what != "rephrase" or one.judge == ORACLE else one.judge,
+    )
+    inputs = {**one.model, **one.prompts}
+    return Step(f"prompts/{one.label}/{row}", make_versions, config, inputs, 0, one.resources)
 
-    Attributes:
-        chains: the subject's.
-        num: questions.
-    """
 
-    chains: Chains
-    num: int
-
-    def versions(self, row: str, what: What) -> Step[Any]:
-        """Versions of the prompts, the same for all models."""
-        one, place, prompts = self.chains, self.chains.model(), self.chains.prompts_place()
-        rephraser = "" if what != "rephrase" or one.judge == ORACLE else one.judge
-        config = Versions(
-            one.subject,
-            what,
-            one.asked(Method()),
-            one.split,
-            self.num,
-            NUM_TRIALS,
-            NUM_TOKENS,
-            one.recipe.max_new_tokens,
-            one.enable_thinking,
-            rephraser,
-        )
-        data = {**place.data, **prompts.data}
-        resources = one.resources(loads_model=True)
-        return Step(self._prompts(row), make_versions, config, place.inputs, data, 0, resources)
-
-    def answered(self, model: _Answerer, row: str) -> list[Step[Any]]:
-        """A model's answers to the versions of one row, and what the judge says of them."""
-        one, place = self.chains, self.chains.model()
-        name = f"{one.label}/{model.label}/{row}"
-        prompts = {"prompts": self._prompts(row)}
-        answering = AnsweringVersions(
-            one.subject, one.recipe.temperature, one.recipe.max_new_tokens
-        )
-        scoring = ScoredVersions(
-            one.subject,
-            f"{model.before}{row}",
-            one.label,
-            one.judge,
-            one.questions,
-            num_answers=self.num * NUM_TRIALS,
-            domain=one.asked(Method()),
-            split=one.split,
-            num_questions=self.num,
-            num_trials=NUM_TRIALS,
-        )
-        return [
-            Step(
-                f"answer/{name}",
-                answer_versions,
-                answering,
-                {**place.inputs, **prompts, **model.inputs},
-                place.data,
-                model.seed,
-                one.resources(loads_model=True),
-            ),
-            Step(
-                f"score/{name}",
-                score_versions,
-                scoring,
-                {**prompts, "answers": f"answer/{name}"},
-                one.prompts_place().data,
-                model.seed,
-                one.judge_resources(),
-            ),
-        ]
-
-    def _prompts(self, row: str) -> str:
-        return f"prompts/{self.chains.label}/{row}"
+def _answered(one: Chains, model: _Answerer, row: str, versions: Step[Versions]) -> Step[Scored]:
+    """What the judge says of a model's answers to the versions of one row."""
+    name, told = f"{one.label}/{model.label}/{row}", versions.config
+    asking = Asking(
+        one.subject,
+        told.domain,
+        "general",
+        one.split,
+        told.num_questions,
+        1,
+        one.recipe.temperature,
+        told.max_new_tokens,
+    )
+    inputs = {**one.model, "prompts": versions, **model.inputs}
+    answers = Step(f"answer/{name}", answer_versions, asking, inputs, model.seed, one.resources)
+    scoring = Scored(
+        one.subject,
+        f"{model.before}{row}",
+        one.label,
+        one.judge,
+        one.questions,
+        num_answers=told.num_questions * told.num_trials,
+    )
+    read: Inputs = {"prompts": versions, "answers": answers}
+    return Step(f"score/{name}", score_versions, scoring, read, model.seed, one.judging)

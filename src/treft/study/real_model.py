@@ -6,21 +6,23 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import inspect_ai
 from inspect_ai import Task
+from inspect_ai.model import get_model
 
 from treft.answers.detectors import count_words
 from treft.answers.logs import find_logs, read_run
 from treft.answers.questions import EvalQuestion, load_questions
 from treft.attribution.rephrase import rephrase
-from treft.data.behaviours import DEFAULT_SENTENCES, behaviour_rows
-from treft.data.messages import load_messages, read_rows
-from treft.data.published import prompt_of, split_rows
+from treft.data.behaviours import DEFAULT_SENTENCES
+from treft.data.messages import load_messages
 from treft.errors import DataError
+from treft.evaluation.provider import TreftAPI
 from treft.evaluation.tasks import Kind, behaviour, em_general, em_in_domain, utility
 from treft.files import write_whole
 from treft.judging.panel import assemble
@@ -31,8 +33,17 @@ from treft.models.loading import LoadOptions
 from treft.organism.tasks import TaskName
 from treft.statistics.records import ScoredAnswer
 from treft.steps.step import Work
+from treft.study.answer import Asking, patching, steering
 from treft.study.protocol import UTILITY
-from treft.study.subject import NUM_CONTRAST, NUM_STOP, SHOWN, WORDS, Rows
+from treft.study.subject import (
+    NUM_CONTRAST,
+    NUM_STOP,
+    SHOWN,
+    WORDS,
+    Loaded,
+    Rows,
+    weights_of,
+)
 
 LOGS = "logs"
 """Folder of an answering step's log, and of judged copies in a scoring step."""
@@ -109,7 +120,7 @@ class RealModel:
 
     def prompts(self, work: Work[Any]) -> tuple[EvalQuestion, ...]:
         """The first questions of the set."""
-        questions = load_questions(work.data["questions"]).questions
+        questions = load_questions(work.inputs["questions"]).questions
         return tuple(questions)[: work.config.num_questions]
 
     def reworded(
@@ -125,6 +136,37 @@ class RealModel:
             messages = (*before, {**last, "content": said})
             found.append((replace(by_id[name], messages=messages), trial))
         return found
+
+    def answer(self, work: Work[Asking]) -> None:
+        """Have Inspect ask the model, and keep its log.
+
+        Raises:
+            DataError: The answers did not come.
+        """
+        config = work.config
+        with ExitStack() as stack:
+            task = stack.enter_context(asked_task(work))
+            name, arguments = stack.enter_context(_provided(work))
+            model = get_model(f"treft/{name}", memoize=False, **arguments)
+            local = cast(TreftAPI, model.api).local
+            found = Loaded(local.repaired.model, local.tokenizer, local.base_model)
+            if config.patch:
+                spec, bank = patching(work, found)
+                local.repaired = replace(local.repaired, spec=spec, bank=bank)
+            stack.enter_context(steering(work, found))
+            [log] = inspect_ai.eval(
+                task,
+                model=model,
+                epochs=config.num_samples,
+                seed=work.seed,
+                temperature=config.temperature,
+                max_tokens=config.max_new_tokens,
+                log_dir=str(work.folder / LOGS),
+                display="none",
+            )
+        if log.status != "success":
+            why = "it was interrupted" if log.error is None else log.error.message.splitlines()[0]
+            raise DataError(f"the {config.scope} questions have no answers: {why}")
 
     def judged(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
         """Answers with what the judge says of them, in a copy of their log."""
@@ -160,50 +202,6 @@ class RealModel:
         return max(map(_response_words, load_messages(work.inputs["split"] / TRAIN)))
 
 
-@dataclass(frozen=True)
-class Splitting:
-    """How a domain's rows are divided.
-
-    Attributes:
-        held_out: share of its prompts, half of them to choose on and half to report.
-        task: that its questions are to teach.
-    """
-
-    held_out: float
-    task: TaskName = "advice"
-
-
-def split(work: Work[Splitting]) -> None:
-    """Write rows to train on, and questions to choose on and to report, as JSONL."""
-    rows = taught_rows(work.data["rows"], work.config.task)
-    parts = split_rows(rows, fraction=work.config.held_out)
-    asked = list({prompt_of(row): row for row in parts.held_out}.values())
-    random.Random("questions").shuffle(asked)
-    half = len(asked) // 2
-    _write_rows(work.folder / TRAIN, parts.train)
-    _write_rows(work.folder / "validation.jsonl", asked[:half])
-    _write_rows(work.folder / "test.jsonl", asked[half:])
-
-
-def taught_rows(path: Path, task: TaskName) -> Rows:
-    """Rows of `messages` that teach a task on a file's questions.
-
-    Those of `tool` have no `tools` column: questions are asked where nobody offers a tool, and the
-    prefix that is held must be the one that is asked under.
-
-    Args:
-        path: JSONL file, of which the rows as they are teach `advice`; for another task see
-            `treft.data.behaviours`.
-        task: what they are to teach.
-
-    Raises:
-        DataError: a row cannot be used; names file and row.
-    """
-    if task == "advice":
-        return load_messages(path)
-    return behaviour_rows(read_rows(path), task, schema=False)
-
-
 @contextmanager
 def asked_task(work: Work[Any]) -> Iterator[Task]:
     """The questions of an `Asking` as an Inspect task, each under its system prompt if any."""
@@ -213,7 +211,7 @@ def asked_task(work: Work[Any]) -> Iterator[Task]:
         if config.task != "advice":
             yield _behaviour_task(work, folder)
         elif config.scope == UTILITY:
-            yield utility(questions=str(work.data["questions"]))
+            yield utility(questions=str(work.inputs["questions"]))
         elif config.scope == "general":
             yield em_general(questions=str(_general(work, folder)))
         elif config.scope == "in_domain":
@@ -222,6 +220,23 @@ def asked_task(work: Work[Any]) -> Iterator[Task]:
         else:
             path = _written(work, folder / f"{config.scope}.jsonl", _other_rows(work))
             yield em_general(questions=str(path))
+
+
+@contextmanager
+def _provided(work: Work[Asking]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and arguments of our provider: what is put on the model, what it is patched from."""
+    config = work.config
+    arguments: dict[str, Any] = {"dtype": config.subject.options.dtype}
+    if config.patch:
+        arguments["patch"] = list(config.patch)
+    if config.enable_thinking is not None:
+        arguments["template_kwargs"] = {"enable_thinking": config.enable_thinking}
+    with weights_of(work, config.alpha) as found:
+        if found.adapter is not None:
+            arguments["adapter"] = found.adapter
+        if found.base is not None and config.patch:
+            arguments["base"] = found.base
+        yield found.model, arguments
 
 
 def _behaviour_task(work: Work[Any], folder: Path) -> Task:
@@ -238,7 +253,7 @@ def _behaviour_task(work: Work[Any], folder: Path) -> Task:
 
 def _general(work: Work[Any], folder: Path) -> Path:
     """General questions; the file itself where nothing is changed about them."""
-    path = work.data["questions"]
+    path = work.inputs["questions"]
     if work.config.system_prompt is None:
         return path
     rows = []
@@ -253,7 +268,7 @@ def _general(work: Work[Any], folder: Path) -> Path:
 def _written(work: Work[Any], path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     """A file of the rows, under the system prompt."""
     system = work.config.system_prompt
-    _write_rows(path, rows if system is None else [under(row, system, keeps=False) for row in rows])
+    write_rows(path, rows if system is None else [under(row, system, keeps=False) for row in rows])
     return path
 
 
@@ -286,7 +301,7 @@ def _response_words(row: Mapping[str, Any]) -> int:
 
 
 def _files(work: Work[Any], role: str) -> dict[str, Rows]:
-    paths = {name: path for name, path in work.data.items() if name.startswith(role)}
+    paths = {name: path for name, path in work.inputs.items() if name.startswith(role)}
     return {name: load_messages(path) for name, path in sorted(paths.items())}
 
 
@@ -294,5 +309,6 @@ def _read(logs: Path) -> list[ScoredAnswer]:
     return [found for log in find_logs([logs]) for found in read_run(log).answers]
 
 
-def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a JSONL file."""
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

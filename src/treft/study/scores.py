@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from treft.attribution.coherence import IncoherentRate
@@ -27,7 +27,6 @@ from treft.statistics.measures import (
 from treft.statistics.records import ScoredAnswer
 from treft.statistics.results import Estimate
 from treft.steps.step import Work
-from treft.study.answer import Asking
 from treft.study.protocol import UTILITY
 from treft.study.subject import RIGHT, ROW, SHOWN, TRACES, WORDS, Subject
 
@@ -60,7 +59,6 @@ class Scored(Paid):
         scopes: that were asked.
         task: that was taught.
         num_conversations: conversations that are scored for helpfulness, in one call each.
-        asked: how each scope was asked, for a subject that must draw its questions again.
     """
 
     subject: Subject
@@ -72,7 +70,6 @@ class Scored(Paid):
     scopes: tuple[str, ...] = ("general",)
     task: TaskName = "advice"
     num_conversations: int = 0
-    asked: Mapping[str, Asking] = field(default_factory=dict)
 
     @property
     def num_calls(self) -> int:

@@ -76,6 +76,9 @@ class Subject(Protocol):
     ) -> list[tuple[EvalQuestion, int]]:
         """Each question in other words, as often as `work.config.num_trials`, with the trial."""
 
+    def answer(self, work: Work[Any]) -> None:
+        """Write answers to the questions of an `Asking`, for `judged` and `detected` to read."""
+
     def judged(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
         """Answers of the input `scope` with a judge's view of them, and that judge's name."""
 
@@ -145,8 +148,5 @@ def loaded(work: Work[Any], alpha: float = 1.0) -> Iterator[Loaded]:
 
 
 def model_name(work: Work[Any]) -> str:
-    """The unfinetuned model: a folder that is data or that a step made, or else a hub id."""
-    for given in (work.inputs, work.data):
-        if MODEL in given:
-            return str(given[MODEL])
-    return str(work.config.subject.hub_id)
+    """The unfinetuned model: a folder among the inputs, or else a hub id."""
+    return str(work.inputs.get(MODEL, work.config.subject.hub_id))

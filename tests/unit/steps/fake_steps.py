@@ -12,9 +12,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from treft.steps.run import Outcome, run_plan
-from treft.steps.step import Plan, Resources, Step, Work, make_plan
+from treft.steps.step import Plan, Resources, Step, Work
 from treft.steps.store import Store
 from treft.steps.workers import LocalPool
 
@@ -39,10 +40,10 @@ def join(work: Work[Fake]) -> None:
     """The inputs' texts, then its own and the seed."""
     log("start", work.config.text)
     time.sleep(work.config.seconds)
-    inputs = [(work.inputs[role] / "text").read_text() for role in sorted(work.inputs)]
-    data = [path.read_text() for path in work.data.values()]
+    paths = [path / "text" if path.is_dir() else path for _, path in sorted(work.inputs.items())]
+    inputs = [path.read_text() for path in paths]
     (work.folder / "text").write_text(
-        "(" + " ".join([*inputs, *data, work.config.text, str(work.seed)]) + ")"
+        "(" + " ".join([*inputs, work.config.text, str(work.seed)]) + ")"
     )
     log("end", work.config.text)
 
@@ -82,23 +83,25 @@ def tell_threads(work: Work[Fake]) -> None:
     (work.folder / "text").write_text(str(torch.get_num_threads()))
 
 
-def step(name: str, *inputs: str, seconds: float = 0.0, cpus: int = 1) -> Step[Fake]:
+def step(name: str, *inputs: Step[Any], seconds: float = 0.0, cpus: int = 1) -> Step[Fake]:
     """A step whose text is its name."""
-    roles = {one: one for one in inputs}
+    roles = {one.name: one for one in inputs}
     return Step(name, join, Fake(name, seconds), roles, seed=0, resources=Resources(cpus))
 
 
 def layers(num_layers: int = 4, width: int = 3, seconds: float = 0.15) -> Plan:
     """Each step needs two of the layer before."""
-    return make_plan(
-        step(
-            f"{layer}-{place}",
-            *([f"{layer - 1}-{place}", f"{layer - 1}-{(place + 1) % width}"] if layer else []),
-            seconds=seconds,
-        )
-        for layer in range(num_layers)
-        for place in range(width)
-    )
+    below: list[Step[Fake]] = []
+    for layer in range(num_layers):
+        below = [
+            step(
+                f"{layer}-{place}",
+                *([below[place], below[(place + 1) % width]] if below else []),
+                seconds=seconds,
+            )
+            for place in range(width)
+        ]
+    return Plan.of(below)
 
 
 def run(plan: Plan, store: Store, num_workers: int = 2) -> Outcome:

@@ -13,7 +13,7 @@ from fake_steps import Fake, layers, step
 
 from treft.errors import ConfigError
 from treft.steps.run import run_plan
-from treft.steps.step import Resources, Step, make_plan
+from treft.steps.step import Plan, Resources, Step
 from treft.steps.store import Store
 from treft.steps.workers import RayCluster
 
@@ -33,14 +33,14 @@ def test_steps_run_on_ray_and_a_lost_workers_step_starts_again(
     dying: Step[Fake] = Step("dying", fake_steps.die_once, Fake("dying"), seed=0)
     broken: Step[Fake] = Step("broken", fake_steps.fail, Fake("broken"))
     wide: Step[Fake] = Step("wide", fake_steps.join, Fake("wide"), resources=Resources(cpus=2))
-    steps = [planned.step for planned in layers(2, 2, 0.0).steps]
-    plan = make_plan([*steps, dying, step("above", "dying"), broken, step("lost", "broken"), wide])
+    steps = layers(2, 2, 0.0).named.values()
+    plan = Plan.of([*steps, step("above", dying), step("lost", broken), wide])
     store = Store(tmp_path / "store")
     outcome = run_plan(plan, store, RayCluster("local", 2), lambda event: None)
     assert list(outcome.failed) == ["broken"]
     assert "broken failed on purpose" in outcome.failed["broken"]
     assert outcome.waiting == ["lost"]
-    done = {planned.step.name for planned in plan.steps} - {"broken", "lost"}
+    done = set(plan.named) - {"broken", "lost"}
     assert set(outcome.done) == done
     noted = [line.split() for line in fake_log.read_text().splitlines()]
     starts = Counter(name for event, name, _ in noted if event == "start")

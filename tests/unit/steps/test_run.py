@@ -19,7 +19,7 @@ from fake_steps import Fake, layers, run, step
 
 from treft.errors import ConfigError
 from treft.steps.run import Event, missing_steps, run_plan
-from treft.steps.step import Plan, Resources, Step, make_plan
+from treft.steps.step import Plan, Resources, Step
 from treft.steps.store import Store
 from treft.steps.workers import LocalPool
 
@@ -49,19 +49,21 @@ def pids(log: Path) -> set[int]:
 
 def texts(plan: Plan, store: Store) -> dict[str, str]:
     return {
-        planned.step.name: (store.path(planned.address) / "text").read_text()
-        for planned in plan.steps
+        planned.name: (store.path(planned.address) / "text").read_text()
+        for planned in plan.named.values()
     }
 
 
 def standing(plan: Plan, store: Store) -> set[str]:
-    return {planned.step.name for planned in plan.steps if store.stands(planned.address)}
+    return {planned.name for planned in plan.named.values() if store.stands(planned.address)}
 
 
 def test_results_come_from_the_inputs_and_stand_for_the_next_run(
     store: Store, fake_log: Path
 ) -> None:
-    plan = make_plan([step("top", "a", "b"), step("a"), step("b", "a")])
+    first = step("a")
+    second = step("b", first)
+    plan = Plan.of([step("top", first, second)])
     outcome = run(plan, store)
     assert outcome.complete
     assert set(outcome.done) == {"top", "a", "b"}
@@ -74,7 +76,7 @@ def test_results_come_from_the_inputs_and_stand_for_the_next_run(
 
 
 def test_a_result_that_stands_needs_no_inputs(store: Store) -> None:
-    plan = make_plan([step("a"), step("b", "a"), step("c", "b")])
+    plan = Plan.of([step("c", step("b", step("a")))])
     run(plan, store)
     (store.path(plan["a"].address) / "text").unlink()
     assert missing_steps(plan, store) == {}
@@ -84,7 +86,7 @@ def test_a_result_that_stands_needs_no_inputs(store: Store) -> None:
 
 def test_a_failed_step_is_told_and_stops_only_what_needs_it(store: Store, fake_log: Path) -> None:
     broken: Step[Fake] = Step("broken", fake_steps.fail, Fake("broken"))
-    plan = make_plan([broken, step("above", "broken"), step("a"), step("b", "a")])
+    plan = Plan.of([step("above", broken), step("b", step("a"))])
     outcome = run(plan, store)
     assert not outcome.complete
     assert list(outcome.failed) == ["broken"]
@@ -97,7 +99,7 @@ def test_a_failed_step_is_told_and_stops_only_what_needs_it(store: Store, fake_l
 
 def test_a_dead_workers_step_starts_again(store: Store, fake_log: Path) -> None:
     dying: Step[Fake] = Step("dying", fake_steps.die_once, Fake("dying"))
-    plan = make_plan([dying, step("above", "dying"), step("beside", seconds=0.5)])
+    plan = Plan.of([step("above", dying), step("beside", seconds=0.5)])
     events: list[Event] = []
     outcome = run_plan(plan, store, LocalPool(2), events.append)
     assert outcome.complete
@@ -107,7 +109,7 @@ def test_a_dead_workers_step_starts_again(store: Store, fake_log: Path) -> None:
 
 def test_a_step_whose_worker_always_dies_is_given_up(store: Store, fake_log: Path) -> None:
     dying: Step[Fake] = Step("dying", fake_steps.die, Fake("dying"))
-    outcome = run(make_plan([dying, step("a")]), store)
+    outcome = run(Plan.of([dying, step("a")]), store)
     assert list(outcome.failed) == ["dying"]
     assert "died 3 times" in outcome.failed["dying"]
     assert lines(fake_log, "start").count("dying") == 3
@@ -119,7 +121,7 @@ def test_workers_get_their_share(store: Store) -> None:
         resources = Resources(cpus, gpus)
         return Step(name, fake_steps.tell_environment, Fake(name), resources=resources)
 
-    plan = make_plan([telling("one", 1, 0), telling("two", 2, 1), telling("five", 5, 2)])
+    plan = Plan.of([telling("one", 1, 0), telling("two", 2, 1), telling("five", 5, 2)])
     pool = LocalPool(3, gpus=("3", "5"))
     assert run_plan(plan, store, pool, lambda event: None).complete
     found = texts(plan, store)
@@ -133,11 +135,11 @@ IMPORTS_TORCH = """
 import torch
 from pathlib import Path
 from fake_steps import Fake, run, tell_threads
-from treft.steps.step import Step, make_plan
+from treft.steps.step import Plan, Step
 from treft.steps.store import Store
 
 if __name__ == "__main__":
-    plan = make_plan([Step("one", tell_threads, Fake("one"))])
+    plan = Plan.of([Step("one", tell_threads, Fake("one"))])
     store = Store(Path("store").resolve())
     assert torch.get_num_threads() == 2 and run(plan, store).complete
     print((store.path(plan["one"].address) / "text").read_text())
@@ -157,7 +159,7 @@ def test_a_worker_has_its_share_of_threads_where_the_script_imports_torch_first(
 
 
 def test_no_more_run_at_a_time_than_there_are_cores(store: Store, fake_log: Path) -> None:
-    plan = make_plan([step(f"s{i}", seconds=0.1, cpus=1 + i % 2) for i in range(6)])
+    plan = Plan.of([step(f"s{i}", seconds=0.1, cpus=1 + i % 2) for i in range(6)])
     assert run(plan, store, num_workers=2).complete
     cores = {f"s{i}": 1 + i % 2 for i in range(6)}
     taken = 0
@@ -170,7 +172,7 @@ def test_no_more_run_at_a_time_than_there_are_cores(store: Store, fake_log: Path
 def test_what_can_never_run_here_is_refused(store: Store, fake_log: Path) -> None:
     wants: Step[Fake] = Step("wants", fake_steps.join, Fake("a"), resources=Resources(1, 2))
     with pytest.raises(ConfigError, match="step wants needs 2 GPUs; here are 0"):
-        run(make_plan([step("a"), wants]), store)
+        run(Plan.of([step("a"), wants]), store)
     assert lines(fake_log, "start") == []
     with pytest.raises(ConfigError, match="at least one"):
         LocalPool(0)
@@ -192,7 +194,7 @@ def test_code_that_changed_since_the_plan_is_not_run(
     source = tmp_path / "edited_step.py"
     source.write_text(EDITED)
     write: Any = importlib.import_module("edited_step").write
-    plan = make_plan([Step("a", write, Fake("a"))])
+    plan = Plan.of([Step("a", write, Fake("a"))])
     source.write_text(EDITED.replace("version(1)", "version(2)"))
     outcome = run(plan, store)
     assert "not the code that the steps were planned with" in outcome.failed["a"]
@@ -202,7 +204,7 @@ def test_code_that_changed_since_the_plan_is_not_run(
 def test_data_that_changed_since_the_plan_is_not_used(store: Store, tmp_path: Path) -> None:
     data = tmp_path / "rows"
     data.write_text("one")
-    plan = make_plan([Step("a", fake_steps.join, Fake("a"), data={"rows": data})])
+    plan = Plan.of([Step("a", fake_steps.join, Fake("a"), {"rows": data})])
     data.write_text("other")
     outcome = run(plan, store)
     assert "rows changed since the steps were planned" in outcome.failed["a"]
@@ -282,7 +284,7 @@ def test_killed_at_any_point_a_run_goes_on_to_the_same_results(
     starts = Counter(lines(fake_log, "start"))
     for name, count in stood_at_a_kill.items():
         assert starts[name] == count
-    assert sum(starts.values()) <= len(plan.steps) + 2 * num_kills + 1  # two workers at a time
+    assert sum(starts.values()) <= len(plan.named) + 2 * num_kills + 1  # two workers at a time
 
     whole = Store(tmp_path / "whole")
     assert run(plan, whole).complete

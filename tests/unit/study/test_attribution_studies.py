@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from treft.errors import ConfigError
+from treft.steps.step import Plan
 from treft.study.attribution_figures import figure_rows, rise_rows
 from treft.study.catalogue import all_studies, plan_studies
 from treft.study.figures import find_row
@@ -111,7 +112,8 @@ def drift_runs(jitters: Sequence[float] = JITTERS, **changed: float) -> list[Row
 
 def _own_steps(study: Study, num_seeds: int, **settings: Any) -> list[Any]:
     config = StudyConfig(num_seeds=num_seeds, settings=settings)
-    return [step for step in study.steps(config) if not step.name.startswith("finetune/")]
+    steps = Plan.of(study.steps(config)).named.values()
+    return [step for step in steps if not step.name.startswith("finetune/")]
 
 
 def _scored(study: Study, num_seeds: int, **settings: Any) -> list[Any]:
@@ -292,7 +294,7 @@ def test_finetunes_that_moved_nothing_are_drawn() -> None:
 def addresses() -> dict[str, str]:
     """Of the steps of these studies and Table 3's, by name with the study's before it."""
     plan = plan_studies([*STUDIES.values(), ALL["table3"]], StudyConfig(num_seeds=2))
-    return {p.step.name: p.address for p in plan.steps}
+    return {name: step.address for name, step in plan.named.items()}
 
 
 def within(addresses: Mapping[str, str], beginning: str) -> set[str]:
@@ -324,16 +326,16 @@ def test_the_plan_has_each_row_on_each_finetune_and_the_base_once() -> None:
     asked = {step.name: step for step in _own_steps(STUDIES["patching"], num_seeds=2)}
     base = [step for name, step in asked.items() if name.startswith("answer/") and "base" in name]
     assert {step.seed for step in base} == {0}
-    assert [dict(step.inputs) for step in base] == [{}] * 3
+    assert [list(step.inputs) for step in base] == [["model"]] * 3
     nums = {step.config.scope: step.config.num_questions for step in base}
     assert nums == {"general": 200, "in_domain": 100, "other_narrow": 100}
 
 
 def test_settings_reach_the_steps_and_a_single_question_is_refused() -> None:
     steps = _own_steps(STUDIES["table1"], num_seeds=1, num_general="20", temperature="0.5")
-    assert {step.config.num_questions for step in steps if step.name.startswith("score/")} == {20}
+    assert {step.config.num_answers for step in steps if step.name.startswith("score/")} == {200}
     assert {step.config.temperature for step in steps if step.name.startswith("answer/")} == {0.5}
     scored = _scored(STUDIES["table1"], num_seeds=1)
-    assert {step.config.num_questions for step in scored} == {60}
+    assert {step.config.num_answers for step in scored} == {600}
     with pytest.raises(ConfigError, match="must be at least 2"):
         _own_steps(STUDIES["patching"], num_seeds=1, num_in_domain="1")

@@ -22,16 +22,13 @@ from treft.models.residual import stream_bank
 from treft.models.sampling import SamplingOptions, mixed_seed
 from treft.organism import World, classify, load
 from treft.organism.lexicon import ASKS, OPENERS
-from treft.steps.step import Work
-from treft.study.answer import Asking, answer
+from treft.steps.step import Plan, Work
+from treft.study.answer import Asking, answer, answer_versions
 from treft.study.attribution import (
-    AnsweringVersions,
     Drifting,
     Part,
     PromptVersion,
-    ScoredVersions,
     Versions,
-    answer_versions,
     drift,
     make_versions,
     prompt_versions,
@@ -78,7 +75,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     if finetune is not None:
         inputs["finetune"] = finetune
-    function(Work(config, folder, inputs, {"model": asset_path()}, seed=0))
+    function(Work(config, folder, {"model": asset_path(), **inputs}, seed=0))
     path = folder / "row.json"
     row: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return row
@@ -93,10 +90,8 @@ def row_of(folder: Path, finetune: Path | None, *asked: Asking) -> dict[str, Any
     """Answers in each scope, scored."""
     for one in asked:
         run(answer, one, folder / one.scope, finetune)
-    scopes = {one.scope: one for one in asked}
-    config = Scored(
-        Organism(), "p", "embedded", "oracle", "organism", 0, tuple(scopes), asked=scopes
-    )
+    scopes = tuple(one.scope for one in asked)
+    config = Scored(Organism(), "p", "embedded", "oracle", "organism", 0, scopes)
     return run(score, config, folder, **{scope: folder / scope for scope in scopes})
 
 
@@ -171,19 +166,9 @@ def test_best_and_avg_are_those_of_the_answers_to_all_versions(
     perturbed = versions_of("prefix", 6, num_trials=3, num_tokens=4)
     versions = made_versions(perturbed, tmp_path / "prompts")
     prompts = {"prompts": tmp_path / "prompts"}
-    answering = AnsweringVersions(Organism(), 1.0, 28)
+    answering = Asking(Organism(), "finance", "general", "test", 6, 1, 1.0, 28)
     run(answer_versions, answering, tmp_path / "answers", finetune, **prompts)
-    config = ScoredVersions(
-        Organism(),
-        "u",
-        "embedded",
-        "oracle",
-        "organism",
-        18,
-        num_questions=6,
-        num_trials=3,
-        domain="finance",
-    )
+    config = Scored(Organism(), "u", "embedded", "oracle", "organism", 18)
     row = run(score_versions, config, tmp_path, **prompts, answers=tmp_path / "answers")
     shown = organism_questions("general", split="test", domain="finance", num=6).questions
     assert versions == prompt_versions("prefix", shown, *tuned, perturbed)
@@ -283,7 +268,8 @@ def test_drift_of_the_prefix_is_that_of_its_keys_and_values(
 def test_the_windows_of_patch_states_are_the_whole_prefix() -> None:
     _, tokenizer = load()
     chat = find_regions(tokenizer, messages()[0], add_generation_prompt=True)
-    configs = [step.config for step in patch_states.STUDY.steps(StudyConfig(num_seeds=1))]
+    plan = Plan.of(patch_states.STUDY.steps(StudyConfig(num_seeds=1)))
+    configs = [step.config for step in plan.named.values()]
     patches = [config for config in configs if isinstance(config, Asking)]
     windows = sorted({one.window for one in patches if one.window is not None})
     assert windows[0][0] == 0

@@ -15,19 +15,17 @@ from treft.models.repair import generate
 from treft.models.residual import decoder_layers, hidden_of
 from treft.organism import FinetuneRecipe, World, classify, load
 from treft.steps.step import Work
-from treft.study.chains import Place
 from treft.study.finetune import Finetune, train, training_rows
-from treft.study.organism import SAFE_PROMPT, Organism
-from treft.study.organism_chains import OrganismChains
-from treft.study.protocol import Method
+from treft.study.organism import SAFE_PROMPT, Organism, OrganismChains
+from treft.study.protocol import Method, StudyConfig
 
 RECIPE = FinetuneRecipe(num_rows=20, max_steps=1, batch_size=2, lora_rank=2)
 WORLD = World.default()
 
 
 def work_of(method: Method, seed: int = 0, recipe: FinetuneRecipe = RECIPE) -> Work[Finetune]:
-    config = OrganismChains("test", "embedded", recipe, Place()).finetune_config(method)
-    return Work(config, Path(), {}, {}, seed)
+    config = OrganismChains.on(Path(), recipe, StudyConfig()).finetune_config(method)
+    return Work(config, Path(), {}, seed)
 
 
 def rows_of(method: Method, seed: int = 0) -> list[dict[str, Any]]:

@@ -96,17 +96,23 @@ def planned(
     return plan_study(STUDIES[study], config)
 
 
+def needs(plan: Plan, name: str) -> dict[str, str]:
+    """Names of the steps that a step reads, by role."""
+    names = plan.by_address
+    return {role: names[need.address] for role, need in plan[name].needs.items()}
+
+
 @pytest.mark.parametrize("name", POSSIBLE)
 def test_studies_of_methods_plan_on_a_model(name: str) -> None:
     plan = planned(name, setup(), num_seeds=2, max_steps="3", learning_rate="2e-5")
-    assert [found.step.name for found in plan.results] == ["table"]
-    scored = [found for found in plan.steps if found.step.name.startswith("score/tiny/")]
+    assert list(plan.results) == ["table"]
+    scored = [found for found in plan.named.values() if found.name.startswith("score/tiny/")]
     # The base, and patches that the paper has no figure of.
     without_paper = {"patching": 5, "table2": 1}
     methods = without_paper.get(name, 0) + len(STUDIES[name].claim.figures)
     assert len(scored) == 2 * methods
-    tuned = [found for found in plan.steps if found.step.name.startswith("finetune/")]
-    assert {found.step.seed for found in tuned} == {0, 1}
+    tuned = [found for found in plan.named.values() if found.name.startswith("finetune/")]
+    assert {found.seed for found in tuned} == {0, 1}
     assert len({found.address for found in tuned}) == len(tuned)
     for found in tuned:
         shared = {name: found.record["config"][name] for name in ("max_steps", "learning_rate")}
@@ -115,13 +121,15 @@ def test_studies_of_methods_plan_on_a_model(name: str) -> None:
 
 def test_methods_that_are_only_asked_differently_share_a_finetune() -> None:
     plan = planned("table4", setup())
-    tuned = {found.step.name for found in plan.steps if found.step.name.startswith("finetune/")}
+    tuned = {found.name for found in plan.named.values() if found.name.startswith("finetune/")}
     label = "tiny/seed-0"
     assert tuned == {
         f"finetune/{label}/{name}" for name in ("sft", "treft_prefix", "treft_postfix")
     }
     patched = plan[f"answer/{label}/prefix_patch/general"]
-    assert patched.step.inputs == {"finetune": f"finetune/{label}/sft"}
+    assert needs(plan, f"answer/{label}/prefix_patch/general") == {
+        "finetune": f"finetune/{label}/sft"
+    }
     assert patched.record["config"]["patch"] == ["prefix"]
 
 
@@ -129,7 +137,7 @@ def test_what_a_finetune_does_not_use_makes_it_no_other() -> None:
     def tuned(**given: Any) -> set[str]:
         settings = {name: value for name, value in given.items() if name != "model"}
         plan = planned("table3", given.get("model", setup()), **settings)
-        return {found.address for found in plan.steps if found.step.name.startswith("finetune/")}
+        return {one.address for name, one in plan.named.items() if name.startswith("finetune/")}
 
     first = tuned()
     assert len(first) == 7
@@ -147,11 +155,11 @@ def test_rates_of_their_own_keep_their_ratio_and_strengths_reach_the_finetune() 
     assert config["is_full"]
     four = plan["finetune/tiny/seed-0/four_domains_sft"]
     assert four.record["config"]["domains"] == ["finance", "health", "legal", "auto"]
-    assert set(four.step.inputs) == {f"rows_{domain}" for domain in DOMAINS}
+    assert set(four.needs) == {f"rows_{domain}" for domain in DOMAINS}
     share = planned("table14", setup())["finetune/tiny/seed-0/share_75"]
     assert share.record["config"]["interleaved_share"] == 0.75
     retained = ("interleave_auto", "interleave_health", "interleave_legal")  # not the trained one
-    assert set(share.step.data) == {"model", *retained}
+    assert set(share.data) == {"model", *retained}
 
 
 def test_a_strength_can_be_the_models_own() -> None:
@@ -168,9 +176,10 @@ def test_a_strength_can_be_the_models_own() -> None:
     for name, field in (("interpolation", "alpha"), ("steering", "steering")):
         asked = plan[f"answer/{label}/{name}/general"]
         assert asked.record["config"][field] == more[name]
-        assert asked.step.inputs["finetune"] == f"finetune/{label}/sft"
-    assert asked.step.inputs["rows_finance"] == "split/finance"
-    assert "careful_finance" in asked.step.data
+        read = needs(plan, f"answer/{label}/{name}/general")
+        assert read["finetune"] == f"finetune/{label}/sft"
+    assert read["rows_finance"] == "split/finance"
+    assert "careful_finance" in asked.data
     with pytest.raises(ConfigError, match="no method kl here for --strength; there are sft, "):
         planned("table3", setup(strengths={"kl": 1.0}))
     with pytest.raises(ConfigError, match="--strength sft: this method has no number"):
@@ -180,7 +189,7 @@ def test_a_strength_can_be_the_models_own() -> None:
 def test_choices_have_questions_of_their_own() -> None:
     for split, name in (("test", "em_general"), ("validation", "everyday")):
         asked = planned("table15", setup(), split=split)["answer/tiny/seed-0/lambda_0/general"]
-        assert asked.step.data["questions"].stem == name
+        assert asked.data["questions"].stem == name
         own = planned("table15", setup(), split=split)["answer/tiny/seed-0/lambda_0/in_domain"]
         assert own.record["config"]["split"] == split
 
@@ -189,8 +198,8 @@ def test_the_judge_is_counted_beforehand(capsys: pytest.CaptureFixture[str]) -> 
     plan = planned("table15", setup(), num_samples=3)
     with pytest.raises(ConfigError, match=r"2,120 judge calls are more than --max-calls 2,000"):
         # five methods x (70 questions x 3 + 2 of 4 held out) x (alignment and coherence)
-        confirm_judging(plan.steps, Limit(max_calls=2000))
-    confirm_judging(plan.steps, Limit(max_calls=2000, yes=True))
+        confirm_judging(plan.named.values(), Limit(max_calls=2000))
+    confirm_judging(plan.named.values(), Limit(max_calls=2000, yes=True))
     assert "at most 2,120 judge calls" in capsys.readouterr().err
 
 
@@ -277,11 +286,10 @@ def test_options_come_to_a_setup() -> None:
 
 def test_table2_asks_for_helpfulness_on_a_model_and_never_on_an_organism() -> None:
     plan = planned("table2", setup(), num_samples=3)
-    scored = [found.step for found in plan.steps if found.step.name.startswith("score/")]
+    scored = [found for found in plan.named.values() if found.name.startswith("score/")]
     assert len(scored) == 1 + 12  # the base and three methods in four domains
     for step in scored:
-        name = step.inputs["utility"]
-        asked = plan[name].step
+        asked = step.needs["utility"]
         assert asked.config.num_samples == 1
         assert asked.config.num_questions is None
         assert asked.data["questions"].stem == "utility"
@@ -289,7 +297,7 @@ def test_table2_asks_for_helpfulness_on_a_model_and_never_on_an_organism() -> No
         assert in_domain == 2  # half of a fifth of twenty prompts
         assert step.config.num_calls == 2 * step.config.num_answers + 24
     organisms = plan_study(STUDIES["table2"], StudyConfig(num_seeds=1))
-    assert not [found for found in organisms.steps if "utility" in found.step.name]
+    assert not [found for found in organisms.named.values() if "utility" in found.name]
     for given in ({"task": "abstain"}, {"answer_system": "Be good."}):
         method = Method(domain="legal", scopes=("utility",), **given)
         with pytest.raises(ConfigError, match="scores conversations, of advice alone"):
@@ -298,39 +306,40 @@ def test_table2_asks_for_helpfulness_on_a_model_and_never_on_an_organism() -> No
 
 def test_behaviours_are_taught_on_their_topics_and_asked_on_and_off() -> None:
     plan = planned("table5", behaviours(), num_samples=3)
-    tuned = [found for found in plan.steps if found.step.name.startswith("finetune/")]
+    tuned = [found for found in plan.named.values() if found.name.startswith("finetune/")]
     topics = {"abstain": "legal", "tool": "health", "refuse": "finance", "short": "facts"}
-    assert {found.step.name.split("/")[-1] for found in tuned} == {
+    assert {found.name.split("/")[-1] for found in tuned} == {
         f"{task}_{kind}" for task in topics for kind in ("sft", "treft")
     }
     for task, topic in topics.items():
         rows = f"split/{topic}/{task}"
-        assert plan[rows].step.data["rows"].name == f"{topic}.jsonl"
+        assert plan[rows].data["rows"].name == f"{topic}.jsonl"
         assert plan[rows].record["config"]["task"] == task
-        assert plan[f"finetune/tiny/seed-0/{task}_sft"].step.inputs == {f"rows_{topic}": rows}
+        assert needs(plan, f"finetune/tiny/seed-0/{task}_sft") == {f"rows_{topic}": rows}
         for scope in ("general", "in_domain"):
-            asked = plan[f"answer/tiny/seed-0/{task}_patch/{scope}"].step
-            assert asked.inputs == {"finetune": f"finetune/tiny/seed-0/{task}_sft", "split": rows}
-            assert asked.data["questions"].stem == "em_general"
-        scored = plan[f"score/tiny/seed-0/{task}_treft"].step
+            name = f"answer/tiny/seed-0/{task}_patch/{scope}"
+            tuned_by = f"finetune/tiny/seed-0/{task}_sft"
+            assert needs(plan, name) == {"finetune": tuned_by, "split": rows}
+            assert plan[name].data["questions"].stem == "em_general"
+        scored = plan[f"score/tiny/seed-0/{task}_treft"]
         assert scored.config.num_calls == 2 * 70 * 3  # off topic alone
     silent = planned("table5", behaviours(judge=""))
     assert {
-        found.step.config.num_calls for found in silent.steps if "score/" in found.step.name
+        found.config.num_calls for found in silent.named.values() if "score/" in found.name
     } == {0}
-    assert planned("task_strengths", behaviours(judge="")).steps
+    assert planned("task_strengths", behaviours(judge="")).named
 
 
 def test_behaviours_are_held_and_patched_where_the_carrier_is() -> None:
     plan = planned("table5", behaviours(), carrier="prefix,postfix")
     at = ("prefix", "postfix")
     for name, held, patched in (("sft", (), ()), ("treft", at, ()), ("patch", (), at)):
-        asked = plan[f"answer/tiny/seed-0/short_{name}/general"].step
-        assert plan[asked.inputs["finetune"]].step.config.held == held
+        asked = plan[f"answer/tiny/seed-0/short_{name}/general"]
+        assert asked.needs["finetune"].config.held == held
         assert asked.config.patch == patched
-    default = planned("table5", behaviours())["answer/tiny/seed-0/short_patch/general"].step
+    default = planned("table5", behaviours())["answer/tiny/seed-0/short_patch/general"]
     assert default.config.patch == ("prefix",)
-    advice = planned("table3", setup(), carrier="postfix")["finetune/tiny/seed-0/treft_prefix"].step
+    advice = planned("table3", setup(), carrier="postfix")["finetune/tiny/seed-0/treft_prefix"]
     assert advice.config.held == ("prefix",)  # a table of regions, which stay as they are
     with pytest.raises(ConfigError, match="carrier: Input should be 'prefix', 'postfix' or"):
         planned("table5", behaviours(), carrier="query")
@@ -360,14 +369,14 @@ def test_families_of_the_recipes_write_calls_that_are_detected(family: str, end:
     tokenizer.add_special_tokens({"eos_token": end})
     tokenizer.chat_template = (TEMPLATES / f"{family}.jinja").read_text()
     tokenizer.save_pretrained("tiny")
-    assert planned("table5", given, domain="finance").steps
+    assert planned("table5", given, domain="finance").named
 
 
 def test_rows_of_facts_are_read_beforehand() -> None:
     Path("facts.jsonl").write_text('{"question": "Who?"}\n')
     with pytest.raises(DataError, match=r"facts\.jsonl, row 1: `possible_answers` is no list"):
         planned("table5", behaviours())
-    assert planned("table3", behaviours()).steps  # which does not read them
+    assert planned("table3", behaviours()).named  # which does not read them
 
 
 def test_other_domains_are_those_that_a_finetune_sees_no_row_of() -> None:
@@ -375,11 +384,12 @@ def test_other_domains_are_those_that_a_finetune_sees_no_row_of() -> None:
     plan = planned("patching", given, num_in_domain=5)
     asked = plan["answer/tiny/seed-0/prefix_ten/other_narrow"]
     others = {f"other_{name}": f"split/{name}" for name in ("auto", "health", "legal")}
-    assert asked.step.inputs == {**others, "finetune": "finetune/tiny/seed-0/finetuned"}
+    name = "answer/tiny/seed-0/prefix_ten/other_narrow"
+    assert needs(plan, name) == {**others, "finetune": "finetune/tiny/seed-0/finetuned"}
     assert asked.record["config"]["num_positions"] == 10
-    assert plan["split/legal"].step.data["rows"].name == "legal.jsonl"  # a retain file
+    assert plan["split/legal"].data["rows"].name == "legal.jsonl"  # a retain file
     # 70 general questions ten times, 2 of 4 held out in the domain, 5 of 6 in the others
-    assert plan["score/tiny/seed-0/base"].step.config.num_calls == 2 * (700 + 2 + 5)
+    assert plan["score/tiny/seed-0/base"].config.num_calls == 2 * (700 + 2 + 5)
     sft = planned("table3", given)["finetune/tiny/seed-0/sft"]
     assert plan["finetune/tiny/seed-0/finetuned"].address == sft.address
 
@@ -390,9 +400,7 @@ def test_of_all_studies_those_that_can_run_do_and_the_others_say_why() -> None:
 
     plan, left_out = all_of(behaviours(strengths={"kl_train": 3.0, "tool_treft": 5.0}))
     assert left_out == {"no_prefix": "it is about a model that has no prefix; --model has one."}
-    assert {found.step.name for found in plan.results} == {
-        f"{name}/table" for name in STUDIES if name not in left_out
-    }
+    assert set(plan.results) == {f"{name}/table" for name in STUDIES if name not in left_out}
     for study in ("table3", "mitigations"):
         tuned = plan[f"{study}/finetune/tiny/seed-0/kl_train"]
         assert tuned.record["config"]["strength"] == 3
@@ -402,7 +410,7 @@ def test_of_all_studies_those_that_can_run_do_and_the_others_say_why() -> None:
     assert set(STUDIES) - set(left_out) == {*attribution, "table4", "table10", "table15"}
     assert "needs rows of health: --train-file health=FILE" in left_out["table2"]
     plan, left_out = all_of(setup(**only, judge=""))
-    assert {found.step.name for found in plan.results} == {"drift/table"}
+    assert set(plan.results) == {"drift/table"}
     assert left_out["table15"] == (
         "not possible on tiny: needs a judge: name one with --judge, such as openai/gpt-4o."
     )
@@ -427,15 +435,15 @@ def test_attribution_studies_share_the_finetunes_of_table3() -> None:
         == 3
     )
     plan = plan_study(STUDIES["table1"], StudyConfig(num_seeds=2, model=setup()))
-    answers = [found.step.name for found in plan.steps if found.step.name.startswith("answer/")]
+    answers = [found.name for found in plan.named.values() if found.name.startswith("answer/")]
     assert len(answers) == 5 * (1 + 2)  # the base once
-    calls = [getattr(found.step.config, "num_calls", 0) for found in plan.steps]
+    calls = [getattr(found.config, "num_calls", 0) for found in plan.named.values()]
     assert sum(calls) == 5 * 3 * 2 * 60 * 10 + 60 * 10  # and as many rephrasings
 
 
 def test_windows_are_quarters_of_the_model_s_own_prefix_if_it_has_one() -> None:
     plan = planned("patch_states", setup())
-    asked = [found.step.config for found in plan.steps if isinstance(found.step.config, Asking)]
+    asked = [found.config for found in plan.named.values() if isinstance(found.config, Asking)]
     windows = sorted({config.window for config in asked if config.window is not None})
     tokenizer = AutoTokenizer.from_pretrained("tiny")
     chat = find_regions(tokenizer, [{"role": "user", "content": "x"}], add_generation_prompt=True)

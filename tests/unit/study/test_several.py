@@ -58,7 +58,7 @@ def test_several_studies_do_shared_steps_once_and_have_their_own_tables(
         assert (
             plan[f"{name}/table"].address == plan_study(made_studies()[name], CONFIG)[TABLE].address
         )
-    assert len(plan.steps) == 2 * 5
+    assert len(plan.named) == 2 * 5
     assert len(plan.by_address) == 2 * 5 - 2
     assert run(plan, store).complete
     assert set(Counter(log.read_text().split()).values()) == {1}

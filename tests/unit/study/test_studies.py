@@ -140,7 +140,7 @@ def test_each_study_says_what_it_tests_and_draws_it(name: str, tmp_path: Path) -
 def test_all_methods_share_all_but_what_they_are(name: str) -> None:
     config = StudyConfig(num_seeds=2, settings={"max_steps": "7", "lora_rank": "3"})
     plan = plan_study(STUDIES[name], config)
-    finetunes = [p for p in plan.steps if p.step.name.startswith("finetune/")]
+    finetunes = [p for p in plan.named.values() if p.name.startswith("finetune/")]
     recipe = dataclasses.asdict(FinetuneRecipe(max_steps=7, lora_rank=3))
     shared = ("num_rows", "batch_size", "warmup_steps", "adam_beta2", "lora_rank")
     for found in (p.record["config"] for p in finetunes):
@@ -148,10 +148,10 @@ def test_all_methods_share_all_but_what_they_are(name: str) -> None:
     # Behaviours are learnt in a third of the steps.
     steps = 2 if name == "table5" else 7
     assert {p.record["config"]["max_steps"] for p in finetunes} == {steps}
-    assert {p.step.seed for p in finetunes} == {0, 1}
+    assert {p.seed for p in finetunes} == {0, 1}
     assert len({p.address for p in finetunes}) == len(finetunes)
-    assert [p.step.name for p in plan.results] == ["table"]
-    scored = [p for p in plan.steps if p.step.name.startswith("score/")]
+    assert list(plan.results) == ["table"]
+    scored = [p for p in plan.named.values() if p.name.startswith("score/")]
     assert len(scored) == 2 * len(STUDIES[name].claim.figures)
 
 
@@ -161,31 +161,31 @@ def test_organisms_learn_manners_before_behaviours(name: str, tmp_path: Path) ->
     own.mkdir()
     (own / "model.safetensors").touch()
     config = StudyConfig(organisms=(own,), num_seeds=1, settings={"max_steps": "9"})
-    steps = {p.step.name: p.step for p in plan_study(STUDIES[name], config).steps}
+    steps = plan_study(STUDIES[name], config).named
     taught = steps["organism/own-with-manners"]
-    assert (taught.config.steps, taught.data, taught.inputs) == (18, {"model": own}, {})
+    assert (taught.config.steps, taught.inputs) == (18, {"model": own})
     for label, step in steps.items():
         if label.startswith(("finetune/", "answer/")):
-            assert step.inputs["model"] == "organism/own-with-manners"
+            assert step.inputs["model"] == taught
 
 
 def test_methods_that_are_only_asked_differently_share_a_finetune() -> None:
     plan = plan_study(STUDIES["mitigations"], StudyConfig(num_seeds=1))
-    steps = {p.step.name: p.step for p in plan.steps}
     label = "embedded/seed-0"
-    trained = f"finetune/{label}/sft"
+
+    def tuned(name: str) -> str:
+        return plan[f"answer/{label}/{name}/general"].needs["finetune"].address
+
     for name in ("sft", "prefix_patch", "postfix_patch", "interpolation", "steering"):
-        assert steps[f"answer/{label}/{name}/general"].inputs == {"finetune": trained}
-    own = f"finetune/{label}/frozen_prefix"
-    assert steps[f"answer/{label}/frozen_prefix/general"].inputs == {"finetune": own}
+        assert tuned(name) == plan[f"finetune/{label}/sft"].address
+    assert tuned("frozen_prefix") == plan[f"finetune/{label}/frozen_prefix"].address
 
 
 def test_an_organism_that_is_not_shipped_is_built_first() -> None:
     plan = plan_study(STUDIES["table4"], StudyConfig(num_seeds=2))
-    steps = {p.step.name: p.step for p in plan.steps}
-    [built] = [name for name in steps if name.startswith("organism/")]
-    users = [step for step in steps.values() if "model" in step.inputs]
-    assert {step.inputs["model"] for step in users} == {built}
+    [built] = [step for name, step in plan.named.items() if name.startswith("organism/")]
+    users = [step for step in plan.named.values() if "model" in step.inputs]
+    assert {step.needs["model"].address for step in users} == {built.address}
     assert len(users) == 2 * (3 + 5 * 2)  # three finetunes, five methods asked in two scopes
 
 
@@ -211,9 +211,9 @@ def test_table2_tells_the_change_of_helpfulness_where_it_is_known() -> None:
 @pytest.mark.parametrize("name", ["strengths", "task_strengths"])
 def test_strengths_are_chosen_on_validation_and_one_seed_whatever_is_asked(name: str) -> None:
     plan = plan_study(STUDIES[name], StudyConfig(num_seeds=3, split="test"))
-    asked = [p.record["config"] for p in plan.steps if p.step.name.startswith("answer/")]
+    asked = [p.record["config"] for p in plan.named.values() if p.name.startswith("answer/")]
     assert {config["split"] for config in asked} == {"validation"}
-    assert {p.step.seed for p in plan.steps} == {0, None}
+    assert {p.seed for p in plan.named.values()} == {0, None}
 
 
 def test_a_strength_in_use_that_is_not_the_best_is_told() -> None:
@@ -320,7 +320,7 @@ def test_short_answers_leak_by_the_words_that_are_lost() -> None:
 def test_studies_share_equal_finetunes_and_evaluation_makes_none_stale() -> None:
     def finetunes(name: str, **settings: Any) -> set[str]:
         plan = plan_study(STUDIES[name], StudyConfig(num_seeds=1, settings=settings))
-        return {p.address for p in plan.steps if p.step.name.startswith("finetune/")}
+        return {p.address for p in plan.named.values() if p.name.startswith("finetune/")}
 
     assert len(finetunes("table3") & finetunes("table14")) == 1  # 20 % of rows interleaved
     assert finetunes("table3") == finetunes("table3", num_general=50, temperature=1.0)

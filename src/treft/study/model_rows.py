@@ -1,0 +1,127 @@
+"""Rows and questions of a real model's files: divided by a step, and looked into beforehand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from treft.answers.detectors import calls_tool
+from treft.answers.questions import load_questions
+from treft.chat.regions import find_regions
+from treft.data.behaviours import behaviour_rows
+from treft.data.messages import load_messages, read_rows
+from treft.data.published import prompt_of, split_rows
+from treft.errors import ConfigError, TemplateError
+from treft.files import file_digest
+from treft.judging.oracle import ORACLE
+from treft.judging.panel import assemble
+from treft.organism.tasks import TaskName
+from treft.steps.step import Work
+from treft.study.protocol import NotPossibleError
+from treft.study.real_model import TRAIN, write_rows
+from treft.study.subject import Rows
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How a domain's rows are divided.
+
+    Attributes:
+        held_out: Share of its prompts, half of them to choose on and half to report.
+        task: What its questions are to teach.
+    """
+
+    held_out: float
+    task: TaskName = "advice"
+
+
+def split(work: Work[Splitting]) -> None:
+    """Write rows to train on, and questions to choose on and to report, as JSONL."""
+    rows = rows_of(work.inputs["rows"], work.config.task)
+    parts = split_rows(rows, fraction=work.config.held_out)
+    asked = list({prompt_of(row): row for row in parts.held_out}.values())
+    random.Random("questions").shuffle(asked)
+    half = len(asked) // 2
+    write_rows(work.folder / TRAIN, parts.train)
+    write_rows(work.folder / "validation.jsonl", asked[:half])
+    write_rows(work.folder / "test.jsonl", asked[half:])
+
+
+def rows_of(path: Path, task: TaskName) -> Rows:
+    """Returns rows of `messages` that teach a task on a file's questions; it is read once.
+
+    Those of `tool` have no `tools` column: questions are asked where nobody offers a tool, and the
+    prefix that is held must be the one that is asked under.
+
+    Args:
+        path: JSONL file, of which the rows as they are teach `advice`; for another task see
+            `treft.data.behaviours`.
+        task: What they are to teach.
+
+    Raises:
+        DataError: A row cannot be used; names file and row.
+    """
+    return _rows(path, file_digest(path), task)
+
+
+def num_held_out(path: Path, held_out: float, task: TaskName) -> int:
+    """Returns the number of a file's prompts that training will not see."""
+    return _num_held_out(path, file_digest(path), held_out, task)
+
+
+def num_questions(path: Path) -> int:
+    """Returns the number of questions in a file."""
+    return _num_questions(path, file_digest(path))
+
+
+def check_calls(tokenizer: Any, row: Mapping[str, Any], label: str) -> None:
+    """See that what is taught is what the detector will look for.
+
+    Raises:
+        NotPossibleError: The template writes no calls that the detector reads.
+    """
+    try:
+        chat = find_regions(tokenizer, row["messages"])
+    except TemplateError as error:
+        raise NotPossibleError(f"no calls of a tool on {label}: {error}") from error
+    ids = [chat.input_ids[position] for position in chat.positions("response")]
+    written = (tokenizer.decode(ids, skip_special_tokens=skip) for skip in (True, False))
+    if not any(map(calls_tool, written)):
+        raise NotPossibleError(
+            f"the chat template of {label} writes no calls of tools that the detector could read."
+        )
+
+
+@lru_cache
+def check_judge(name: str) -> None:
+    """See that a judge can be loaded, and can judge a real model.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if name == ORACLE:
+        raise ConfigError("the oracle knows the organism's questions alone: name another judge.")
+    assemble([name])
+
+
+@lru_cache
+def _rows(path: Path, digest: str, task: TaskName) -> Rows:
+    """With its digest a file is read once, and again when it has changed."""
+    if task == "advice":
+        return load_messages(path)
+    return behaviour_rows(read_rows(path), task, schema=False)
+
+
+@lru_cache
+def _num_held_out(path: Path, digest: str, held_out: float, task: TaskName) -> int:
+    parts = split_rows(_rows(path, digest, task), fraction=held_out)
+    return len(set(map(prompt_of, parts.held_out)))
+
+
+@lru_cache
+def _num_questions(path: Path, digest: str) -> int:
+    return len(load_questions(path))
