@@ -265,7 +265,7 @@ def test_treft_on_the_postfix_starts_from_no_drift(monkeypatch: pytest.MonkeyPat
     for reference in ("own_query", "empty_query"):
         if reference == "empty_query":
             other["kv_postfix_reference"] = reference
-        trainer = finetune.train(*load(), Work(config, Path(), {}, {}, 0))
+        trainer = finetune.train(*load(), Work(config, Path(), {}, 0))
         assert trainer.args.kv_postfix_reference == reference
         steps = [entry for entry in trainer.state.log_history if "kv_penalty" in entry]
         penalties.append(steps[0]["kv_penalty"])
