@@ -22,7 +22,7 @@ from treft.answers.logs import find_logs
 from treft.errors import ConfigError, DataError
 from treft.steps.step import Plan
 from treft.steps.store import Store
-from treft.study.model_setup import curve_layers, num_prefix_tokens
+from treft.study.model_rows import curve_layers, num_prefix_tokens
 from treft.study.plans import drift_steps, perturb_steps
 from treft.study.protocol import Method, NotPossibleError
 

@@ -1,4 +1,4 @@
-"""Rows and questions of a real model's files: divided by a step, and looked into beforehand."""
+"""What is looked into of a real model before any step: its files, which one divides, and itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from transformers import AutoConfig
 
 from treft.answers.detectors import calls_tool
 from treft.answers.questions import load_questions
@@ -19,9 +21,11 @@ from treft.errors import ConfigError, TemplateError
 from treft.files import file_digest
 from treft.judging.oracle import ORACLE
 from treft.judging.panel import assemble
+from treft.models.loading import LoadOptions, load_tokenizer, model_path
 from treft.organism.tasks import TaskName
 from treft.steps.step import Work
-from treft.study.protocol import NotPossibleError
+from treft.study.model_setup import ModelRecipe, ModelSetup
+from treft.study.protocol import NotPossibleError, StudyConfig, read_settings
 from treft.study.real_model import TRAIN, write_rows
 from treft.study.subject import Rows
 
@@ -106,6 +110,43 @@ def check_judge(name: str) -> None:
     if name == ORACLE:
         raise ConfigError("the oracle knows the organism's questions alone: name another judge.")
     assemble([name])
+
+
+def num_prefix_tokens(config: StudyConfig, setup: ModelSetup) -> int:
+    """Tokens of the prefix that questions without a system message have.
+
+    Raises:
+        ConfigError: the tokenizer cannot be loaded.
+        NotPossibleError: its template writes no prefix.
+    """
+    thinking = read_settings(ModelRecipe, config.settings).enable_thinking
+    chat = find_regions(
+        load_tokenizer(setup.name, LoadOptions()),
+        [{"role": "user", "content": "x"}],
+        add_generation_prompt=True,
+        template_kwargs={} if thinking is None else {"enable_thinking": thinking},
+    )
+    try:
+        return len(chat.require("prefix"))
+    except TemplateError as error:
+        raise NotPossibleError(f"not possible on {setup.label}: {error}") from error
+
+
+def curve_layers(config: StudyConfig, setup: ModelSetup) -> list[int]:
+    """The layers of Figure 4: as many as the recipe says, from the first to the last.
+
+    Raises:
+        ConfigError: the model's config cannot be loaded, or a setting is out of range.
+    """
+    wanted = read_settings(ModelRecipe, config.settings).num_curve_layers
+    try:
+        found = AutoConfig.from_pretrained(model_path(setup.name))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the config of {setup.name} cannot be loaded: {error}") from error
+    last = int(found.get_text_config(decoder=True).num_hidden_layers) - 1
+    if last < wanted:
+        return list(range(last + 1))
+    return [index * last // (wanted - 1) for index in range(wanted)]
 
 
 @lru_cache

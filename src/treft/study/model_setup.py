@@ -8,12 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoConfig
-
-from treft.chat.regions import find_regions
-from treft.errors import ConfigError, TemplateError
-from treft.models.loading import LoadOptions, load_tokenizer, model_path
-from treft.study.protocol import NotPossibleError, StudyConfig, read_settings
+from treft.errors import ConfigError
+from treft.models.loading import model_path
 
 GENERAL = "general"
 """Name of the retain file that is of no narrow domain."""
@@ -212,40 +208,3 @@ def question_file(source: str) -> Path:
     if not found.is_file():
         raise ConfigError(f"there is no question set {source}: name a shipped one or a JSONL file.")
     return found.resolve()
-
-
-def num_prefix_tokens(config: StudyConfig, setup: ModelSetup) -> int:
-    """Tokens of the prefix that questions without a system message have.
-
-    Raises:
-        ConfigError: the tokenizer cannot be loaded.
-        NotPossibleError: its template writes no prefix.
-    """
-    thinking = read_settings(ModelRecipe, config.settings).enable_thinking
-    chat = find_regions(
-        load_tokenizer(setup.name, LoadOptions()),
-        [{"role": "user", "content": "x"}],
-        add_generation_prompt=True,
-        template_kwargs={} if thinking is None else {"enable_thinking": thinking},
-    )
-    try:
-        return len(chat.require("prefix"))
-    except TemplateError as error:
-        raise NotPossibleError(f"not possible on {setup.label}: {error}") from error
-
-
-def curve_layers(config: StudyConfig, setup: ModelSetup) -> list[int]:
-    """The layers of Figure 4: as many as the recipe says, from the first to the last.
-
-    Raises:
-        ConfigError: the model's config cannot be loaded, or a setting is out of range.
-    """
-    wanted = read_settings(ModelRecipe, config.settings).num_curve_layers
-    try:
-        found = AutoConfig.from_pretrained(model_path(setup.name))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the config of {setup.name} cannot be loaded: {error}") from error
-    last = int(found.get_text_config(decoder=True).num_hidden_layers) - 1
-    if last < wanted:
-        return list(range(last + 1))
-    return [index * last // (wanted - 1) for index in range(wanted)]

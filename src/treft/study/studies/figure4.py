@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from treft.steps.step import Step
-from treft.study.model_setup import curve_layers
+from treft.study.model_rows import curve_layers
 from treft.study.plans import BASE, FINETUNED, patch_steps
 from treft.study.protocol import Claim, Method, Row, Study, StudyConfig
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from treft.steps.step import Step
-from treft.study.model_setup import num_prefix_tokens
+from treft.study.model_rows import num_prefix_tokens
 from treft.study.plans import BASE, FINETUNED, patch_steps
 from treft.study.protocol import Claim, Method, Row, Study, StudyConfig
 
