@@ -121,6 +121,11 @@ def build(arguments: Any, model: str, seed: int) -> list[Mitigation]:
     return [make(kind, supplies, given) for kind in MITIGATIONS.values() if _is_asked(kind, given)]
 
 
+def needs_of(kind: type[Any]) -> list[str]:
+    """What a method's fields need, see `treft.training.terms.flag`."""
+    return [item.metadata["needs"] for item in fields(kind) if "needs" in item.metadata]
+
+
 def make(
     kind: type[Any],
     supplies: Mapping[str, Callable[[], Any]],

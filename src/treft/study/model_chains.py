@@ -12,7 +12,7 @@ import torch
 
 from treft.chat.regions import RegionName
 from treft.errors import ConfigError
-from treft.mitigations.registry import MITIGATIONS
+from treft.mitigations.registry import MITIGATIONS, needs_of
 from treft.models.loading import LoadOptions, load_tokenizer
 from treft.organism.tasks import TaskName
 from treft.steps.step import Resources, Step
@@ -40,7 +40,13 @@ from treft.study.subject import MODEL
 
 CONTRAST = "contrast"
 """Careful rows of the trained domain itself."""
-CAREFUL = {"kl_retain": "narrow", "early_stopping": GENERAL, "steering": CONTRAST}
+_KINDS = {"retained": "narrow", "general": GENERAL, "careful": CONTRAST}
+CAREFUL = {
+    name: _KINDS[need]
+    for name, kind in MITIGATIONS.items()
+    for need in needs_of(kind)
+    if need in _KINDS
+}
 """What careful rows mitigations need."""
 WHOLE_SETS = ("general", UTILITY)
 """Scopes that ask all questions of a set."""
@@ -316,7 +322,7 @@ def _with_strength(name: str, method: Method, strength: float) -> Method:
     Raises:
         ConfigError: it has none.
     """
-    if method.mitigation in (*CAREFUL, "kl_train", "ldifs", "weight_norm"):
+    if method.mitigation and "strength" in needs_of(MITIGATIONS[method.mitigation]):
         return replace(method, strength=strength)
     if method.held:
         return replace(method, kv_weight=strength)
