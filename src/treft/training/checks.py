@@ -18,6 +18,7 @@ from trl import SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.trainer.utils import get_config_model_id
 
+from treft.core.recording import plain_forward
 from treft.core.states import capture, pretrained_model
 from treft.errors import AttentionError, ConfigError, DataError, TemplateError
 from treft.models.adapters import is_peft
@@ -101,14 +102,11 @@ def isolation(trainer: SFTTrainer) -> None:
     half = torch.arange(3, 3 + NUM_PROBED, device=device)
     positions = torch.arange(NUM_PROBED, device=device).repeat(2)[None]
     heard = []
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), trainer.accelerator.autocast():
+    with trainer.accelerator.autocast(), plain_forward(model):
         for first in (half, half.flip(0)):
             with capture(model) as states:
                 model(torch.cat([first, half])[None], position_ids=positions, use_cache=False)
             heard.append(states[max(states)].value[:, :, NUM_PROBED:].float())
-    model.train(was_training)
     if not torch.allclose(heard[0], heard[1], rtol=1e-2, atol=1e-3):
         raise ConfigError(
             f"{type(pretrained_model(model)).__name__} with this attention implementation lets "
@@ -117,13 +115,12 @@ def isolation(trainer: SFTTrainer) -> None:
         )
 
 
-def needs_region_mask(processing_class: Any, config: TReFTConfig) -> bool:
-    """Whether TRL has no loss mask for the chat template that will be in force.
+def needs_region_mask(processor: Any) -> bool:
+    """Whether TRL has no loss mask for the chat template of a processing class.
 
     Raises:
         TemplateError: there is no chat template.
     """
-    processor = _in_force(processing_class, config)
     if not processor.chat_template:
         raise TemplateError(
             "assistant_only_loss=True needs a chat template, and the tokenizer has none: use the "
@@ -138,31 +135,20 @@ def needs_region_mask(processing_class: Any, config: TReFTConfig) -> bool:
     return False
 
 
-def tokenizer_in_force(processing_class: Any, config: TReFTConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the chat template that the training will have.
+def in_force(processing_class: Any, config: TReFTConfig) -> Any:
+    """The processing class with the chat template that the training will have.
 
-    Raises:
-        ConfigError: it is a processor for images or sound.
+    `chat_template_path` names a Jinja file or another tokenizer.
     """
-    return text_tokenizer(_in_force(processing_class, config))
-
-
-def _in_force(processing_class: Any, config: TReFTConfig) -> Any:
-    template = _template_from(config.chat_template_path)
-    if template is None:
-        return processing_class
-    processor = copy.copy(processing_class)
-    processor.chat_template = template
-    return processor
-
-
-def _template_from(path: str | None) -> Any:
-    """The template that `chat_template_path` names, a Jinja file or another tokenizer."""
+    path = config.chat_template_path
     if path is None:
-        return None
+        return processing_class
+    found = copy.copy(processing_class)
     if path.endswith((".jinja", ".j2")) and Path(path).is_file():
-        return Path(path).read_text(encoding="utf-8")
-    return AutoTokenizer.from_pretrained(path).chat_template
+        found.chat_template = Path(path).read_text(encoding="utf-8")
+    else:
+        found.chat_template = AutoTokenizer.from_pretrained(path).chat_template
+    return found
 
 
 def load_processing_class(model: Any, config: TReFTConfig) -> Any:

@@ -22,10 +22,10 @@ from trl.trainer.utils import global_then_local_main_first
 from treft.errors import DataError
 from treft.training import checks
 from treft.training.checks import (
+    in_force,
     load_processing_class,
     needs_region_mask,
     text_tokenizer,
-    tokenizer_in_force,
 )
 from treft.training.collator import REGION_COLUMNS, carry_regions
 from treft.training.config import TReFTConfig, as_treft_config
@@ -132,10 +132,11 @@ class TReFTTrainer(SFTTrainer):
             return given
         found = given or load_processing_class(model, config)
         if config.assistant_only_loss:
-            self._mask_labels = needs_region_mask(found, config)
+            self._mask_labels = needs_region_mask(in_force(found, config))
         for term in changing:
             adapter = options.get("peft_config")
-            options["peft_config"] = term.adapter(adapter, tokenizer_in_force(found, config))
+            tokenizer = text_tokenizer(in_force(found, config))
+            options["peft_config"] = term.adapter(adapter, tokenizer)
         return found
 
     @property
