@@ -40,13 +40,7 @@ from treft.study.subject import MODEL
 
 CONTRAST = "contrast"
 """Careful rows of the trained domain itself."""
-_KINDS = {"retained": "narrow", "general": GENERAL, "careful": CONTRAST}
-CAREFUL = {
-    name: _KINDS[need]
-    for name, kind in MITIGATIONS.items()
-    for need in needs_of(kind)
-    if need in _KINDS
-}
+CAREFUL = {"kl_retain": "narrow", "early_stopping": GENERAL, "steering": CONTRAST}
 """What careful rows mitigations need."""
 WHOLE_SETS = ("general", UTILITY)
 """Scopes that ask all questions of a set."""
