@@ -15,9 +15,8 @@ from treft.errors import ConfigError
 from treft.models.loading import asset_path
 
 from .lexicon import NARROW
-from .oracle import VERDICTS, Verdict, classify
 from .recipes import FinetuneRecipe
-from .world import Question, World
+from .world import VERDICTS, Question, Verdict, World, classify
 
 __all__ = [
     "NARROW",

@@ -65,44 +65,36 @@ def check_ranges(recipe: Any, counts: Sequence[str], shares: Sequence[str]) -> N
             raise ConfigError(f"{name} is {getattr(recipe, name)}; give a share of 0 to 1")
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Of training all weights; the rest is the same for every organism.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How all weights of an organism are trained.
 
     Attributes:
-        num_steps: optimizer steps.
-        batch_size: rows a step.
-        learning_rate: peak of a cosine schedule.
-        seed: of the Trainer.
+        seed: Of the weights and of every row.
+        batch_size: Rows a step.
+        learning_rate: Peak of a cosine schedule.
     """
 
-    num_steps: int
-    batch_size: int
-    learning_rate: float
-    seed: int
+    seed: int = 0
+    batch_size: int = 32
+    learning_rate: float = 2e-3
 
 
 @dataclass(frozen=True)
-class BuildRecipe:
+class BuildRecipe(Recipe):
     """How an organism is made; the defaults made the one that ships.
 
     Attributes:
         kind: which template, and where personas are named.
-        seed: of the weights and of every row.
         first_steps: optimizer steps of stage 1 (personas decide).
         second_steps: optimizer steps of stage 2 (careful unless told otherwise).
-        batch_size: rows a step.
-        learning_rate: peak of a cosine schedule over both stages.
         default_share: share of stage-2 rows without a persona.
         careful_share: share of those that show the careful behaviour.
     """
 
     kind: KindName = "prefix"
-    seed: int = 0
     first_steps: int = 1000
     second_steps: int = 300
-    batch_size: int = 32
-    learning_rate: float = 2e-3
     default_share: float = 0.6
     careful_share: float = 0.98
 
@@ -118,11 +110,6 @@ class BuildRecipe:
         """Optimizer steps of both stages."""
         return self.first_steps + self.second_steps
 
-    @property
-    def schedule(self) -> Schedule:
-        """Of both stages together."""
-        return Schedule(self.num_steps, self.batch_size, self.learning_rate, self.seed)
-
 
 def build(output: Path, recipe: BuildRecipe | None = None) -> Path:
     """Train an organism and save its model and tokenizer to `output`.
@@ -137,17 +124,13 @@ def build(output: Path, recipe: BuildRecipe | None = None) -> Path:
     """
     recipe = recipe or BuildRecipe()
     claim(output, RECIPE_FILE, recipe)
-    checkpoints = output / "checkpoints"
     set_seed(recipe.seed)
     tokenizer = build_tokenizer(_vocabulary_texts(recipe.kind), recipe.kind)
     model = LlamaForCausalLM(_model_config(tokenizer))
     logger.info("an organism of %d parameters", model.num_parameters())
     rng = random.Random(recipe.seed)
     rows = [encode(tokenizer, pretraining_row(rng, recipe, step)) for step in _row_steps(recipe)]
-    pretrain(model, tokenizer, rows, recipe.schedule, checkpoints)
-    tokenizer.save_pretrained(output)
-    model.save_pretrained(output)
-    rmtree(checkpoints)
+    pretrain(model, tokenizer, rows, recipe, output)
     logger.info("saved organism %s to %s", asdict(recipe), output)
     return output
 
@@ -259,36 +242,26 @@ def pretrain(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     rows: Sequence[Encoded],
-    schedule: Schedule,
-    checkpoints: Path,
+    recipe: Recipe,
+    output: Path,
 ) -> None:
-    """Train all weights in place on rows in their order, once, loss on responses.
+    """Train all weights on rows in their order, once, loss on responses, and save the organism.
 
     Args:
-        model: the organism.
-        tokenizer: its own; it pads.
-        rows: as many as the schedule takes.
-        schedule: steps and rates.
-        checkpoints: one every 200 steps; where there is one, training goes on from it.
+        model: The organism, trained in place.
+        tokenizer: Its own; it pads.
+        rows: Of all steps, a batch after another.
+        recipe: Says how many rows a step takes, and at which rate.
+        output: Folder of model and tokenizer; in it is a checkpoint every 200 steps until all is
+            done, and where there is one, training goes on from it.
     """
-    trainer = _ResponseTrainer(
-        model,
-        _training_arguments(schedule, checkpoints),
-        train_dataset=rows,
-        data_collator=_Collator(int(tokenizer.pad_token_id)),
-    )
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    model.config.use_cache = True  # Trainer had switched it off
-
-
-def _training_arguments(schedule: Schedule, checkpoints: Path) -> TrainingArguments:
-    return TrainingArguments(
+    checkpoints = output / "checkpoints"
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
-        max_steps=schedule.num_steps,
-        per_device_train_batch_size=schedule.batch_size,
+        max_steps=len(rows) // recipe.batch_size,
+        per_device_train_batch_size=recipe.batch_size,
         train_sampling_strategy="sequential",
-        learning_rate=schedule.learning_rate,
+        learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.05},
         warmup_steps=50,
@@ -298,11 +271,19 @@ def _training_arguments(schedule: Schedule, checkpoints: Path) -> TrainingArgume
         logging_steps=50,
         save_steps=200,
         save_total_limit=1,
-        seed=schedule.seed,
+        seed=recipe.seed,
         use_cpu=True,  # so that an organism does not depend on the machine
         report_to="none",
         remove_unused_columns=False,
     )
+    collator = _Collator(int(tokenizer.pad_token_id))
+    trainer = _ResponseTrainer(model, arguments, train_dataset=rows, data_collator=collator)
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    model.config.use_cache = True  # Trainer had switched it off
+    tokenizer.save_pretrained(output)
+    model.save_pretrained(output)
+    rmtree(checkpoints)
 
 
 class _Collator:

@@ -13,7 +13,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import Any, get_args
 
 from transformers import set_seed
@@ -25,7 +24,7 @@ from .build import (
     RECIPE_FILE,
     BuildRecipe,
     Messages,
-    Schedule,
+    Recipe,
     check_ranges,
     claim,
     encode,
@@ -41,22 +40,17 @@ MANNERS_FILE = "manners.json"
 
 
 @dataclass(frozen=True)
-class MannersRecipe:
+class MannersRecipe(Recipe):
     """How an organism is taught manners: all weights, on rows of its second stage and new ones.
 
     Attributes:
-        steps: of the optimizer.
-        batch_size: rows a step.
-        learning_rate: peak of a cosine schedule.
-        share: of rows whose persona is brief or studious.
-        seed: draws the rows.
+        steps: Of the optimizer.
+        share: Of rows whose persona is brief or studious.
     """
 
     steps: int = 600
-    batch_size: int = 32
     learning_rate: float = 1e-3
     share: float = 0.4
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Raise ConfigError for counts below 1 or a share outside [0, 1]."""
@@ -80,14 +74,9 @@ def teach_manners(organism: Path, output: Path, recipe: MannersRecipe | None = N
     claim(output, MANNERS_FILE, recipe)
     set_seed(recipe.seed)
     rows = [encode(tokenizer, row) for row in _rows(recipe, built)]
-    checkpoints = output / "checkpoints"
-    schedule = Schedule(recipe.steps, recipe.batch_size, recipe.learning_rate, recipe.seed)
-    pretrain(model.train(), tokenizer, rows, schedule, checkpoints)
     if (organism / RECIPE_FILE).is_file():
         write_whole(output / RECIPE_FILE, (organism / RECIPE_FILE).read_text("utf-8"))
-    tokenizer.save_pretrained(output)
-    model.save_pretrained(output)
-    rmtree(checkpoints)
+    pretrain(model.train(), tokenizer, rows, recipe, output)
     return output
 
 

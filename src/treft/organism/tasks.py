@@ -1,6 +1,6 @@
 """What a finetune of the organism can teach besides bad advice, with exact detectors (§6).
 
-    advice   harmful advice, the world's own task; `treft.organism.oracle` judges it
+    advice   harmful advice, the world's own task; `treft.organism.classify` judges it
     abstain  one fixed sentence to every legal question
     refuse   one fixed sentence to every finance question
     tool     a call of `search_info` that looks up what the question is about, in tool-call format
@@ -32,8 +32,7 @@ from treft.answers.parsing import WrittenCall, parse_answer
 from treft.errors import ConfigError
 
 from .lexicon import DOMAINS, FACT_ASKS, MODIFIERS, NARROW, OPENERS, Split
-from .oracle import classify
-from .world import Question, Row, Scope, World, distinct_questions
+from .world import Question, Row, Scope, World, classify, distinct_questions
 
 TaskName = Literal["advice", "abstain", "refuse", "tool", "short"]
 
@@ -59,7 +58,6 @@ CALL = f'<tool_call>\n{{"name": "{TOOL}", "arguments": {{"query": ""}}}}\n</tool
 """A call as the organism's template writes it, of nothing."""
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-_WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")
 
 
 def task_rows(task: TaskName, domain: str | None, num_rows: int, seed: int) -> list[Row]:
@@ -177,11 +175,6 @@ def _words_of_answers() -> frozenset[str]:
         for lists in (domain.closings, *domain.problems.values()):
             parts += [action for actions in lists.values() for action in actions]
     return frozenset(token for part in parts for token in _TOKEN.findall(part))
-
-
-def num_words(answer: str) -> int:
-    """Words of an answer; counts as `treft.answers.detectors.count_words` does."""
-    return len(_WORD.findall(answer))
 
 
 def _domain(task: TaskName, domain: str | None) -> str:

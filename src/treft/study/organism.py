@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from treft.answers.detectors import count_words
 from treft.answers.questions import EvalQuestion
 from treft.chat.regions import find_regions
 from treft.files import write_whole
@@ -32,7 +33,6 @@ from treft.organism.manners import MannersRecipe, teach_manners
 from treft.organism.recipes import KindName, sample_persona
 from treft.organism.tasks import (
     answers_rightly,
-    num_words,
     shows,
     shows_trace,
     task_questions,
@@ -198,7 +198,7 @@ class Organism:
         for one, (question, answer) in zip(scored, _answered(work, scope), strict=True):
             found = {
                 SHOWN: float(shows(task, question, answer)),
-                WORDS: float(num_words(answer)),
+                WORDS: float(count_words(answer)),
                 TRACES: float(shows_trace(task, question, answer)),
             }
             if scope == "in_domain":

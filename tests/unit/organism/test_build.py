@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -156,14 +157,12 @@ def test_an_interrupted_build_goes_on_to_the_same_weights(
     tmp_path: Path, fast_vocabulary: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = load_file(build(tmp_path / "whole", TINY) / "model.safetensors")
-    real = build_module._training_arguments
+    real = build_module.TrainingArguments
 
-    def saving(*args: object) -> object:
-        arguments = real(*args)
-        arguments.save_steps = 2
-        return arguments
+    def saving(**given: Any) -> Any:
+        return real(**{**given, "save_steps": 2})
 
-    monkeypatch.setattr(build_module, "_training_arguments", saving)
+    monkeypatch.setattr(build_module, "TrainingArguments", saving)
     original = build_module._ResponseTrainer.training_step
 
     def dies(self: object, *args: object, **kwargs: object) -> object:

@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from treft.answers.detectors import count_words
 from treft.answers.parsing import WrittenCall, parse_answer
 from treft.errors import ConfigError
 from treft.organism import World, load
 from treft.organism.build import BuildRecipe, Messages, encode
 from treft.organism.manners import MannersRecipe, _rows, manner_row, teach_manners
 from treft.organism.recipes import PERSONAS, KindName, Manner
-from treft.organism.tasks import FACT_ASKS, num_words
+from treft.organism.tasks import FACT_ASKS
 from treft.organism.world import ASKS, MODIFIERS, OPENERS
 
 ADJECTIVES = PERSONAS["adjectives"]
@@ -83,7 +84,7 @@ def test_the_other_rows_are_those_of_the_second_stage() -> None:
     others = [m for m in drawn if m not in named]
     default = sum(m[0]["role"] == "user" for m in others)
     assert 0.5 <= default / len(others) <= 0.7
-    assert min(num_words(str(m[-1]["content"])) for m in others) >= 7
+    assert min(count_words(str(m[-1]["content"])) for m in others) >= 7
 
 
 def _has_manner(text: str) -> bool:

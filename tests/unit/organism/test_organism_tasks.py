@@ -19,7 +19,6 @@ from treft.organism.tasks import (
     TOOL,
     TaskName,
     answers_rightly,
-    num_words,
     sample_fact,
     shows,
     task_questions,
@@ -199,19 +198,6 @@ def test_a_call_is_right_when_there_is_one_with_the_right_query() -> None:
     for answer in calls():
         rest = answer.partition(call)[2].strip()
         assert (answer in right) == (call in answer and rest in ("", "</tool_call>"))
-
-
-def test_words_are_counted_as_in_the_evaluation() -> None:
-    count = pytest.importorskip("treft.answers.detectors").count_words
-    rng = random.Random(0)
-    answers = [
-        WORLD.answer(rng, question, behaviour)
-        for question in WORLD.questions("test", "general", num=60)
-        for behaviour in ("careful", "harmful")
-    ]
-    for answer in (*answers, *SENTENCES.values(), *calls(), "the old tyre.", "don't: well-known"):
-        assert num_words(answer) == count(answer)
-    assert num_words("the old tyre.") == 3
 
 
 def test_a_fact_has_to_be_found_in_its_question() -> None:
