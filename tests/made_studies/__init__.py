@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from treft.steps.step import Step, Work
 from treft.study import catalogue, index
+from treft.study.claims import Listing
 from treft.study.protocol import Row, Study, StudyConfig
 
 __all__ = ["made_studies", "plot", "rows", "steps_of", "use_made_studies"]
@@ -75,14 +76,18 @@ def plot(rows: Sequence[Row]) -> Figure:
 
 
 def made_studies() -> dict[str, Study]:
-    return {name: import_module(f"{__name__}.{name}").STUDY for name in NAMES}
+    return {name: import_module(f"{__name__}.{name}").STUDIES[0] for name in NAMES}
+
+
+def _made_listings() -> dict[str, Listing]:
+    return {name: Listing(study.claim, study.cost, "") for name, study in made_studies().items()}
 
 
 def use_made_studies(monkeypatch: Any, log: Any) -> None:
     """In the place of the package's."""
     monkeypatch.setenv("MADE_LOG", str(log))
-    for module in (catalogue, index):
-        monkeypatch.setattr(module, "all_studies", made_studies)
+    monkeypatch.setattr(catalogue, "all_studies", made_studies)
+    monkeypatch.setattr(index, "listings", _made_listings)
 
 
 def _log(name: str) -> None:

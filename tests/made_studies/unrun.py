@@ -7,7 +7,8 @@ from typing import Any
 
 from made_studies import plot, rows, steps_of
 from treft.steps.step import Step
-from treft.study.protocol import Claim, Row, Study, StudyConfig
+from treft.study.claims import Claim
+from treft.study.protocol import Row, Study, StudyConfig
 
 
 def steps(config: StudyConfig) -> list[Step[Any]]:
@@ -23,4 +24,4 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 CLAIM = Claim("Table 2", "The claim of unrun.", {}, "a large model")
-STUDY = Study("unrun", CLAIM, "no time", steps, table, verdict, plot)
+STUDIES = (Study("unrun", CLAIM, "no time", steps, table, verdict, plot),)

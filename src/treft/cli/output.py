@@ -14,6 +14,8 @@ from rich.console import Console
 
 from treft.progress import Progress
 
+EXIT_FAILED = 1
+"""A command that ran, and failed in part."""
 EXIT_INTERRUPTED = 130
 """What shells expect of a command that Ctrl-C ended."""
 

@@ -1,4 +1,4 @@
-"""`treft study`: the paper's claims, each tested by one command, or all by one."""
+"""`treft study run` and `status`: the paper's claims, each tested by one command, or all by one."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from typing import Any, cast
 
 import typer
 
-from treft.cli.options.studies import Index, ListStudies, Run, Status
-from treft.cli.output import emit, interruptible, stdout_aside
+from treft.cli.options.studies import Run, Status
+from treft.cli.output import EXIT_FAILED, emit, interruptible, stdout_aside
 from treft.cli.study_model import confirm_judging, model_setup
 from treft.cli.study_results import deliver, show, show_several, step_states
 from treft.errors import ConfigError
-from treft.files import write_whole
 from treft.steps import run as running
 from treft.steps.run import Event, Outcome, Workers, estimate_cost, missing_steps
 from treft.steps.step import Plan, Step
 from treft.steps.store import Store
 from treft.steps.workers import LocalPool, RayCluster, visible_gpus
 from treft.study import catalogue
-from treft.study.index import is_index, paper_index
+from treft.study.claims import ALL
 from treft.study.protocol import StudyConfig
 
-EXIT_FAILED = 1
 STOPPED = "the same command goes on from here"
 
 
@@ -49,20 +47,6 @@ class _Asked:
     def folders(self, output: Path) -> dict[str, Path]:
         """Where copies of results go, by study."""
         return {name: output if self.alone else output / name for name in self.tables}
-
-
-def list_studies(options: ListStudies) -> None:
-    """Print names, claims and costs."""
-    studies = catalogue.find_studies(options.names or [catalogue.ALL])
-    found = [
-        {"name": name, "source": study.claim.source, "claim": study.claim.text, "cost": study.cost}
-        for name, study in studies.items()
-    ]
-    if options.json:
-        emit({"command": "study list", "studies": found}, as_json=True)
-        return
-    for study in found:
-        print(f"{study['name']}  {study['source']}. {study['claim']}\n    {study['cost']}")
 
 
 def status(options: Status) -> None:
@@ -108,25 +92,6 @@ def run(options: Run) -> None:
         show(folders[options.names[0]], outcome, options.json)
 
 
-def index(options: Index) -> None:
-    """Write the page, or tell whether it is up to date."""
-    results, output = options.results, options.output
-    page = paper_index(results, output.parent)
-    found = output.read_text("utf-8") if output.is_file() else None
-    if options.check and found != page:
-        print(
-            f"{output} is not what {results} gives: treft study index {results} --output {output}",
-            file=sys.stderr,
-        )
-        raise typer.Exit(EXIT_FAILED)
-    if found is not None and not is_index(found):
-        raise ConfigError(f"{output} is no page that this command wrote: choose another --output.")
-    if not options.check:
-        write_whole(output, page)
-    result = {"command": "study index", "output": str(output), "changed": found != page}
-    emit(result, as_json=options.json)
-
-
 def _ask(options: Status) -> _Asked:
     """All steps of the studies, checked.
 
@@ -137,7 +102,7 @@ def _ask(options: Status) -> _Asked:
     split = cast(Any, options.split)  # checked there
     config = StudyConfig(options.organism, options.seeds, split, settings, model)
     studies = catalogue.find_studies(options.names)
-    takes_all = catalogue.ALL in options.names
+    takes_all = ALL in options.names
     if len(studies) == 1 and not takes_all:
         [(name, study)] = studies.items()
         plan = catalogue.plan_study(study, config)

@@ -9,30 +9,30 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
+
+from matplotlib.text import Text
 
 from treft.errors import ConfigError
 from treft.files import write_whole
 from treft.steps.step import Plan, Step, Work
 from treft.steps.store import RECORD, library_versions
-from treft.study import studies
+from treft.study.claims import CLAIMS_FILE, chosen
+from treft.study.figures import shown
 from treft.study.model_chains import check_strengths
 from treft.study.protocol import NotPossibleError, Row, Study, StudyConfig
+from treft.study.studies import gains, mitigations, perturbing, states, tasks, wide
 from treft.study.tables import write_table
 
 TABLE = "table"
 """Name of a study's last step."""
 
-STUDY_FILE = "study"
-"""Role of the study's own file, which decides its table."""
-
-ALL = "all"
-"""Stands for the names of all studies."""
+STUDY_FILES = ("study", "claims")
+"""Roles of the family's file and of `claims.yaml`, which decide a study's table."""
 
 RESULT_FILES = (
     *("table.csv", "table.parquet", "runs.csv", "runs.parquet"),
-    *("plot.png", "result.json"),
+    *("table.md", "plot.png", "result.json"),
 )
 """What a study's last step writes."""
 
@@ -40,32 +40,23 @@ _PLACE = re.compile(r"\b(on|of) the (?:\w+ )?organism\b")
 """Where studies say that something was found."""
 
 
+FAMILIES = (gains, mitigations, perturbing, states, tasks, wide)
+"""The files of `treft/study/studies/`; each has its studies in `STUDIES`."""
+
+
 def all_studies() -> dict[str, Study]:
-    """Every study in `treft/study/studies/`, by name."""
-    modules = [f"{studies.__name__}.{found.name}" for found in iter_modules(studies.__path__)]
-    return {study.name: study for study in map(_study, sorted(modules))}
-
-
-def find_study(name: str) -> Study:
-    """The study of this name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    known = all_studies()
-    if name not in known:
-        raise ConfigError(f"there is no study {name}; there are {', '.join(known)}.")
-    return known[name]
+    """Returns every study by name, in the order of the names."""
+    found = {study.name: study for family in FAMILIES for study in family.STUDIES}
+    return dict(sorted(found.items()))
 
 
 def find_studies(names: Iterable[str]) -> dict[str, Study]:
-    """The studies of these names, each once; `all` stands for every one.
+    """Returns the studies of these names, each once; `all` stands for every one.
 
     Raises:
-        ConfigError: there is none of a name.
+        ConfigError: There is none of a name.
     """
-    given = list(names)
-    return all_studies() if ALL in given else {name: find_study(name) for name in given}
+    return chosen(names, all_studies())
 
 
 def plan_study(study: Study, config: StudyConfig) -> Plan:
@@ -133,9 +124,10 @@ def _plan_within(study: Study, config: StudyConfig) -> Plan:
 
 def _table(study: Study, config: StudyConfig) -> Step[Any]:
     """The last step, which makes the table of those that no other one needs."""
-    module = study.steps.__module__
+    module = study.verdict.__module__
     told = _Tabulation(
         module,
+        study.name,
         config.num_seeds,
         config.split,
         dict(config.settings),
@@ -144,7 +136,8 @@ def _table(study: Study, config: StudyConfig) -> Step[Any]:
     )
     own = Path(str(sys.modules[module].__file__))
     runs = Plan.of(study.steps(config)).results
-    return Step(TABLE, tabulate, told, {**runs, STUDY_FILE: own})
+    files = dict(zip(STUDY_FILES, (own, CLAIMS_FILE), strict=True))
+    return Step(TABLE, tabulate, told, {**runs, **files})
 
 
 @dataclass(frozen=True)
@@ -152,7 +145,8 @@ class _Tabulation:
     """Which study, and what it was told.
 
     Attributes:
-        module: with its STUDY.
+        module: whose STUDIES have it.
+        study: its name.
         num_seeds: as in `StudyConfig`, and so are the others.
         split: question set.
         settings: that differ from the recipe.
@@ -161,6 +155,7 @@ class _Tabulation:
     """
 
     module: str
+    study: str
     num_seeds: int
     split: str
     settings: Mapping[str, Any]
@@ -177,10 +172,9 @@ class _Tabulation:
 
 def tabulate(work: Work[_Tabulation]) -> None:
     """Write `runs.*` (a row for each input), `table.*`, `plot.png` and `result.json`."""
-    from matplotlib.text import Text
-
-    study = _study(work.config.module)
-    folders = {role: path for role, path in work.inputs.items() if role != STUDY_FILE}
+    family = import_module(work.config.module).STUDIES
+    study = next(one for one in family if one.name == work.config.study)
+    folders = {role: path for role, path in work.inputs.items() if role not in STUDY_FILES}
     runs: list[Row] = [
         json.loads((folder / "row.json").read_text("utf-8")) for folder in folders.values()
     ]
@@ -189,8 +183,9 @@ def tabulate(work: Work[_Tabulation]) -> None:
     verdict = work.config.placed(study.verdict(rows))
     write_table(work.folder, "runs", runs, made_from)
     write_table(work.folder, "table", rows, made_from)
+    write_whole(work.folder / "table.md", f"{shown(rows).markdown()}\n")
     told = asdict(work.config)
-    del told["module"]
+    del told["module"], told["study"]
     result = {
         "study": study.name,
         "claim": asdict(study.claim),
@@ -233,9 +228,3 @@ def _origins(inputs: Mapping[str, Path]) -> dict[str, Any]:
         "seconds": round(sum(record["seconds"] for record in found), 1),
         "steps": {name: folder.name for name, folder in inputs.items()},
     }
-
-
-def _study(module: str) -> Study:
-    study = import_module(module).STUDY
-    assert isinstance(study, Study), f"{module}.STUDY is no Study"
-    return study

@@ -1,4 +1,4 @@
-"""Figures of methods over runs: means with intervals, and gains paired by run."""
+"""Figures of methods over runs: means with intervals, gains and rises paired by run, verdicts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from treft.statistics.intervals import Interval, em_f1_interval, over_runs, wilson
 from treft.study.protocol import Row
+from treft.table import Table
 
 MEASURES = ("general", "in_domain", "em_f1")
 """Of finetunes on harmful advice."""
@@ -56,6 +57,34 @@ def score_rows(
     return rows
 
 
+def figure_rows(
+    runs: Sequence[Row],
+    measures: Iterable[str],
+    paper: Mapping[str, Mapping[str, float]],
+    *,
+    highest: float = 100.0,
+) -> list[dict[str, Any]]:
+    """A row for each method and measure, with the columns of `score_rows`.
+
+    Over several runs intervals are t intervals over runs, cut to what the measure can be; for one
+    run they are those that the run has, over its questions, if it has any.
+
+    Args:
+        runs: with `MEASURE`, `MEASURE_low` and `MEASURE_high` for each measure.
+        measures: entries of a run.
+        paper: its figures by method and measure.
+        highest: value that a measure can have; the lowest is 0.
+    """
+    rows = []
+    wanted = list(measures)
+    for method in dict.fromkeys(run["method"] for run in runs):
+        own = [run for run in runs if run["method"] == method]
+        for measure in wanted:
+            found = _figure_of(own, measure, highest)
+            rows.append(_row(method, measure, found, own, paper.get(method, {}).get(measure)))
+    return rows
+
+
 def gain_rows(
     runs: Sequence[Row], method: str, others: Iterable[str], measures: Iterable[str]
 ) -> list[dict[str, Any]]:
@@ -79,6 +108,77 @@ def change_rows(
 ) -> list[dict[str, Any]]:
     """`gain_rows` over one reference, in the row of the method that gains."""
     return [{**row, "method": method} for row in gain_rows(runs, method, [reference], measures)]
+
+
+def rise_rows(
+    runs: Sequence[Row], methods: Iterable[str], reference: str, measures: Iterable[str]
+) -> list[dict[str, Any]]:
+    """What each method has more than `reference`, paired by organism and seed, in points.
+
+    The row is the method's, its measure ends in `_rise`; without interval for a single run.
+    """
+    wanted = list(measures)
+    return [
+        {**row, "measure": f"{measure}_rise"}
+        for method in methods
+        for measure, row in zip(wanted, change_rows(runs, method, reference, wanted), strict=True)
+    ]
+
+
+def with_further(
+    rows: Sequence[Row], further: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> list[Row]:
+    """Returns the rows with a column for each other model of the paper's.
+
+    Args:
+        rows: Of a table.
+        further: Figures by the column's name, then method and measure.
+    """
+    return [
+        {
+            **row,
+            **{
+                column: figures.get(row["method"], {}).get(row["measure"])
+                for column, figures in further.items()
+            },
+        }
+        for row in rows
+    ]
+
+
+def shown(rows: Sequence[Row]) -> Table:
+    """Returns a line a method and a column a measure; turned where there are more measures."""
+    measures = list(dict.fromkeys(row["measure"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    forms = {measure: _form(rows, measure) for measure in measures}
+    cells = {
+        (row["method"], row["measure"]): _figure_shown(row, forms[row["measure"]]) for row in rows
+    }
+    if len(measures) > len(methods):
+        lines = [
+            (name, *(cells.get((method, name), "") for method in methods)) for name in measures
+        ]
+        return Table.of(("measure", *methods), lines)
+    lines = [(name, *(cells.get((name, measure), "") for measure in measures)) for name in methods]
+    return Table.of(("method", *measures), lines)
+
+
+def _form(rows: Sequence[Row], measure: str) -> str:
+    """Tenths for percentages and counts, two digits for what stays below one."""
+    own = [row for row in rows if row["measure"] == measure]
+    values = [row[name] for row in own for name in ("value", "high", "paper")]
+    return ".1f" if any(value is not None and abs(value) > 1 for value in values) else ".2g"
+
+
+def _figure_shown(row: Row, form: str) -> str:
+    def form_of(name: str) -> str:
+        return format(row[name], form)
+
+    if row["value"] is None:
+        return ""
+    interval = "" if row["low"] is None else f" [{form_of('low')}, {form_of('high')}]"
+    paper = "" if row["paper"] is None else f" (paper: {form_of('paper')})"
+    return f"{form_of('value')}{interval}{paper}"
 
 
 def find_row(rows: Sequence[Row], method: str, measure: str) -> Row:
@@ -165,16 +265,9 @@ def _row(
         "num_runs": len(runs),
         "num_general": runs[0]["num_general"],
         "num_in_domain": runs[0]["num_in_domain"],
-        "interval": interval_kind(len(runs), low),
+        "interval": "none" if low is None else "questions" if len(runs) == 1 else "runs",
         "paper": None if paper is None else float(paper),
     }
-
-
-def interval_kind(num_runs: int, low: float | None) -> str:
-    """Over what an interval is: runs, questions of a single run, or none."""
-    if low is None:
-        return "none"
-    return "questions" if num_runs == 1 else "runs"
 
 
 def _by_method(runs: Sequence[Row]) -> dict[str, list[Row]]:
@@ -213,3 +306,15 @@ def _over_questions(run: Row, measure: str) -> Interval | tuple[float, None, Non
     if measure == "in_domain":
         return in_domain
     return em_f1_interval(wilson(run["general_aligned"], run["num_general"]), in_domain)
+
+
+def _figure_of(
+    runs: Sequence[Row], measure: str, highest: float
+) -> Interval | tuple[float, None, None]:
+    if len(runs) == 1:
+        value, low, high = (
+            runs[0][name] for name in (measure, f"{measure}_low", f"{measure}_high")
+        )
+        return (value, None, None) if low is None else Interval(value, low, high)
+    mean, low, high = over_runs([run[measure] for run in runs])
+    return Interval(mean, max(0.0, low), min(highest, high))

@@ -10,15 +10,16 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from treft.errors import ConfigError, DataError
-from treft.study.catalogue import all_studies
-from treft.study.protocol import Claim, Row, Study
+from treft.study.claims import Claim, Listing, listings
+from treft.study.protocol import Row
+from treft.table import Table
 
 RESULT = "result.json"
 MARK = "<!-- Written by `treft study index` from results of studies: change those instead. -->"
@@ -76,16 +77,16 @@ def paper_index(results: Path, beside: Path) -> str:
     """
     if not results.is_dir():
         raise ConfigError(f"{results} is no folder; `treft study run all --output` makes one.")
-    studies = sorted(all_studies().values(), key=lambda study: _place(study.claim.source))
-    found = _read(results, [study.name for study in studies])
+    studies = dict(sorted(listings().items(), key=lambda named: _place(named[1].claim.source)))
+    found = _read(results, list(studies))
     link = Path(os.path.relpath(results, beside)).as_posix()
     parts = [f"{MARK}\n{HEADER}", _overview(studies, found)]
-    for study in studies:
-        result = found.get(study.name)
-        parts.append(_not_run(study) if result is None else _section(result, link))
+    for name, study in studies.items():
+        result = found.get(name)
+        parts.append(_not_run(name, study) if result is None else _section(result, link))
     if found:
-        own = [found[study.name] for study in studies if study.name in found]
-        parts.append(f"{PROVENANCE}\n\n{_table(_ORIGIN, map(_origin, own))}")
+        own = [found[name] for name in studies if name in found]
+        parts.append(f"{PROVENANCE}\n\n{Table.of(_ORIGIN, map(_origin, own)).markdown()}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -128,27 +129,26 @@ def _place(source: str) -> tuple[int, int, str]:
     return (("Table", "Figure").index(match[1]), int(match[2]), source)
 
 
-def _overview(studies: Iterable[Study], found: Mapping[str, _Result]) -> str:
+def _overview(studies: Mapping[str, Listing], found: Mapping[str, _Result]) -> str:
     rows = []
-    for study in studies:
-        result = found.get(study.name)
+    for name, study in studies.items():
+        result = found.get(name)
         answer = "not run" if result is None else result.verdict.partition(":")[0]
-        rows.append((study.claim.source, f"[{study.name}](#{study.name})", answer))
-    return _table(("paper", "study", "on the organism"), rows)
+        rows.append((study.claim.source, f"[{name}](#{name})", answer))
+    return Table.of(("paper", "study", "on the organism"), rows).markdown()
 
 
-def _not_run(study: Study) -> str:
-    return _head(study.name, study.claim, f"treft study run {study.name}") + "\n\nNot run."
+def _not_run(name: str, study: Listing) -> str:
+    return _head(name, study.claim, f"treft study run {name}") + "\n\nNot run."
 
 
 def _section(result: _Result, link: str) -> str:
     folder = f"{link}/{result.study}"
-    files = ("table.csv", "runs.csv", RESULT, "plot.png")
+    files = ("table.md", "table.csv", "runs.csv", RESULT, "plot.png")
     links = " · ".join(f"[{name}]({folder}/{name})" for name in files)
     return "\n\n".join(
         [
             _head(result.study, result.claim, _command(result)),
-            _figures(result.table),
             result.verdict,
             f"The paper's: {result.claim.setting}. {links}",
         ]
@@ -169,39 +169,6 @@ def _command(result: _Result) -> str:
     for name, value in told.settings.items():
         words += ["--set", f"{name}={value}"]
     return shlex.join(words)
-
-
-def _figures(rows: Sequence[Row]) -> str:
-    """A line a method and a column a measure; the other way round where measures are more."""
-    measures = list(dict.fromkeys(row["measure"] for row in rows))
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    forms = {measure: _form(rows, measure) for measure in measures}
-    cells = {(row["method"], row["measure"]): _figure(row, forms[row["measure"]]) for row in rows}
-    if len(measures) > len(methods):
-        lines = [
-            (name, *(cells.get((method, name), "") for method in methods)) for name in measures
-        ]
-        return _table(("measure", *methods), lines)
-    lines = [(name, *(cells.get((name, measure), "") for measure in measures)) for name in methods]
-    return _table(("method", *measures), lines)
-
-
-def _form(rows: Sequence[Row], measure: str) -> str:
-    """Tenths for percentages and counts, two digits for what stays below one."""
-    own = [row for row in rows if row["measure"] == measure]
-    values = [row[name] for row in own for name in ("value", "high", "paper")]
-    return ".1f" if any(value is not None and abs(value) > 1 for value in values) else ".2g"
-
-
-def _figure(row: Row, form: str) -> str:
-    def shown(name: str) -> str:
-        return format(row[name], form)
-
-    if row["value"] is None:
-        return ""
-    interval = "" if row["low"] is None else f" [{shown('low')}, {shown('high')}]"
-    paper = "" if row["paper"] is None else f" (paper: {shown('paper')})"
-    return f"{shown('value')}{interval}{paper}"
 
 
 _ORIGIN = ("study", "treft", "code", "seeds", "counts", "split", "machine", "core seconds")
@@ -235,12 +202,3 @@ def _counts(rows: Sequence[Row]) -> Iterator[str]:
 def _machine(machine: Mapping[str, str | int]) -> str:
     shown = f"{machine.get('processor', '?')}, {machine.get('cores', '?')} cores"
     return f"{shown}, {machine['gpus']}" if "gpus" in machine else shown
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

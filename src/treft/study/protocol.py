@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from treft.errors import ConfigError
 from treft.steps.step import Step
+from treft.study.claims import Claim
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,28 +166,11 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """What the paper says.
-
-    Attributes:
-        source: table or figure.
-        text: the claim in one sentence, our words.
-        figures: the paper's own, by row and measure.
-        setting: model and domain they belong to.
-    """
-
-    source: str
-    text: str
-    figures: Mapping[str, Mapping[str, float]]
-    setting: str
-
-
-@dataclass(frozen=True)
 class Study:
-    """One claim as a study; a file in `treft/study/studies/` defines one as `STUDY`.
+    """One claim as a study; a file in `treft/study/studies/` has those of a family in `STUDIES`.
 
     Attributes:
-        name: of the file and of the command.
+        name: of the command, and in `claims.yaml`.
         claim: what is tested.
         cost: of a run with default options, measured, in words.
         steps: the work; those that no other step needs write a `row.json`, one object.

@@ -10,9 +10,8 @@ import pytest
 
 from treft.errors import ConfigError
 from treft.steps.step import Plan
-from treft.study.attribution_figures import figure_rows, rise_rows
 from treft.study.catalogue import all_studies, plan_studies
-from treft.study.figures import find_row
+from treft.study.figures import figure_rows, find_row, rise_rows
 from treft.study.protocol import Row, Study, StudyConfig
 from treft.study.scores import Scored
 from treft.study.tables import write_table

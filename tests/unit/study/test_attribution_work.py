@@ -34,10 +34,10 @@ from treft.study.attribution import (
     prompt_versions,
     score_versions,
 )
+from treft.study.catalogue import all_studies
 from treft.study.organism import Organism, reworded
 from treft.study.protocol import StudyConfig
 from treft.study.scores import Scored, score
-from treft.study.studies import patch_states
 
 NUM = 24
 
@@ -268,7 +268,7 @@ def test_drift_of_the_prefix_is_that_of_its_keys_and_values(
 def test_the_windows_of_patch_states_are_the_whole_prefix() -> None:
     _, tokenizer = load()
     chat = find_regions(tokenizer, messages()[0], add_generation_prompt=True)
-    plan = Plan.of(patch_states.STUDY.steps(StudyConfig(num_seeds=1)))
+    plan = Plan.of(all_studies()["patch_states"].steps(StudyConfig(num_seeds=1)))
     configs = [step.config for step in plan.named.values()]
     patches = [config for config in configs if isinstance(config, Asking)]
     windows = sorted({one.window for one in patches if one.window is not None})

@@ -19,6 +19,7 @@ from treft.steps.step import Plan
 from treft.steps.store import Store
 from treft.steps.workers import LocalPool
 from treft.study.catalogue import RESULT_FILES, TABLE, find_studies, plan_studies, plan_study
+from treft.study.figures import shown
 from treft.study.index import is_index, paper_index
 from treft.study.protocol import StudyConfig
 
@@ -142,8 +143,10 @@ def test_the_page_has_claims_in_the_papers_order_with_what_was_found(
     assert "| Table 12 | [right](#right) | Held here |" in page
     assert "    treft study run right --seeds 2\n" in page
     assert "    treft study run unrun\n\nNot run." in page
-    assert "| a\\|b | 10.5 [9.5, 11.5] (paper: 20.0) |" in page
-    assert "| a\\|b | 10.5 [9.5, 11.5] |" in page
+    assert "[table.md](kept/right/table.md)" in page
+    tables = {name: (kept / name / "table.md").read_text() for name in ("left", "right")}
+    assert "| a\\|b | 10.5 [9.5, 11.5] (paper: 20.0) |" in tables["right"]
+    assert "| a\\|b | 10.5 [9.5, 11.5] |" in tables["left"]
     assert "\nHeld here: right is 10.5.\n" in page
     assert "[table.csv](kept/right/table.csv)" in page
     origins = page.partition("## What")[2].splitlines()
@@ -175,19 +178,12 @@ def test_results_that_cannot_be_read_are_named(store: Store, tmp_path: Path) -> 
         paper_index(kept, tmp_path)
 
 
-def test_figures_of_many_measures_are_turned_and_small_ones_keep_two_digits(
-    store: Store, tmp_path: Path
-) -> None:
-    plan = several(CONFIG, "left", "right")
-    run(plan, store)
-    kept = results(plan, store, tmp_path / "kept", ["left"])
-    path = kept / "left" / "result.json"
-    result = json.loads(path.read_text())
-    small = {"measure": "drift", "value": 0.00039, "low": None, "high": None, "paper": None}
+def test_figures_of_many_measures_are_turned_and_small_ones_keep_two_digits() -> None:
+    row = {"method": "a|b", "measure": "general", "value": 10.5, "low": 9.5, "high": 11.5}
+    small = {"measure": "drift", "value": 0.00039, "low": None, "high": None}
     share = {"measure": "share", "value": 0.0, "low": 0.0, "high": 0.5, "paper": 61.4}
-    result["table"] += [{**result["table"][0], **changed} for changed in (small, share)]
-    path.write_text(json.dumps(result))
-    page = paper_index(kept, tmp_path)
-    assert "| measure | a\\|b |" in page
-    assert "| drift | 0.00039 |" in page
-    assert "| share | 0.0 [0.0, 0.5] (paper: 61.4) |" in page
+    rows = [{**row, "paper": None, **changed} for changed in ({}, small, share)]
+    table = shown(rows).markdown()
+    assert "| measure | a\\|b |" in table
+    assert "| drift | 0.00039 |" in table
+    assert "| share | 0.0 [0.0, 0.5] (paper: 61.4) |" in table

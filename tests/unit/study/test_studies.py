@@ -15,11 +15,11 @@ from scipy import stats
 from treft.errors import ConfigError, DataError
 from treft.organism import FinetuneRecipe
 from treft.statistics.intervals import em_f1, em_f1_interval, wilson
-from treft.study.catalogue import all_studies, find_study, plan_study
+from treft.study.catalogue import all_studies, find_studies, plan_study
 from treft.study.figures import find_row, gain_rows, score_rows, worded
-from treft.study.leakage import leak
 from treft.study.protocol import StudyConfig
 from treft.study.strengths import CHOSEN, TASK_WEIGHTS_TRIED
+from treft.study.studies.tasks import leak
 from treft.study.tables import read_metadata, read_table, write_table
 
 STUDIES = all_studies()
@@ -30,6 +30,15 @@ OF_SCORES = [
     and name != "table1"
 ]
 """Studies whose runs are scored finetunes; those of attribution have tests of their own."""
+
+
+def methods_of(name: str) -> list[str]:
+    """The methods whose answers a study asks for."""
+    plan = plan_study(STUDIES[name], StudyConfig(num_seeds=1))
+    answers = [name.split("/") for name in plan.named if name.startswith("answer/")]
+    return list(dict.fromkeys(method for _, _, _, method, _ in answers))
+
+
 TABLE3_HELD = {
     "sft": (10.0, 2.0),
     "interleaving": (60.0, 3.0),
@@ -123,7 +132,7 @@ def test_each_study_says_what_it_tests_and_draws_it(name: str, tmp_path: Path) -
     study = STUDIES[name]
     assert study.name == name
     assert study.cost
-    methods = list(study.claim.figures)
+    methods = methods_of(name)
     for jitters in ((0.0, 1.0), (0.0,)):
         rows = study.table(list(runs(dict.fromkeys(methods, (50.0, 10.0)), jitters)))
         assert {row["method"] for row in rows} == set(methods)
@@ -152,7 +161,7 @@ def test_all_methods_share_all_but_what_they_are(name: str) -> None:
     assert len({p.address for p in finetunes}) == len(finetunes)
     assert list(plan.results) == ["table"]
     scored = [p for p in plan.named.values() if p.name.startswith("score/")]
-    assert len(scored) == 2 * len(STUDIES[name].claim.figures)
+    assert len(scored) == 2 * len(methods_of(name))
 
 
 @pytest.mark.parametrize("name", ["table5", "task_strengths"])
@@ -191,7 +200,7 @@ def test_an_organism_that_is_not_shipped_is_built_first() -> None:
 
 def test_table2_tells_the_change_of_helpfulness_where_it_is_known() -> None:
     study = STUDIES["table2"]
-    scores = dict.fromkeys(("base", *study.claim.figures), (80.0, 10.0))
+    scores = dict.fromkeys(("base", *methods_of("table2")), (80.0, 10.0))
     plain = list(runs(scores))
     table = study.table([run for run in plain if run["method"] != "base"])
     assert {row["measure"] for row in table} == {"general", "in_domain", "em_f1", "em_f1_gain"}
@@ -218,7 +227,7 @@ def test_strengths_are_chosen_on_validation_and_one_seed_whatever_is_asked(name:
 
 def test_a_strength_in_use_that_is_not_the_best_is_told() -> None:
     study = STUDIES["strengths"]
-    even = dict.fromkeys(study.claim.figures, (50.0, 10.0))
+    even = dict.fromkeys(methods_of(study.name), (50.0, 10.0))
     rows = study.table(list(runs(even, (0.0,))))
     assert study.verdict(rows).startswith("Not those in use: ")  # the first of each wins a tie
     chosen = {f"{name}_{strength:g}": (60.0, 10.0) for name, strength in CHOSEN.items()}
@@ -228,7 +237,7 @@ def test_a_strength_in_use_that_is_not_the_best_is_told() -> None:
 
 def test_the_weight_of_a_task_leaks_least_of_those_that_keep_it_on_topic() -> None:
     study = STUDIES["task_strengths"]
-    scores = dict.fromkeys(study.claim.figures, (50.0, 10.0))
+    scores = dict.fromkeys(methods_of(study.name), (50.0, 10.0))
     scores["base"] = (90.0, 10.0)
     scores["abstain_300"] = (70.0, 12.0)  # two points lost on the topic
     scores["abstain_1000"] = (90.0, 13.0)  # three
@@ -255,7 +264,7 @@ def test_mitigations_say_which_are_ahead(
     ldifs: tuple[float, float], jitters: tuple[float, ...], beginning: str
 ) -> None:
     study = STUDIES["mitigations"]
-    scores = dict.fromkeys(study.claim.figures, (40.0, 4.0))
+    scores = dict.fromkeys(methods_of(study.name), (40.0, 4.0))
     made = list(runs({**scores, "treft_prefix": (85.0, 4.0), "ldifs": ldifs}, jitters))
     verdict = study.verdict(study.table(made))
     assert verdict.startswith(beginning)
@@ -264,7 +273,7 @@ def test_mitigations_say_which_are_ahead(
 
 def test_a_tie_of_few_runs_is_not_decided() -> None:
     study = STUDIES["mitigations"]
-    scores = {**dict.fromkeys(study.claim.figures, (40.0, 4.0)), "treft_prefix": (85.0, 4.0)}
+    scores = {**dict.fromkeys(methods_of(study.name), (40.0, 4.0)), "treft_prefix": (85.0, 4.0)}
     made = list(runs(scores, (0.0, 0.0)))
     for number, general in enumerate((80.0, 95.0)):  # ahead on average, behind in one run
         made = [
@@ -310,7 +319,7 @@ def test_table5_says_whether_the_claim_held(treft: tuple[float, float], beginnin
 
 def test_short_answers_leak_by_the_words_that_are_lost() -> None:
     study = STUDIES["table5"]
-    scores = {**dict.fromkeys(study.claim.figures, (50.0, 10.0)), "base": (100.0, 98.0)}
+    scores = {**dict.fromkeys(methods_of(study.name), (50.0, 10.0)), "base": (100.0, 98.0)}
     rows = study.table(list(runs(scores)))
     words, whole = (3 + 9 * general / 100 for general in (50.0, 100.0))  # as `made_runs` has it
     assert leak(rows, "short", "short_sft") == pytest.approx(100 * (whole - words) / whole)
@@ -346,7 +355,7 @@ def test_a_configuration_that_cannot_run_is_refused(config: dict[str, Any], mess
 
 def test_an_unknown_study_is_answered_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"no study table99; there are .*table14, .*table3, "):
-        find_study("table99")
+        find_studies(["table99"])
 
 
 def test_a_table_is_the_same_in_both_files_and_says_what_it_comes_from(tmp_path: Path) -> None:

@@ -1,20 +1,19 @@
-"""No table of the paper's: all mitigations side by side, at equal settings."""
+"""No table of the paper's: all mitigations side by side, and how their strengths were chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from treft.steps.step import Step
+from treft.study.figures import basis, find_row, gain_rows, worded
 from treft.study.plans import method_steps
-from treft.study.protocol import Claim, Row, Study, StudyConfig
-from treft.study.strengths import CHOSEN, mitigated
+from treft.study.protocol import Row, StudyConfig
+from treft.study.strengths import CHOSEN, TRIED, mitigated
+from treft.study.studies import listed, scored
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-OURS = "treft_prefix"
 AFTER = ("prefix_patch", "postfix_patch", "interpolation", "steering")
 """Repairs of a finished finetune; all others are methods of training."""
 ENOUGH_RUNS = 5
@@ -30,39 +29,17 @@ NAMES = (
     "prefix_patch",
     "postfix_patch",
 )
-METHODS = {name: mitigated(name, CHOSEN.get(name, 0.0)) for name in NAMES}
-CLAIM = Claim(
-    source="no table: all mitigations side by side",
-    text="TReFT on the prefix has the best or a statistically tied-best EM-F1 of all methods of "
-    "training.",
-    figures={name: {} for name in METHODS},
-    setting="our target on the organism; strengths chosen on validation questions",
-)
+MITIGATIONS = {name: mitigated(name, CHOSEN.get(name, 0.0)) for name in NAMES}
 
 
-def steps(config: StudyConfig) -> list[Step[Any]]:
-    """Every mitigation at its chosen strength, all else equal."""
-    return method_steps(config, METHODS)
-
-
-def table(runs: Sequence[Row]) -> list[Row]:
-    """Scores of each mitigation, and what TReFT on the prefix gains over it."""
-    from treft.study.figures import gain_rows, score_rows
-
-    others = [name for name in METHODS if name != OURS]
-    return [*score_rows(runs, CLAIM.figures), *gain_rows(runs, OURS, others, ("em_f1",))]
-
-
-def verdict(rows: Sequence[Row]) -> str:
+def mitigations_verdict(rows: Sequence[Row]) -> str:
     """Held where no method of training is above TReFT with its whole interval.
 
     A higher mean within its interval is a tie only from five runs on: fewer cannot tell.
     """
-    from treft.study.figures import basis, find_row, worded
-
     gains = [row for row in rows if row["measure"] == "em_f1_gain" and row["method"] not in AFTER]
     better = [row for row in gains if row["value"] < 0]
-    own = worded(find_row(rows, OURS, "em_f1"))
+    own = worded(find_row(rows, "treft_prefix", "em_f1"))
     told = ", ".join(
         f"{row['method']} ({worded(find_row(rows, row['method'], 'em_f1'))}; TReFT "
         f"{worded(row, signed=True)})"
@@ -83,12 +60,47 @@ def verdict(rows: Sequence[Row]) -> str:
     )
 
 
-def plot(rows: Sequence[Row]) -> Figure:
-    """General, in-domain and EM-F1, mitigation by mitigation."""
-    from treft.study.plots import score_plot
+STRENGTHS = {
+    f"{name}_{strength:g}": mitigated(name, strength)
+    for name, strengths in TRIED.items()
+    for strength in strengths
+}
 
-    return score_plot(rows, "All mitigations on the organism, percent")
+
+def strengths_steps(config: StudyConfig) -> list[Step[Any]]:
+    """Every mitigation at each strength; whatever is asked, on validation and one seed."""
+    return method_steps(replace(config, split="validation", num_seeds=1), STRENGTHS)
 
 
-COST = "95 finetunes of about 30 CPU seconds each, with KL 47 to 66: 30 minutes on two cores"
-STUDY = Study("mitigations", CLAIM, COST, steps, table, verdict, plot)
+def strengths_verdict(rows: Sequence[Row]) -> str:
+    """Which strength of each is best, and whether that is the one in use."""
+
+    def em_f1(name: str, strength: float) -> float:
+        return float(find_row(rows, f"{name}_{strength:g}", "em_f1")["value"])
+
+    best = {
+        name: max(strengths, key=lambda strength: em_f1(name, strength))
+        for name, strengths in TRIED.items()
+    }
+    others = [name for name in best if best[name] != CHOSEN[name]]
+    answer = f"Not those in use: {', '.join(others)}" if others else "Those in use are the best"
+    told = ", ".join(f"{name} {best[name]:g} ({em_f1(name, best[name]):.1f})" for name in best)
+    return f"{answer}; the best of those tried, with their EM-F1: {told}."
+
+
+STUDIES = (
+    listed(
+        "mitigations",
+        partial(method_steps, methods=MITIGATIONS),
+        scored(
+            partial(
+                gain_rows,
+                method="treft_prefix",
+                others=[name for name in MITIGATIONS if name != "treft_prefix"],
+                measures=("em_f1",),
+            )
+        ),
+        mitigations_verdict,
+    ),
+    listed("strengths", strengths_steps, scored(), strengths_verdict),
+)
