@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from trl import (
 
 from treft.cli.output import EXIT_INTERRUPTED
 from treft.data.messages import load_messages
+from treft.docstrings import with_help
 from treft.errors import ConfigError, TreftError
 from treft.mitigations.registry import MitigationArguments, build
 from treft.models.loading import model_path
@@ -40,22 +41,22 @@ from treft.training.terms import Mitigation
 logger = logging.getLogger(__name__)
 
 
+@with_help
 @dataclass
 class SftArguments(ScriptArguments):
-    """TRL's script arguments and ours."""
+    """TRL's script arguments and ours.
 
-    train_file: str | None = field(
-        default=None, metadata={"help": "JSONL file, one {'messages': [...]} a line, to train on."}
-    )
-    eval_file: str | None = field(
-        default=None, metadata={"help": "JSONL file to evaluate on; at the end by default."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start anew in an output_dir that holds files."}
-    )
-    json: bool = field(
-        default=False, metadata={"help": "Print the result as one JSON object on stdout."}
-    )
+    Attributes:
+        train_file: JSONL file, one {'messages': [...]} a line, to train on.
+        eval_file: JSONL file to evaluate on; at the end by default.
+        overwrite_output_dir: Start anew in an output_dir that holds files.
+        json: Print the result as one JSON object on stdout.
+    """
+
+    train_file: str | None = None
+    eval_file: str | None = None
+    overwrite_output_dir: bool = False
+    json: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from treft.organism.tasks import TaskName
 from treft.steps.step import Work
 from treft.study.subject import ADAPTER, MODEL, Rows, Subject, model_name
 from treft.training import TReFTConfig, TReFTTrainer
+from treft.training.config import States
 from treft.training.terms import Mitigation
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Finetune:
     held: tuple[RegionName, ...] = ()
     kv_weight: float | Literal["auto"] = 0.0
     kv_budget: float | None = None
-    kv_states: Literal["both", "key", "value"] = "both"
+    kv_states: States = "both"
     mitigation: str = ""
     strength: float = 0.0
     answer_system: str | None = None

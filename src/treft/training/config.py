@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 from trl.trainer.utils import get_config_model_id
 
-from treft.chat.regions import RegionName
+from treft.chat.regions import REGION_CODES, RegionName
 from treft.core.regularizer import check_region_weights
 from treft.docstrings import with_help
 from treft.errors import AttentionError, ConfigError
@@ -22,7 +22,7 @@ from treft.training.forward import cannot_share, why_options_want_whole
 
 logger = logging.getLogger(__name__)
 
-REGIONS = ("prefix", "query", "postfix", "response")
+REGIONS = tuple(REGION_CODES)
 States = Literal["both", "key", "value"]
 PostfixSource = Literal["own_query", "empty_query", "training_row"]
 AUTO = "auto"
