@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from treft.errors import ConfigError, needs_extra
 from treft.steps.run import MAX_RETRIES, Seconds, do_step
-from treft.steps.step import Plan, Resources, Step
+from treft.steps.step import Plan, Step
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,7 @@ class LocalPool:
             raise ConfigError(f"there are {num_cpus} workers; use at least one.")
         self.num_cpus = num_cpus
         self.gpus = gpus
-        self._idle: list[_Worker] = []
-        self._busy: dict[Future[Seconds], _Worker] = {}
+        self._workers: list[_Worker] = []
 
     def check(self, plan: Plan) -> None:
         """Refuse steps that can never run here.
@@ -66,53 +65,44 @@ class LocalPool:
                 )
 
     def submit(self, step: Step[Any], store: Path) -> Future[Seconds] | None:
-        """Start a step; None while there is no room for it."""
-        self._collect()
-        share = self._free_share(step.resources)
-        if share is None:
+        """Start a step; None while there is no room for it.
+
+        A step that wants more cores than there are gets all.
+        """
+        busy = [worker for worker in self._workers if not worker.last.done()]
+        threads = min(step.resources.cpus, self.num_cpus)
+        taken = {gpu for worker in busy for gpu in worker.share.gpus}
+        free = tuple(gpu for gpu in self.gpus if gpu not in taken)
+        if sum(worker.share.threads for worker in busy) + threads > self.num_cpus:
             return None
-        worker = self._worker(share)
+        if step.resources.gpus > len(free):
+            return None
+        worker = self._worker(_Share(threads, free[: step.resources.gpus]))
         try:
-            future = worker.submit(do_step, step, store)
+            worker.last = worker.submit(do_step, step, store)
         except BrokenProcessPool:  # it died, in its last step or since
             worker.end()
+            self._workers.remove(worker)
             return self.submit(step, store)
-        self._busy[future] = worker
-        return future
+        return worker.last
 
     def close(self) -> None:
         """End all workers, whatever they are doing."""
-        self._collect()
-        for worker in self._busy.values():
+        for worker in self._workers:
             worker.end()
-        for worker in self._idle:
-            worker.leave()
-        self._idle.clear()
-        self._busy.clear()
-
-    def _collect(self) -> None:
-        """Workers that are done are idle; one that died is found out when it is to start again."""
-        for future in [future for future in self._busy if future.done()]:
-            self._idle.append(self._busy.pop(future))
-
-    def _free_share(self, wanted: Resources) -> _Share | None:
-        """Returns part of what is free; a step that wants more cores than there are gets all."""
-        shares = [worker.share for worker in self._busy.values()]
-        threads = min(wanted.cpus, self.num_cpus)
-        free = tuple(gpu for gpu in self.gpus if not any(gpu in share.gpus for share in shares))
-        if sum(share.threads for share in shares) + threads > self.num_cpus:
-            return None
-        return None if wanted.gpus > len(free) else _Share(threads, free[: wanted.gpus])
+        self._workers.clear()
 
     def _worker(self, share: _Share) -> _Worker:
         """Returns an idle worker with this share, or a new one in the place of the idle others."""
-        for worker in self._idle:
+        idle = [worker for worker in self._workers if worker.last.done()]
+        for worker in idle:
             if worker.share == share:
-                self._idle.remove(worker)
                 return worker
-        while self._idle and len(self._idle) + len(self._busy) >= self.num_cpus:
-            self._idle.pop().leave()
-        return _Worker(share)
+        while idle and len(self._workers) >= self.num_cpus:
+            idle[-1].end()
+            self._workers.remove(idle.pop())
+        self._workers.append(_Worker(share))
+        return self._workers[-1]
 
 
 class _Worker(ProcessPoolExecutor):
@@ -122,15 +112,14 @@ class _Worker(ProcessPoolExecutor):
         context = multiprocessing.get_context("spawn")
         heard, self._lifeline = context.Pipe(duplex=False)
         self.share = share
+        self.last: Future[Seconds] = Future()
+        self.last.cancel()
         super().__init__(1, context, _begin, (heard, share))
 
-    def leave(self) -> None:
-        """Let the process, which has no step, end by itself and tidy up."""
-        self.shutdown()
-        self.end()
-
     def end(self) -> None:
-        """Make the process leave, even in the middle of a step."""
+        """Make the process leave: by itself, tidied up, or in the middle of its step."""
+        if self.last.done():
+            self.shutdown()
         self._lifeline.close()
         self.shutdown(cancel_futures=True)
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
-from peft import PeftModel
 
 from treft.chat.regions import ChatRegions, RegionName
 from treft.core.patch_spec import PatchSpec
 from treft.core.patching import StateKind
-from treft.core.recording import other_model
 from treft.core.reference import ReferenceBank
 from treft.data.messages import read_rows
 from treft.files import write_whole
 from treft.mitigations.steering import persona_vector, steered, steered_layer
 from treft.models import generation
-from treft.models.adapters import adapter_off
+from treft.models.pair import ModelPair
 from treft.models.residual import stream_bank
 from treft.models.sampling import SamplingOptions, mixed_seed
 from treft.organism.tasks import TaskName
@@ -142,9 +139,8 @@ def patching(work: Work[Asking], found: Loaded) -> tuple[PatchSpec, ReferenceBan
 
 
 def reference_bank(found: Loaded) -> ReferenceBank:
-    """Returns states of the unfinetuned model: another one, or the same with its adapter off."""
-    source = adapter_off(found.model) if found.base is None else other_model(found.base)
-    return ReferenceBank(source)
+    """Returns states of the unfinetuned model."""
+    return ReferenceBank(ModelPair(found.model, found.base).source)
 
 
 @contextmanager
@@ -156,10 +152,7 @@ def steering(work: Work[Asking], found: Loaded) -> Iterator[None]:
         return
     layer = steered_layer(model)
     rows = config.subject.contrast(work, seed=0)
-    with ExitStack() as stack:
-        if found.base is None and isinstance(model, PeftModel):
-            stack.enter_context(model.disable_adapter())
-        reference = model if found.base is None else found.base
+    with ModelPair(model, found.base).use("base") as reference:
         vector = persona_vector(reference, found.tokenizer, *rows, layer=layer)
     with steered(model, layer, -config.steering * vector):
         yield
