@@ -16,7 +16,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from treft.steps.step import Step, Work
-from treft.study import catalogue, index
 from treft.study.claims import Listing
 from treft.study.protocol import Row, Study, StudyConfig
 
@@ -85,6 +84,8 @@ def _made_listings() -> dict[str, Listing]:
 
 def use_made_studies(monkeypatch: Any, log: Any) -> None:
     """In the place of the package's."""
+    from treft.study import catalogue, index  # workers, which only do steps, need neither
+
     monkeypatch.setenv("MADE_LOG", str(log))
     monkeypatch.setattr(catalogue, "all_studies", made_studies)
     monkeypatch.setattr(index, "listings", _made_listings)

@@ -24,6 +24,7 @@ from treft.steps.workers import LocalPool, RayCluster, visible_gpus
 from treft.study import catalogue
 from treft.study.claims import ALL
 from treft.study.protocol import StudyConfig
+from treft.study.tables import TABLE
 
 STOPPED = "the same command goes on from here"
 
@@ -106,7 +107,7 @@ def _ask(options: Status) -> _Asked:
     if len(studies) == 1 and not takes_all:
         [(name, study)] = studies.items()
         plan = catalogue.plan_study(study, config)
-        return _Asked(plan, {name: plan[catalogue.TABLE].address}, alone=True)
+        return _Asked(plan, {name: plan[TABLE].address}, alone=True)
     left_out: dict[str, str] = {}
     if takes_all and config.model is not None:
         plan, left_out = catalogue.plan_possible(studies, config)

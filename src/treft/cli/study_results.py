@@ -15,7 +15,7 @@ from treft.cli.output import emit
 from treft.steps.run import Outcome
 from treft.steps.step import Plan, Step
 from treft.steps.store import Store
-from treft.study.catalogue import RESULT_FILES
+from treft.study.tables import RESULT_FILES
 from treft.table import Cell, Table
 
 COLUMNS = ("method", "measure", "value", "low", "high", "paper")

@@ -18,10 +18,11 @@ from treft.steps.run import estimate_cost, missing_steps, run_plan
 from treft.steps.step import Plan
 from treft.steps.store import Store
 from treft.steps.workers import LocalPool
-from treft.study.catalogue import RESULT_FILES, TABLE, find_studies, plan_studies, plan_study
+from treft.study.catalogue import find_studies, plan_studies, plan_study
 from treft.study.figures import shown
 from treft.study.index import is_index, paper_index
 from treft.study.protocol import StudyConfig
+from treft.study.tables import RESULT_FILES, TABLE
 
 CONFIG = StudyConfig(num_seeds=2)
 
