@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,21 @@ def test_weights_of_zero_train_bit_for_bit_as_without(folder: Path) -> None:
     )  # fmt: skip
     assert plain.keys() == off.keys()
     assert all(off[name].equal(value) for name, value in plain.items())
+
+
+def test_every_flag_is_a_field_of_a_method_and_has_help() -> None:
+    flags = {item.name: item for item in fields(MitigationArguments)}
+    assert sorted(flags) == [
+        "activated_lora", "activated_lora_text", "frozen_prefix", "inoculation_prompt",
+        "interleave_files", "interleave_misaligned", "interleave_ratio", "kl_batch_size",
+        "kl_retain_file", "kl_train", "kl_weight", "ldifs_layers", "ldifs_regions",
+        "ldifs_weight", "ptst_test_prompt", "ptst_train_prompt", "steering_coefficient",
+        "steering_layer", "steering_negative_file", "steering_positive_file", "stop_drop",
+        "stop_every", "stop_file", "weight_norm",
+    ]  # fmt: skip
+    assert all(item.metadata["help"] for item in flags.values())
+    assert (flags["kl_weight"].default, flags["stop_drop"].default) == (50.0, 0.1)
+    assert build(MitigationArguments(), "no-model", 1) == []
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,6 @@ class KVPenalty(Mitigation):
         self.config = config
         self.regions = tuple(cast(list[RegionName], config.kv_regions))
         self._datasets: list[Any] = []
-        self._postfix_row: Conversation | None = None
         self._is_open = False
         self._num_conversations = 1
 
@@ -71,11 +70,8 @@ class KVPenalty(Mitigation):
 
     def see(self, dataset: Any) -> None:
         """Remember the rows whose reference is recorded before step 1; later ones come too late."""
-        if self._is_open:
-            return
-        self._datasets.append(dataset)
-        if self._postfix_row is None and self.config.kv_postfix_reference == "training_row":
-            self._postfix_row = draw_row(dataset, self.config.seed)
+        if not self._is_open:
+            self._datasets.append(dataset)
 
     def prepare(self, trainer: SFTTrainer) -> None:
         """Check that the penalty can work on this model, and open the reference."""
@@ -83,6 +79,8 @@ class KVPenalty(Mitigation):
         self._accelerator = trainer.accelerator
         with capturable(self._model):
             pass
+        if self.config.kv_postfix_reference == "training_row":
+            self._postfix_row = draw_row(self._datasets[0], self.config.seed)
         # Not of TRL's marked twin: it writes the same text, and files are recorded without it.
         hashed = template_hash(checks.text_tokenizer(trainer.processing_class))
         is_known = all(isinstance(dataset, Dataset) for dataset in self._datasets)
@@ -113,8 +111,8 @@ class KVPenalty(Mitigation):
 
     @property
     def _postfix(self) -> PostfixReference:
-        own = self.config.kv_postfix_reference == "own_query"
-        return "own_query" if own else self._postfix_row or "empty_query"
+        name = self.config.kv_postfix_reference
+        return self._postfix_row if name == "training_row" else name
 
     def _distinct_requests(self) -> list[ReferenceRequest]:
         found: dict[ReferenceRequest, None] = {}
