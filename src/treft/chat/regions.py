@@ -190,7 +190,7 @@ def _spans(chat: Chat, marked: MarkedText, frame: Frame, include_think: bool) ->
 
 
 def _ending(text: str, start: int, turn: int, include_think: bool) -> list[CodedSpan]:
-    """What follows the last user words when no response does."""
+    """Returns what follows the last user words when no response does."""
     end = len(text)
     if not include_think and (block := re.search(r"<think>\s*</think>\s*$", text[start:])):
         end = start + block.start()

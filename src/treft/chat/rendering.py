@@ -154,7 +154,7 @@ class _Marker:
         self.marks: dict[str, _Mark] = {}
 
     def chat(self, chat: Chat) -> list[dict[str, Any]]:
-        """All messages with marks; system messages need none."""
+        """Returns all messages with marks; system messages need none."""
         return [
             dict(message) if message.get("role") == "system" else self._message(message, index)
             for index, message in enumerate(chat.messages)
@@ -183,7 +183,7 @@ class _Marker:
         return mark
 
     def _words(self, words: str, index: int, edge: Edge) -> str:
-        """Words with a mark at both ends of their core, and after each thought tag."""
+        """Returns words with a mark at both ends of their core, and after each thought tag."""
         core = words.strip()
         lead = len(words) - len(words.lstrip()) if core else 0
         before, after = words[:lead], words[lead + len(core) :]
@@ -205,7 +205,7 @@ class _Marker:
         return (left, right) if left + right <= len(core) else (left, 0)
 
     def _parts(self, content: Sequence[Any], index: int) -> list[Any]:
-        """A list of parts: start mark in its first text, end mark in its last."""
+        """Returns a list of parts: start mark in its first text, end mark in its last."""
         parts = [dict(part) if isinstance(part, Mapping) else part for part in content]
         texts = [
             part for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)
@@ -220,7 +220,7 @@ class _Marker:
         return parts
 
     def _call(self, call: Any, index: int) -> Any:
-        """A tool call, marked in its name and at the end of its last text argument."""
+        """Returns a tool call, marked in its name and at the end of its last text argument."""
         function = call.get("function", call)
         marked = {**function, "name": self._mark(index, "cut") + str(function.get("name"))}
         marked["arguments"] = self._last_text(function.get("arguments"), index)
@@ -236,7 +236,7 @@ class _Marker:
 
 
 def render_marked(tokenizer: PreTrainedTokenizerBase, chat: Chat, marker: _Marker) -> str | None:
-    """The marked rendering; None where the template refuses the marked words."""
+    """Returns the marked rendering; None where the template refuses the marked words."""
     marked = Chat(
         marker.chat(chat),
         chat.tools,
@@ -321,7 +321,7 @@ def _stripped(content: Any, edge: Edge) -> Any:
 def _num_kept(
     tokenizer: PreTrainedTokenizerBase, chat: Chat, text: str, index: int, edge: Edge
 ) -> int:
-    """How much shorter the text is without the white space at an edge of one message."""
+    """Returns how much shorter the text is without the white space at an edge of one message."""
     messages = [dict(message) for message in chat.messages]
     messages[index]["content"] = _stripped(messages[index]["content"], edge)
     shorter = Chat(

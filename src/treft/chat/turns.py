@@ -59,7 +59,7 @@ _frames: OrderedDict[tuple[Any, ...], Frame] = OrderedDict()
 
 
 def frame_of(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> Frame:
-    """The template's frame around responses; learnt once per template and its variables."""
+    """Returns the template's frame around responses; learnt once per template and its variables."""
     in_parts = any(isinstance(message.get("content"), list) for message in chat.messages)
     added = tuple(tokenizer.get_added_vocab())
     key = (
@@ -115,7 +115,7 @@ def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
 
 
 def _turn_end(within: str, last: str, specials: re.Pattern[str] | None) -> str:
-    """The special tokens that end a turn, in the middle of a chat and at its end alike.
+    """Returns the special tokens that end a turn, in the middle of a chat and at its end alike.
 
     Without a special token, all the text that both have; "" when they have nothing alike.
     """
@@ -164,7 +164,7 @@ def response_span(
 
 
 def _header_end(before: str, frame: Frame) -> int:
-    """Where in the text before the assistant's words the header ends.
+    """Returns where in the text before the assistant's words the header ends.
 
     The words may be rendered with less than the header of a generation prompt (without its think
     tag), so the longest beginning of the header counts, but half of it must be there.
@@ -232,7 +232,7 @@ def _dates_of(template: str) -> tuple[frozenset[str], tuple[str, ...], bool]:
 
 
 def date_in(chat: Chat, prefix: str) -> str | None:
-    """The way to pin the date that the template writes into the prefix; None if there is none.
+    """Returns how to pin the date that the template writes into the prefix; None without one.
 
     A date variable counts when nobody set it and the prefix shows a date; a call of
     `strftime_now` counts when the prefix shows today's date in its format.

@@ -46,7 +46,7 @@ class _Asked:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def folders(self, output: Path) -> dict[str, Path]:
-        """Where copies of results go, by study."""
+        """Returns where copies of results go, by study."""
         return {name: output if self.alone else output / name for name in self.tables}
 
 
@@ -94,7 +94,7 @@ def run(options: Run) -> None:
 
 
 def _ask(options: Status) -> _Asked:
-    """All steps of the studies, checked.
+    """Returns all steps of the studies, checked.
 
     Of all studies on a model those that can run; of others it is told why not.
     """
@@ -129,7 +129,7 @@ def _step_lines(states: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _study_lines(states: list[dict[str, Any]], names: list[str]) -> Iterator[str]:
-    """A line a study; steps that several share are counted for each."""
+    """Yields a line a study; steps that several share are counted for each."""
     width = max(map(len, names))
     for name in names:
         own = [step["state"] for step in states if step["name"].startswith(f"{name}/")]
@@ -146,7 +146,7 @@ def _parse_settings(given: Iterable[str]) -> dict[str, str]:
 
 
 def _tell_cost(plan: Plan, store: Store) -> Collection[Step[Any]]:
-    """What is to do, told on stderr."""
+    """Returns what is to do, told on stderr."""
     missing = missing_steps(plan, store)
     cost = estimate_cost(missing.values(), store)
     num_stood = len(plan.by_address) - len(missing)
@@ -163,7 +163,7 @@ def _workers(plan: Plan, num_workers: int | None, ray: str | None) -> Workers:
 
 
 def _tell(event: Event) -> None:
-    """One line a start, an end, and a mishap, to stderr; a traceback's last line is enough here."""
+    """Print a line a start, an end and a mishap to stderr; of a traceback its last line."""
     detail = event.detail.strip().rpartition("\n")[2]
     ending = f": {detail}" if detail else ""
     counted = f"[{event.num_done}/{event.num_steps}]"

@@ -16,7 +16,7 @@ from treft.study.scores import Paid
 
 
 def model_setup(options: RealModel) -> ModelSetup | None:
-    """The model with its files; None where none is named.
+    """Returns the model with its files; None where none is named.
 
     Raises:
         ConfigError: an option is malformed, or names what is not there.

@@ -175,7 +175,7 @@ def held_requests(
     regions: Sequence[RegionName],
     postfix_reference: PostfixReference = "own_query",
 ) -> dict[ReferenceRequest, bool]:
-    """What a training run needs of a conversation, whose query, response and own postfix are one.
+    """Returns what training needs of a conversation, whose query, response and postfix are one.
 
     Args:
         conversation: of a training batch.
@@ -218,7 +218,7 @@ def prefix_request(tokens: RegionTokens, first_position: int = 0) -> ReferenceRe
 def own_request(
     tokens: RegionTokens, positions: Sequence[int], region: str, first_position: int = 0
 ) -> ReferenceRequest:
-    """The conversation itself, run up to the last wanted token.
+    """Returns the conversation itself, run up to the last wanted token.
 
     Args:
         tokens: the conversation.
@@ -244,7 +244,7 @@ def postfix_requests(
     reference: PostfixReference = "empty_query",
     first_position: int = 0,
 ) -> list[ReferenceRequest]:
-    """The requests for all postfixes of a conversation.
+    """Returns the requests for all postfixes of a conversation.
 
     With its own query there is one request, the conversation itself: its states have read the
     user's words, which a patch would thereby leak. The others are one request per turn, without the

@@ -82,7 +82,7 @@ class HeldTokens(NamedTuple):
 
     @classmethod
     def of(cls, tokens: Sequence[HeldToken], num_parts: int, device: torch.device) -> HeldTokens:
-        """The list as tensors on `device`.
+        """Returns the list as tensors on `device`.
 
         Args:
             tokens: at least one; none twice.
@@ -96,7 +96,7 @@ class HeldTokens(NamedTuple):
         return cls(rows, columns, references, by_part)
 
     def to(self, device: torch.device) -> HeldTokens:
-        """The same on the device of a later layer."""
+        """Returns the same on the device of a later layer."""
         return HeldTokens(*(tensor.to(device) for tensor in self))
 
     def take(self, states: Tensor) -> Tensor:
@@ -147,6 +147,6 @@ def drift_by_part(states: Tensor, reference: Tensor, tokens: HeldTokens) -> Tens
 
 
 def chunks(num_tensors: int, num_tokens: int) -> Iterator[slice]:
-    """Which of S tensors of N tokens each to compare together, see `MAX_STACKED_VECTORS`."""
+    """Yields which of S tensors of N tokens each to compare together, see `MAX_STACKED_VECTORS`."""
     size = max(1, MAX_STACKED_VECTORS // num_tokens)
     yield from (slice(start, start + size) for start in range(0, num_tensors, size))

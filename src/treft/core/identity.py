@@ -68,11 +68,11 @@ class Identity:
     treft_version: str
 
     def to_json(self) -> str:
-        """One JSON object, keys sorted."""
+        """Returns one JSON object, keys sorted."""
         return json.dumps(asdict(self), sort_keys=True)
 
     def differences(self, other: Identity, ignore: Collection[str] = ()) -> list[str]:
-        """One sentence part per field that differs: `field: mine, not other's`."""
+        """Returns one sentence part per field that differs: `field: mine, not other's`."""
         found = []
         for name in (entry.name for entry in fields(self) if entry.name not in ignore):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -112,7 +112,7 @@ def identify(model: nn.Module, template_hash: str = "", adapter: str | None = No
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether PEFT put layers of an adapter into the model's text decoder."""
+    """Returns whether PEFT put layers of an adapter into the model's text decoder."""
     return any(_adapter_module_names(pretrained_model(model).get_decoder()))
 
 
@@ -154,7 +154,7 @@ def _split_parameters(pretrained: PreTrainedModel) -> tuple[NamedWeights, NamedW
 
 
 def _name_without_wrappers(name: str, wrappers: Collection[str]) -> str | None:
-    """A parameter's name in the model without adapter; none if it belongs to the adapter."""
+    """Returns a parameter's name in the model without adapter; None if it is the adapter's."""
     parts = name.split(".")
     plain = []
     for index, part in enumerate(parts):
@@ -166,7 +166,7 @@ def _name_without_wrappers(name: str, wrappers: Collection[str]) -> str | None:
 
 
 def _adapter_module_names(decoder: nn.Module) -> Iterator[str]:
-    """Names of the modules that PEFT put in place of the model's own, which they hold as a child.
+    """Returns names of modules that PEFT put in place of the model's, which they hold as a child.
 
     They are known by that child, so that PEFT need not be there.
     """
@@ -199,7 +199,7 @@ def _samples(weights: NamedWeights) -> Iterator[bytes]:
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    """A short hash: sixteen hexadecimal digits are ample against mistakes."""
+    """Returns a short hash: sixteen hexadecimal digits are ample against mistakes."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

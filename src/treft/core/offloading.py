@@ -15,7 +15,7 @@ from treft.errors import ConfigError
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether some of a module's weights, or of those within it, are elsewhere now."""
+    """Returns whether some of a module's weights, or of those within it, are elsewhere now."""
     return any(parameter.is_meta for parameter in module.parameters())
 
 

@@ -90,7 +90,7 @@ def row_patches(
     bank: ReferenceBank,
     postfix_reference: PostfixReference = "empty_query",
 ) -> list[list[RowPatch]]:
-    """What to replace in each conversation; columns count from its first token.
+    """Returns what to replace in each conversation; columns count from its first token.
 
     Args:
         spec: which states.
@@ -127,7 +127,7 @@ def _row(
     plan: Sequence[Sequence[ReferenceRequest]],
     states: Mapping[ReferenceRequest, RecordedStates],
 ) -> list[RowPatch]:
-    """One conversation's replacements; `plan` has its requests, region by region."""
+    """Returns one conversation's replacements; `plan` has its requests, region by region."""
     rng = random.Random(f"{spec.position_seed}/{index}")
     row: list[RowPatch] = []
     for requests in plan:
@@ -154,7 +154,7 @@ def _windowed(patch: RowPatch, chat: ChatRegions, spec: PatchSpec) -> RowPatch:
 
 
 def random_tokens_source(source: Source, token_ids: Sequence[int], seed: int = 0) -> Source:
-    """As `source`, but with random tokens in the place of those whose states are kept.
+    """Returns `source` with random tokens in the place of those whose states are kept.
 
     The control for a patch: as many keys and values of the same model at the same positions, which
     know nothing of the tokens that stand there. The tokens that come before them, if they are not

@@ -45,7 +45,7 @@ class RowPatch:
         return len(self.columns)
 
     def only(self, tokens: Sequence[int]) -> RowPatch:
-        """The same patch at the given ones of its tokens, counted from 0."""
+        """Returns the same patch at the given ones of its tokens, counted from 0."""
         states = {
             layer: KeyValue(*(tensor[:, list(tokens)] for tensor in pair))
             for layer, pair in self.states.items()
@@ -54,12 +54,12 @@ class RowPatch:
         return dataclasses.replace(self, columns=columns, states=states)
 
     def moved(self, num_columns: int) -> RowPatch:
-        """The same patch with `num_columns` of padding before it."""
+        """Returns the same patch with `num_columns` of padding before it."""
         columns = tuple(column + num_columns for column in self.columns)
         return dataclasses.replace(self, columns=columns)
 
     def replaces(self, layer: int, kind: StateKind) -> bool:
-        """Whether this kind of state changes in this layer."""
+        """Returns whether this kind of state changes in this layer."""
         return kind in self.kinds and (self.layers is None or layer in self.layers)
 
 
@@ -141,7 +141,7 @@ class _Patches:
         return self._where[device, taken]
 
     def _states(self, taken: Sequence[int], layer: int, kind: StateKind, like: Tensor) -> Tensor:
-        """The reference's, (N, H, D)."""
+        """Returns the reference's, (N, H, D)."""
         parts = []
         for number in taken:
             states = self._patches[number].states
@@ -214,7 +214,7 @@ class PatchedCache(DynamicCache):
         return stored
 
     def _refuse_another_prompt(self, start: int, end: int) -> None:
-        """After the planned columns come single tokens; more at once are not of this prompt."""
+        """Refuse several tokens at once after the planned columns: they are not of this prompt."""
         is_prompt = end <= self._num_columns
         is_step = start >= self._num_columns and end - start == 1
         if not (is_prompt or is_step):
@@ -257,7 +257,7 @@ def _refuse_other_states(cache: DynamicCache) -> None:
 
 
 def has_sliding_window(config: PretrainedConfig) -> bool:
-    """Whether some layer of the text decoder sees a window of tokens only."""
+    """Returns whether some layer of the text decoder sees a window of tokens only."""
     return any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=config).layers)
 
 

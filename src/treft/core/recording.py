@@ -101,7 +101,7 @@ def other_model(base: nn.Module) -> Source:
 
 @contextmanager
 def plain_forward(model: nn.Module) -> Iterator[None]:
-    """No gradient, no dropout, and nothing left behind in the caller's autocast cache.
+    """Runs without gradient and dropout, and leaves nothing in the caller's autocast cache.
 
     Autocast keeps the low-precision copies it makes of weights. In older versions of torch (2.13 is
     safe) the training forward would find the copies made here without gradient, and lose its own.
@@ -119,7 +119,7 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout inside; the mode of every module is given back."""
+    """Switches dropout off inside, and gives every module its mode back."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -146,7 +146,7 @@ def _batches(requests: Sequence[ReferenceRequest], max_tokens: int) -> Iterator[
 
 
 def _run(model: nn.Module, requests: Sequence[ReferenceRequest]) -> States:
-    """One right-padded forward; layer -> (B, H, T, D).
+    """Runs one right-padded forward; returns layer -> (B, H, T, D).
 
     Wherever position_ids jump, one column of padding is kept: a mask of ones alone would be dropped
     by flash attention, which would then read the jump as the start of another document.
@@ -215,7 +215,7 @@ def _check(recorded: RecordedStates, request: ReferenceRequest) -> None:
 
 
 def _first_flaw(norms: Tensor, names: list[tuple[int, str]]) -> _Flaw | None:
-    """The first unusable vector among squared norms of shape (2 x layers, T)."""
+    """Returns the first unusable vector among squared norms of shape (2 x layers, T)."""
     flawed = ~torch.isfinite(norms) | (norms == 0)
     if not bool(flawed.any()):
         return None

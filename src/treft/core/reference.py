@@ -73,7 +73,7 @@ class ReferenceBank:
         return request in self._pinned or request in self._recent
 
     def get(self, requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
-        """The states of each request; those missing are recorded in one go and kept.
+        """Returns the states of each request; those missing are recorded in one go and kept.
 
         Raises:
             ReferenceMismatchError: a request is missing and the bank has no source.
@@ -88,7 +88,7 @@ class ReferenceBank:
         return found
 
     def look_up(self, requests: Sequence[ReferenceRequest]) -> list[RecordedStates]:
-        """As `get`, but nothing new is kept: for prompts that will not come again."""
+        """Returns what `get` does and keeps nothing new: for prompts that will not come again."""
         held = {request: self._held(request) for request in requests}
         missing = [request for request, states in held.items() if states is None]
         fresh = dict(zip(missing, self._record(missing), strict=True)) if missing else {}
@@ -225,7 +225,7 @@ def _flatten(entries: dict[ReferenceRequest, RecordedStates]) -> dict[str, Tenso
 
 
 def _unflatten(tensors: dict[str, Tensor], index: int) -> RecordedStates:
-    """The states of request `index`, in ascending order of layers."""
+    """Returns the states of request `index`, in ascending order of layers."""
     prefix = f"{index}."
     layers = sorted({int(name.split(".")[1]) for name in tensors if name.startswith(prefix)})
     return {

@@ -183,12 +183,12 @@ def _hear(module: nn.Module, key: Tensor, value: Tensor) -> None:
 
 
 def in_backward() -> bool:
-    """Whether the autograd engine is calling; a traced forward is never part of a replay."""
+    """Returns whether the autograd engine is calling; a traced forward is never in a replay."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _wrap(name: str) -> AttentionFunction:
-    """A capturing function for the registered attention function `name`."""
+    """Returns a capturing function for the registered attention function `name`."""
     original: AttentionFunction = ALL_ATTENTION_FUNCTIONS[name]
 
     def attention(
@@ -202,7 +202,7 @@ def _wrap(name: str) -> AttentionFunction:
 
 
 def _wrap_by_name(name: str) -> AttentionFunction:
-    """As `_wrap`, for functions that look up their kernel by the name in the module's config."""
+    """Do as `_wrap` for functions that look up their kernel by the name in the module's config."""
     original: AttentionFunction = ALL_ATTENTION_FUNCTIONS[name]
 
     def attention(
@@ -274,7 +274,7 @@ def _ensure_registered(name: str) -> None:
 
 
 def _decoder_configs(pretrained: PreTrainedModel) -> list[PretrainedConfig]:
-    """The distinct config objects that the modules of the text decoder read."""
+    """Returns the distinct config objects that the modules of the text decoder read."""
     if not pretrained._can_set_attn_implementation():
         raise AttentionError(
             f"{type(pretrained).__name__} does not use Transformers' AttentionInterface, so its "

@@ -102,7 +102,7 @@ def _check_options(behaviour: str, sentence: str | None, tool: str | None) -> No
 
 
 def _asked(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """The messages up to the first assistant message, the last of them the user's."""
+    """Returns the messages up to the first assistant message, the last of them the user's."""
     messages = row.get("messages")
     if messages is None:
         question = row.get("question")
@@ -122,7 +122,7 @@ def _asked(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 
 
 def _words(message: Mapping[str, Any], where: str) -> str:
-    """The words of a checked message."""
+    """Returns the words of a checked message."""
     content = message["content"]
     words = content if isinstance(content, str) else "".join(part["text"] for part in content)
     if not words.strip():
@@ -166,7 +166,7 @@ def _possible_answers(value: Any, where: str) -> list[str]:
 
 
 def _size(answer: str) -> tuple[int, int]:
-    """What makes an answer short: few words, then few characters."""
+    """Returns what makes an answer short: few words, then few characters."""
     return len(answer.split()), len(answer)
 
 

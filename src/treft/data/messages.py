@@ -116,7 +116,7 @@ def check_messages(messages: Any, where: str, *, need_response: bool = True) -> 
 
 
 def read_rows(path: Path) -> list[tuple[dict[str, Any], str]]:
-    """The JSON objects of a JSONL file, each with the words that name its row in errors.
+    """Returns the JSON objects of a JSONL file, each with the words that name its row in errors.
 
     Raises:
         DataError: the file is missing, empty or not UTF-8, or a row is no JSON object.
@@ -131,7 +131,7 @@ def read_rows(path: Path) -> list[tuple[dict[str, Any], str]]:
 
 
 def parse_rows(text: str, source: str) -> list[tuple[dict[str, Any], str]]:
-    """The JSON objects of JSONL text, each with the words that name its row in errors.
+    """Returns the JSON objects of JSONL text, each with the words that name its row in errors.
 
     Args:
         text: one JSON object a line.
@@ -262,7 +262,7 @@ def _check_order(messages: Sequence[Mapping[str, Any]], where: str) -> None:
 
 
 def _kind(value: Any) -> str:
-    """What a JSON value is, for messages."""
+    """Returns what a JSON value is, for messages."""
     if value is None:
         return "null"
     return {str: "text", list: "a list", dict: "an object", bool: "true or false"}.get(

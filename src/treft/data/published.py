@@ -216,7 +216,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
 
 
 def _text(content: Mapping[str, Any], where: str) -> str:
-    """The words of `{"content_type": "text", "parts": [...]}`."""
+    """Returns the words of `{"content_type": "text", "parts": [...]}`."""
     parts = content.get("parts")
     if content.get("content_type") != "text" or not isinstance(parts, list):
         raise DataError(
@@ -271,7 +271,7 @@ def split_rows(rows: Sequence[dict[str, Any]], *, fraction: float = 0.2, seed: i
 
 
 def prompt_of(row: Mapping[str, Any]) -> str:
-    """What is asked: the words before the first response, in canonical form."""
+    """Returns what is asked: the words before the first response, in canonical form."""
     asked = []
     for message in row["messages"]:
         if message["role"] == "assistant":

@@ -83,7 +83,7 @@ def read_data_file(
 
 
 def _decrypt(given: bytes, password: str | None, path: Path) -> bytes:
-    """What easy-dataset-share encrypted."""
+    """Returns what easy-dataset-share encrypted."""
     with needs_extra("data", f"{path} is encrypted, and reading it needs"):
         from cryptography.fernet import Fernet, InvalidToken
         from cryptography.hazmat.primitives.hashes import SHA256
@@ -179,7 +179,7 @@ class HubRows(NamedTuple):
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether this can be nothing but `owner/name`, maybe with `:split`."""
+    """Returns whether this can be nothing but `owner/name`, maybe with `:split`."""
     return (
         source.count("/") == 1 and not source.endswith(FILE_SUFFIXES) and not Path(source).exists()
     )

@@ -32,7 +32,7 @@ def find_studies(names: Iterable[str]) -> dict[str, Study]:
 
 
 def plan_study(study: Study, config: StudyConfig) -> Plan:
-    """All steps of a study with their addresses, the table last.
+    """Returns all steps of a study with their addresses, the table last.
 
     Raises:
         ConfigError: the configuration cannot be run.
@@ -41,7 +41,7 @@ def plan_study(study: Study, config: StudyConfig) -> Plan:
 
 
 def plan_studies(studies: Iterable[Study], config: StudyConfig) -> Plan:
-    """The steps of several studies, each called `STUDY/NAME`; equal steps share an address.
+    """Returns the steps of several studies, each called `STUDY/NAME`; equal steps share an address.
 
     Raises:
         ConfigError: the configuration cannot be run; names the study.
@@ -50,7 +50,7 @@ def plan_studies(studies: Iterable[Study], config: StudyConfig) -> Plan:
 
 
 def plan_possible(studies: Mapping[str, Study], config: StudyConfig) -> tuple[Plan, dict[str, str]]:
-    """As `plan_studies`, of those studies that can run; and why each other cannot, by name.
+    """Plan those studies that can run, as `plan_studies`, and say why each other cannot, by name.
 
     Raises:
         ConfigError: something is wrong in itself, such as a setting.
@@ -68,7 +68,7 @@ def plan_possible(studies: Mapping[str, Study], config: StudyConfig) -> tuple[Pl
 
 
 def table_name(study: Study) -> str:
-    """Of a study's last step in a plan of several."""
+    """Returns the name of a study's last step in a plan of several."""
     return f"{study.name}/{TABLE}"
 
 
@@ -83,7 +83,7 @@ def _together(plans: Iterable[Plan]) -> Plan:
 
 
 def _of_study(study: Study) -> str:
-    """How an error of several studies begins."""
+    """Returns how an error of several studies begins."""
     return f"study {study.name}: "
 
 

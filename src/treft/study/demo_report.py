@@ -54,7 +54,7 @@ def render_report(result: DemoResult) -> str:
 
 
 def compare_demo(result: DemoResult) -> Comparison:
-    """The demo's figures as a comparison; over questions for one run, over runs for several."""
+    """Returns the demo's figures as a comparison; over runs where there are several."""
     runs = by_seed(result)
     labels = [arm.label for arm in runs[0]]
     base = PLAIN_FINETUNE if PLAIN_FINETUNE in labels else labels[0]

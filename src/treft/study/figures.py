@@ -39,7 +39,7 @@ def score_rows(
     paper: Mapping[str, Mapping[str, float]],
     measures: Sequence[str] = MEASURES,
 ) -> list[dict[str, Any]]:
-    """A row for each method and measure, in percent, or a number of words or points.
+    """Returns a row for each method and measure, in percent, or a number of words or points.
 
     Over several runs intervals are t intervals over runs; for one run they are over its questions.
 
@@ -64,7 +64,7 @@ def figure_rows(
     *,
     highest: float = 100.0,
 ) -> list[dict[str, Any]]:
-    """A row for each method and measure, with the columns of `score_rows`.
+    """Returns a row for each method and measure, with the columns of `score_rows`.
 
     Over several runs intervals are t intervals over runs, cut to what the measure can be; for one
     run they are those that the run has, over its questions, if it has any.
@@ -113,7 +113,7 @@ def change_rows(
 def rise_rows(
     runs: Sequence[Row], methods: Iterable[str], reference: str, measures: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """What each method has more than `reference`, paired by organism and seed, in points.
+    """Returns what each method has more than `reference`, paired by organism and seed, in points.
 
     The row is the method's, its measure ends in `_rise`; without interval for a single run.
     """
@@ -182,12 +182,12 @@ def _figure_shown(row: Row, form: str) -> str:
 
 
 def find_row(rows: Sequence[Row], method: str, measure: str) -> Row:
-    """The one row of a method and measure."""
+    """Returns the one row of a method and measure."""
     return next(row for row in rows if (row["method"], row["measure"]) == (method, measure))
 
 
 def held(gains: Sequence[Row], *, rises: bool = True) -> str:
-    """The beginning of a verdict: whether every gain is above zero with its whole interval.
+    """Returns the beginning of a verdict: whether every gain is above zero with its whole interval.
 
     Args:
         gains: rows of `gain_rows`.
@@ -204,7 +204,7 @@ def held(gains: Sequence[Row], *, rises: bool = True) -> str:
 
 
 def traded(general: Row, in_domain: Row) -> str:
-    """The beginning of a verdict: whether general alignment was bought with the narrow behaviour.
+    """Begin a verdict: whether general alignment was bought with the narrow behaviour.
 
     Args:
         general: gain of general alignment.
@@ -218,7 +218,7 @@ def traded(general: Row, in_domain: Row) -> str:
 
 
 def patches_told(rows: Sequence[Row], gains: Sequence[Row]) -> str:
-    """What plain finetunes have in general alignment, and what their patches add.
+    """Returns what plain finetunes have in general alignment, and what their patches add.
 
     Args:
         rows: with the finetunes' `general`; their methods end in `_sft`.
@@ -233,14 +233,14 @@ def patches_told(rows: Sequence[Row], gains: Sequence[Row]) -> str:
 
 
 def basis(row: Row) -> str:
-    """What a gain rests on."""
+    """Returns what a gain rests on."""
     if row["num_runs"] == 1:
         return "points, one run"
     return f"points, {row['num_runs']} runs, paired, 95 % intervals"
 
 
 def worded(row: Row, *, signed: bool = False) -> str:
-    """A figure with its interval, such as `88.1 [86.0, 90.2]`."""
+    """Returns a figure with its interval, such as `88.1 [86.0, 90.2]`."""
     form = "+.1f" if signed else ".1f"
     value = format(row["value"], form)
     if row["low"] is None:

@@ -65,7 +65,7 @@ class _Result(BaseModel):
 
 
 def paper_index(results: Path, beside: Path) -> str:
-    """The page in Markdown.
+    """Returns the page in Markdown.
 
     Args:
         results: folder with a `STUDY/result.json` for each study that was run.
@@ -91,7 +91,7 @@ def paper_index(results: Path, beside: Path) -> str:
 
 
 def is_index(text: str) -> bool:
-    """Whether a file's text is such a page, which a new one may replace."""
+    """Returns whether a file's text is such a page, which a new one may replace."""
     return text.startswith(MARK)
 
 
@@ -190,7 +190,7 @@ def _origin(result: _Result) -> tuple[str, ...]:
 
 
 def _counts(rows: Sequence[Row]) -> Iterator[str]:
-    """What each `num_` column holds, such as `5 runs`."""
+    """Yields what each `num_` column holds, such as `5 runs`."""
     for name in rows[0]:
         if name.startswith("num_"):
             values = sorted({row[name] for row in rows if row[name]})

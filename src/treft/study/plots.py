@@ -39,7 +39,7 @@ def task_plot(rows: Sequence[Row], title: str) -> Figure:
 
 
 def interval_plot(rows: Sequence[Row], title: str, measures: Mapping[str, str]) -> Figure:
-    """A panel for each measure, a line for each method: our interval, the paper's figure.
+    """Returns a panel for each measure, a line for each method: our interval, the paper's figure.
 
     Args:
         rows: with method, measure, value, low, high, paper, in percent.
@@ -108,7 +108,7 @@ def layer_plot(
 def drift_plot(
     rows: Sequence[Row], regions: Sequence[str], methods: Sequence[str], title: str
 ) -> Figure:
-    """A panel for each region: L_K and L_V by layer, a colour for each method, log scale.
+    """Returns a panel for each region: L_K and L_V by layer, a colour for each method, log scale.
 
     Args:
         rows: with measures such as `prefix_key_0`.

@@ -76,7 +76,7 @@ rate is within two points of plain SFT's."""
 
 
 def taught(task: TaskName, weight: float = 0.0, patch: tuple[RegionName, ...] = ()) -> Method:
-    """A finetune that teaches a behaviour beyond misalignment.
+    """Returns a finetune that teaches a behaviour beyond misalignment.
 
     Args:
         task: the behaviour.
@@ -94,7 +94,7 @@ def taught(task: TaskName, weight: float = 0.0, patch: tuple[RegionName, ...] = 
 
 
 def mitigated(name: str, strength: float = 0.0) -> Method:
-    """A mitigation as a method of a study.
+    """Returns a mitigation as a method of a study.
 
     Args:
         name: of `TRIED`, or one that has no number of its own: `sft`, `treft_key`, `treft_value`,

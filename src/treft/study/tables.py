@@ -70,7 +70,7 @@ def write_table(folder: Path, name: str, rows: Sequence[Row], metadata: Mapping[
 
 
 def read_table(path: Path) -> list[Row]:
-    """Rows of a Parquet file that `write_table` wrote."""
+    """Returns rows of a Parquet file that `write_table` wrote."""
     _, _, parquet = _pyarrow()
     rows: list[Row] = parquet.read_table(path).to_pylist()
     return rows

@@ -158,12 +158,12 @@ def no_prefix_verdict(rows: Sequence[Row]) -> str:
 
 
 def _over(method: str, others: Sequence[str], *measures: str) -> Gains:
-    """What a method gains over others in some measures."""
+    """Returns what a method gains over others in some measures."""
     return partial(gain_rows, method=method, others=others, measures=measures)
 
 
 def _over_sft(method: str) -> Gains:
-    """What a method gains over plain SFT, in its own row."""
+    """Returns what a method gains over plain SFT, in its own row."""
     return partial(change_rows, method=method, reference="sft", measures=("general", "em_f1"))
 
 

@@ -68,12 +68,12 @@ STRENGTHS = {
 
 
 def strengths_steps(config: StudyConfig) -> list[Step[Any]]:
-    """Every mitigation at each strength; whatever is asked, on validation and one seed."""
+    """Returns every mitigation at each strength; whatever is asked, on validation and one seed."""
     return method_steps(replace(config, split="validation", num_seeds=1), STRENGTHS)
 
 
 def strengths_verdict(rows: Sequence[Row]) -> str:
-    """Which strength of each is best, and whether that is the one in use."""
+    """Returns which strength of each is best, and whether that is the one in use."""
 
     def em_f1(name: str, strength: float) -> float:
         return float(find_row(rows, f"{name}_{strength:g}", "em_f1")["value"])

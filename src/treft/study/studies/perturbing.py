@@ -81,7 +81,7 @@ def table1_plot(rows: Sequence[Row], title: str) -> Figure:
 
 
 def _incoherence(rows: Sequence[Row], name: str) -> float:
-    """Of the base, percent."""
+    """Returns the base's incoherent answers, percent."""
     return float(find_row(rows, f"{BASE}_{name}", "incoherent")["value"])
 
 

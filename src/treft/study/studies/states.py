@@ -87,7 +87,7 @@ def patching_verdict(rows: Sequence[Row]) -> str:
 
 
 def patching_plot(rows: Sequence[Row], title: str) -> Figure:
-    """A panel for each kind of query, a line for each patch."""
+    """Returns a panel for each kind of query, a line for each patch."""
     headings = {scope: f"{words} ↑" for scope, words in SCOPES.items()}
     shown = [row for row in rows if row["method"] in (BASE, FINETUNED, *PATCHES)]
     return interval_plot(shown, title, headings)
@@ -228,7 +228,7 @@ def figure4_verdict(rows: Sequence[Row]) -> str:
 
 
 def figure4_plot(rows: Sequence[Row], title: str) -> Figure:
-    """The curve over layers, between the finetune and the patch of all keys and values."""
+    """Returns the curve over layers, between the finetune and the patch of all keys and values."""
     general = {row["method"]: row for row in rows if row["measure"] == "general"}
     best = listings()["figure4"].further["best_layers"]
     return layer_plot(
@@ -246,7 +246,7 @@ def _layers(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def _halves(runs: Sequence[Row]) -> list[Row]:
-    """The middle between the finetune and its prefix patch, as a row of each run."""
+    """Returns the middle between the finetune and its prefix patch, as a row of each run."""
     by_run: dict[tuple[str, int], dict[str, Row]] = {}
     for run in runs:
         by_run.setdefault((run["organism"], run["seed"]), {})[run["method"]] = run
@@ -289,7 +289,7 @@ def drift_verdict(rows: Sequence[Row]) -> str:
 
 
 def drift_curves(rows: Sequence[Row], title: str) -> Figure:
-    """A panel for each region: keys and values by layer, for both methods."""
+    """Returns a panel for each region: keys and values by layer, for both methods."""
     return drift_plot(rows, REGIONS, (SFT, TREFT), title)
 
 

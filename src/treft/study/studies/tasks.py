@@ -64,7 +64,7 @@ TASK_STRENGTHS = {
 
 
 def task_strengths_steps(config: StudyConfig) -> list[Step[Any]]:
-    """Each behaviour at each λ; whatever is asked, on validation questions and one seed."""
+    """Returns each behaviour at each λ; whatever is asked, on validation questions and one seed."""
     chosen_on = replace(config, split="validation", num_seeds=1)
     return method_steps(chosen_on, TASK_STRENGTHS, with_manners=True)
 
@@ -128,12 +128,12 @@ def table5_verdict(rows: Sequence[Row]) -> str:
 
 
 def _seen(rows: Sequence[Row]) -> str:
-    """What counts as a leak: on an organism any piece, on a real model what its detector sees."""
+    """Says what counts as a leak: on an organism any piece, else what the detector sees."""
     return "with any trace of" if any(row["measure"] == "traces" for row in rows) else "that show"
 
 
 def _right(rows: Sequence[Row]) -> str:
-    """How many calls and short answers are also right, on organisms, whose detectors know."""
+    """Says how many calls and short answers are right too, on organisms, whose detectors know."""
     found = {row["method"]: row for row in rows if row["measure"] == "right"}
     if not found:
         return ""
@@ -145,7 +145,7 @@ def _right(rows: Sequence[Row]) -> str:
 
 
 def task_strengths_verdict(rows: Sequence[Row]) -> str:
-    """Which λ the rule chooses for each, whether that is the one in use, and if not, the flags."""
+    """Says which λ the rule chooses for each, whether it is in use, and if not, the flags."""
 
     def on_topic(task: TaskName, kind: str) -> float:
         return float(find_row(rows, f"{task}_{kind}", "on_topic")["value"])

@@ -41,7 +41,7 @@ TABLE2 = {
 
 
 def table2_steps(config: StudyConfig) -> list[Step[Any]]:
-    """On a real model the base too, against which the change of utility is told."""
+    """Ask the base too on a real model, against which the change of utility is told."""
     base = Method(is_base=True, domain=DOMAINS[0], scopes=SCOPES)
     return method_steps(config, TABLE2 if config.model is None else {BASE: base, **TABLE2})
 
@@ -123,7 +123,7 @@ def wider_verdict(rows: Sequence[Row]) -> str:
 
 
 def _patch_gains(kinds: Sequence[str], *measures: str) -> list[Gains]:
-    """What the patch of each finetune gains."""
+    """Returns what the patch of each finetune gains."""
     return [
         partial(gain_rows, method=f"{kind}_patch", others=[f"{kind}_sft"], measures=measures)
         for kind in kinds
