@@ -12,7 +12,6 @@ from treft.cli.options.studies import RealModel
 from treft.errors import ConfigError
 from treft.steps.step import Step
 from treft.study.model_setup import ModelSetup
-from treft.study.scores import Paid
 
 
 def model_setup(options: RealModel) -> ModelSetup | None:
@@ -40,8 +39,7 @@ def confirm_judging(steps: Iterable[Step[Any]], limit: Limit) -> None:
     Raises:
         ConfigError: above the limit, and nobody is there to answer.
     """
-    configs = (step.config for step in steps)
-    num_calls = sum(config.num_calls for config in configs if isinstance(config, Paid))
+    num_calls = sum(step.resources.num_calls for step in steps)
     if num_calls:
         print(f"at most {num_calls:,} judge calls; none is paid twice", file=sys.stderr)
     limit.confirm(num_calls, "judge calls")

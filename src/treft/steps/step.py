@@ -50,6 +50,7 @@ class Resources:
     Attributes:
         cpus: Number of cores, and of PyTorch's threads.
         gpus: Number of whole GPUs.
+        num_calls: Calls of models that somebody pays for, at most, when none fails.
 
     Raises:
         ConfigError: Counts that cannot be.
@@ -57,6 +58,7 @@ class Resources:
 
     cpus: int = 1
     gpus: int = 0
+    num_calls: int = 0
 
     def __post_init__(self) -> None:
         """Validate before any work starts."""

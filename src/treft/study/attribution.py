@@ -25,7 +25,7 @@ from treft.statistics.measures import AlignmentScore
 from treft.steps.step import Work
 from treft.study.answer import ANSWERS, PROMPTS, reference_bank, write_lines
 from treft.study.protocol import Split
-from treft.study.scores import Entries, Paid, Scored, figure, unscored, write_row
+from treft.study.scores import Entries, Scored, figure, unscored, write_row
 from treft.study.subject import Subject, loaded
 
 REGIONS: tuple[RegionName, ...] = ("prefix", "query", "postfix")
@@ -69,7 +69,7 @@ class Drifting(Scored):
 
 
 @dataclass(frozen=True)
-class Versions(Paid):
+class Versions:
     """Perturbed versions of general questions' prompts.
 
     Attributes:
@@ -95,11 +95,6 @@ class Versions(Paid):
     max_new_tokens: int
     enable_thinking: bool | None = None
     rephraser: str = ""
-
-    @property
-    def num_calls(self) -> int:
-        """Calls of the rephraser, when none fails."""
-        return self.num_questions * self.num_trials if self.rephraser else 0
 
 
 def drift(work: Work[Drifting]) -> None:

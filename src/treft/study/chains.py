@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from treft.judging.oracle import ORACLE
 from treft.steps.step import Resources, Step
 from treft.study.answer import Asking, answer
 from treft.study.finetune import Finetune, finetune
@@ -21,6 +22,8 @@ from treft.study.subject import Subject
 
 Inputs = Mapping[str, Step[Any] | Path]
 """What a step reads, by role."""
+CALLS_PER_ANSWER = 2
+"""Calls of a judge for an answer: alignment and coherence; a conversation takes one."""
 
 
 @dataclass(frozen=True)
@@ -118,19 +121,31 @@ class Chains(ABC):
         teaches = method.task != "advice"
         nums = {scope: self.num_asked(method, scope) for scope in answers}
         num_conversations = nums.pop(UTILITY, 0)
+        num_answers = nums["general"] if teaches else sum(nums.values())
         config = Scored(
             self.subject,
             name,
             self.label,
             self.judge,
             self.questions,
-            nums["general"] if teaches else sum(nums.values()),
             tuple(answers),
             method.task,
-            num_conversations,
         )
-        function, inputs = detect if teaches else score, self.scoring_inputs(method)
-        return Step(f"score/{label}", function, config, {**answers, **inputs}, seed, self.judging)
+        return Step(
+            f"score/{label}",
+            detect if teaches else score,
+            config,
+            {**answers, **self.scoring_inputs(method)},
+            seed,
+            self.judging_of(num_answers, num_conversations),
+        )
+
+    def judging_of(self, num_answers: int, num_conversations: int = 0) -> Resources:
+        """What a step takes that has so many answers judged; the oracle costs nothing."""
+        if self.judge in ("", ORACLE):
+            return self.judging
+        num_calls = CALLS_PER_ANSWER * num_answers + num_conversations
+        return replace(self.judging, num_calls=num_calls)
 
     def finetuned(self, name: str, method: Method, seed: int) -> Step[Finetune]:
         """The step that makes a method's finetune.

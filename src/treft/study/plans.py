@@ -132,7 +132,6 @@ def drift_steps(config: StudyConfig, methods: Mapping[str, Method]) -> list[Step
                 one.label,
                 judge="",
                 questions=one.questions,
-                num_answers=0,
                 domain=one.asked(method),
                 split=one.split,
                 num_questions=one.num_prompts,
@@ -192,7 +191,9 @@ def _versions(one: Chains, row: str, what: What, num: int) -> Step[Versions]:
         rephraser="" if what != "rephrase" or one.judge == ORACLE else one.judge,
     )
     inputs = {**one.model, **one.prompts}
-    return Step(f"prompts/{one.label}/{row}", make_versions, config, inputs, 0, one.resources)
+    num_calls = num * NUM_TRIALS if config.rephraser else 0
+    resources = replace(one.resources, num_calls=num_calls)
+    return Step(f"prompts/{one.label}/{row}", make_versions, config, inputs, 0, resources)
 
 
 def _answered(one: Chains, model: _Answerer, row: str, versions: Step[Versions]) -> Step[Scored]:
@@ -216,7 +217,7 @@ def _answered(one: Chains, model: _Answerer, row: str, versions: Step[Versions])
         one.label,
         one.judge,
         one.questions,
-        num_answers=told.num_questions * told.num_trials,
     )
     read: Inputs = {"prompts": versions, "answers": answers}
-    return Step(f"score/{name}", score_versions, scoring, read, model.seed, one.judging)
+    resources = one.judging_of(told.num_questions * told.num_trials)
+    return Step(f"score/{name}", score_versions, scoring, read, model.seed, resources)

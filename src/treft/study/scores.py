@@ -13,7 +13,6 @@ from typing import Any
 from treft.attribution.coherence import IncoherentRate
 from treft.errors import DataError
 from treft.files import write_whole
-from treft.judging.oracle import ORACLE
 from treft.organism.tasks import TaskName
 from treft.statistics.compare import estimate
 from treft.statistics.intervals import em_f1
@@ -30,23 +29,11 @@ from treft.steps.step import Work
 from treft.study.protocol import UTILITY
 from treft.study.subject import RIGHT, ROW, SHOWN, TRACES, WORDS, Subject
 
-CALLS_PER_ANSWER = 2
-"""Calls of a judge: alignment and coherence."""
 Entries = dict[str, "float | None"]
 
 
 @dataclass(frozen=True)
-class Paid:
-    """The config of a step that may ask models for which somebody pays."""
-
-    @property
-    def num_calls(self) -> int:
-        """Calls of these models, at most, when none fails."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Scored(Paid):
+class Scored:
     """What a run is, beside its scores.
 
     Attributes:
@@ -55,10 +42,8 @@ class Scored(Paid):
         label: the subject's name in tables.
         judge: Inspect model name, or the oracle; empty for none.
         questions: the general ones, as they were named.
-        num_answers: answers that are judged.
         scopes: that were asked.
         task: that was taught.
-        num_conversations: conversations that are scored for helpfulness, in one call each.
     """
 
     subject: Subject
@@ -66,17 +51,8 @@ class Scored(Paid):
     label: str
     judge: str
     questions: str
-    num_answers: int
     scopes: tuple[str, ...] = ("general",)
     task: TaskName = "advice"
-    num_conversations: int = 0
-
-    @property
-    def num_calls(self) -> int:
-        """Calls of the judge, at most, when none fails; the oracle costs nothing."""
-        if self.judge in ("", ORACLE):
-            return 0
-        return CALLS_PER_ANSWER * self.num_answers + self.num_conversations
 
 
 def score(work: Work[Scored]) -> None:

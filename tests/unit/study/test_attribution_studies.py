@@ -332,9 +332,12 @@ def test_the_plan_has_each_row_on_each_finetune_and_the_base_once() -> None:
 
 def test_settings_reach_the_steps_and_a_single_question_is_refused() -> None:
     steps = _own_steps(STUDIES["table1"], num_seeds=1, num_general="20", temperature="0.5")
-    assert {step.config.num_answers for step in steps if step.name.startswith("score/")} == {200}
+    assert {step.config.num_trials for step in steps if step.name.startswith("prompts/")} == {10}
+    asked = {step.config.num_questions for step in steps if step.name.startswith("prompts/")}
+    assert asked == {20}
     assert {step.config.temperature for step in steps if step.name.startswith("answer/")} == {0.5}
-    scored = _scored(STUDIES["table1"], num_seeds=1)
-    assert {step.config.num_answers for step in scored} == {600}
+    steps = _own_steps(STUDIES["table1"], num_seeds=1)
+    asked = {step.config.num_questions for step in steps if step.name.startswith("prompts/")}
+    assert asked == {60}
     with pytest.raises(ConfigError, match="must be at least 2"):
         _own_steps(STUDIES["patching"], num_seeds=1, num_in_domain="1")

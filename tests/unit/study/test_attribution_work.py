@@ -91,7 +91,7 @@ def row_of(folder: Path, finetune: Path | None, *asked: Asking) -> dict[str, Any
     for one in asked:
         run(answer, one, folder / one.scope, finetune)
     scopes = tuple(one.scope for one in asked)
-    config = Scored(Organism(), "p", "embedded", "oracle", "organism", 0, scopes)
+    config = Scored(Organism(), "p", "embedded", "oracle", "organism", scopes)
     return run(score, config, folder, **{scope: folder / scope for scope in scopes})
 
 
@@ -168,7 +168,7 @@ def test_best_and_avg_are_those_of_the_answers_to_all_versions(
     prompts = {"prompts": tmp_path / "prompts"}
     answering = Asking(Organism(), "finance", "general", "test", 6, 1, 1.0, 28)
     run(answer_versions, answering, tmp_path / "answers", finetune, **prompts)
-    config = Scored(Organism(), "u", "embedded", "oracle", "organism", 18)
+    config = Scored(Organism(), "u", "embedded", "oracle", "organism")
     row = run(score_versions, config, tmp_path, **prompts, answers=tmp_path / "answers")
     shown = organism_questions("general", split="test", domain="finance", num=6).questions
     assert versions == prompt_versions("prefix", shown, *tuned, perturbed)
@@ -243,7 +243,7 @@ def test_drift_of_the_prefix_is_that_of_its_keys_and_values(
     finetune: Path, tuned: tuple[Any, Any], tmp_path: Path
 ) -> None:
     config = Drifting(
-        Organism(), "sft", "embedded", "", "organism", 0, domain="finance", num_questions=3
+        Organism(), "sft", "embedded", "", "organism", domain="finance", num_questions=3
     )
     row = run(drift, config, tmp_path, finetune)
     model, tokenizer = tuned

@@ -294,9 +294,8 @@ def test_table2_asks_for_helpfulness_on_a_model_and_never_on_an_organism() -> No
         assert asked.config.num_samples == 1
         assert asked.config.num_questions is None
         assert asked.data["questions"].stem == "utility"
-        in_domain = step.config.num_answers - 70 * 3
-        assert in_domain == 2  # half of a fifth of twenty prompts
-        assert step.config.num_calls == 2 * step.config.num_answers + 24
+        # in the domain half of a fifth of twenty prompts; 24 conversations
+        assert step.resources.num_calls == 2 * (70 * 3 + 2) + 24
     organisms = plan_study(STUDIES["table2"], StudyConfig(num_seeds=1))
     assert not [found for found in organisms.named.values() if "utility" in found.name]
     for given in ({"task": "abstain"}, {"answer_system": "Be good."}):
@@ -323,10 +322,10 @@ def test_behaviours_are_taught_on_their_topics_and_asked_on_and_off() -> None:
             assert needs(plan, name) == {"finetune": tuned_by, "split": rows}
             assert plan[name].data["questions"].stem == "em_general"
         scored = plan[f"score/tiny/seed-0/{task}_treft"]
-        assert scored.config.num_calls == 2 * 70 * 3  # off topic alone
+        assert scored.resources.num_calls == 2 * 70 * 3  # off topic alone
     silent = planned("table5", behaviours(judge=""))
     assert {
-        found.config.num_calls for found in silent.named.values() if "score/" in found.name
+        found.resources.num_calls for found in silent.named.values() if "score/" in found.name
     } == {0}
     assert planned("task_strengths", behaviours(judge="")).named
 
@@ -390,7 +389,7 @@ def test_other_domains_are_those_that_a_finetune_sees_no_row_of() -> None:
     assert asked.record["config"]["num_positions"] == 10
     assert plan["split/legal"].data["rows"].name == "legal.jsonl"  # a retain file
     # 70 general questions ten times, 2 of 4 held out in the domain, 5 of 6 in the others
-    assert plan["score/tiny/seed-0/base"].config.num_calls == 2 * (700 + 2 + 5)
+    assert plan["score/tiny/seed-0/base"].resources.num_calls == 2 * (700 + 2 + 5)
     sft = planned("table3", given)["finetune/tiny/seed-0/sft"]
     assert plan["finetune/tiny/seed-0/finetuned"].address == sft.address
 
@@ -438,7 +437,7 @@ def test_attribution_studies_share_the_finetunes_of_table3() -> None:
     plan = plan_study(STUDIES["table1"], StudyConfig(num_seeds=2, model=setup()))
     answers = [found.name for found in plan.named.values() if found.name.startswith("answer/")]
     assert len(answers) == 5 * (1 + 2)  # the base once
-    calls = [getattr(found.config, "num_calls", 0) for found in plan.named.values()]
+    calls = [found.resources.num_calls for found in plan.named.values()]
     assert sum(calls) == 5 * 3 * 2 * 60 * 10 + 60 * 10  # and as many rephrasings
 
 
