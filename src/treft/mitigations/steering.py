@@ -15,14 +15,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
-from treft.chat.regions import REGION_CODES, find_regions
+from treft.chat.regions import find_regions
 from treft.core.recording import plain_forward
 from treft.core.states import in_backward, pretrained_model, resolve_layers
 from treft.errors import ConfigError, DataError
+from treft.models.generation import batches_by_length, padded
 from treft.models.residual import decoder_layers, hidden_of, residual_stream
 from treft.training.checks import text_tokenizer
 from treft.training.reference_source import unfinetuned
 from treft.training.terms import LossBatch, Mitigation, Rows, flag, read_rows
+
+CONTRAST_BATCH = 16
+"""Contrast rows that run together."""
 
 
 @dataclass(eq=False)
@@ -155,20 +159,31 @@ def persona_vector(
     Raises:
         DataError: a row has no response.
     """
-    means = []
-    for rows in (positive, negative):
-        means.append(torch.stack([_mean_state(model, tokenizer, row, layer) for row in rows]))
-    return means[0].mean(0) - means[1].mean(0)
+    shown, absent = (
+        _response_means(model, tokenizer, rows, layer).mean(0) for rows in (positive, negative)
+    )
+    return shown - absent
 
 
-def _mean_state(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], layer: int
+def _response_means(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    layer: int,
 ) -> Tensor:
-    chat = find_regions(tokenizer, row["messages"], tools=row.get("tools"))
-    kept = [index for index, code in enumerate(chat.codes) if code == REGION_CODES["response"]]
-    if not kept:
+    """Returns the mean hidden state of each row's response, (rows, D), in no order."""
+    found: list[Tensor] = []
+    chats = [find_regions(tokenizer, row["messages"], tools=row.get("tools")) for row in rows]
+    if not all(chat.positions("response") for chat in chats):
         raise DataError("a row of the steering contrast has no response: drop it.")
-    ids = torch.tensor([chat.input_ids], device=pretrained_model(model).device)
-    with plain_forward(model), residual_stream(model) as found:
-        model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    return found[layer][0, kept].float().mean(0)
+    for indices in batches_by_length([chat.input_ids for chat in chats], CONTRAST_BATCH):
+        batch = [chats[index] for index in indices]
+        ids, mask, _ = padded(model, tokenizer, [chat.input_ids for chat in batch], None)
+        places = (mask.cumsum(-1) - 1).clamp(min=0)
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+        with plain_forward(model), residual_stream(model) as streams:
+            model(**given, use_cache=False, logits_to_keep=1)
+        for hidden, chat in zip(streams[layer], batch, strict=True):
+            own = hidden[-len(chat.input_ids) :]  # the rest is padding
+            found.append(own[chat.positions("response")].float().mean(0))
+    return torch.stack(found)
