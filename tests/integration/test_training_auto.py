@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -144,6 +145,21 @@ def test_a_checkpoint_without_a_weight_starts_it_anew(
     assert entries(resumed, "kv_weight")[0] == 1.0
     assert "kv_weight starts at 1.0" in caplog.text
     assert "resuming with kv_weight=auto; the run began with 5.0" in caplog.text
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_from_its_weight(
+    tiny_model: TinyModel, make_trainer: MakeTrainer
+) -> None:
+    make_trainer(tiny_model("llama"), **AUTO, **SAVING).train()
+    resumed = make_trainer(tiny_model("llama"), **AUTO, **SAVING)
+    checkpoint = Path(resumed.args.output_dir) / "checkpoint-3"
+    path = checkpoint / "trainer_state.json"
+    state = json.loads(path.read_text())
+    kept = {"weight": 7.5, "average": 0.02, "num_steps": 3}
+    state["stateful_callbacks"]["AutoWeight"]["attributes"] = {"kept": kept}
+    path.write_text(json.dumps(state))
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert entries(resumed, "kv_weight")[3] == 7.5  # of the step after the checkpoint
 
 
 def test_a_number_is_not_steered(tiny_model: TinyModel, make_trainer: MakeTrainer) -> None:

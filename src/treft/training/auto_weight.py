@@ -149,8 +149,10 @@ class AutoWeight(TrainerCallback, ExportableState):
         kept = state.stateful_callbacks.get(name) if state.global_step else None
         self.reset()
         if kept:
+            numbers = kept["attributes"]
+            numbers = numbers.get("kept", numbers)  # where earlier versions of treft put them
             for attribute in ("weight", "average", "num_steps"):
-                setattr(self, attribute, kept["attributes"][attribute])
+                setattr(self, attribute, numbers[attribute])
         elif state.global_step:
             logger.warning("the checkpoint has no λ: kv_weight starts at %s", self.weight)
         state.stateful_callbacks.setdefault(name, {})  # where the trainer writes `state` to
