@@ -11,7 +11,6 @@ In the folder lie
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +26,7 @@ from treft.attribution.perturb_prompts import read_prompts, rephrased_prompts, w
 from treft.attribution.rephrase import rephrase
 from treft.attribution.scoring import score_answers
 from treft.core.patching import RowPatch
-from treft.files import write_whole
+from treft.files import write_rows
 from treft.models.generation import Asked, answer
 from treft.models.pair import Arm
 from treft.models.sampling import mixed_seed
@@ -108,8 +107,7 @@ def run_grid(
         of_arm[cell.name] = _scored(grid, cell, rows[cell], answers[cell])
     progress("judging", len(grid.cells), len(grid.cells))
     every = [one for cell in grid.cells for one in scored[cell.arm][cell.name]]
-    lines = (json.dumps(asdict(one), ensure_ascii=False) for one in every)
-    write_whole(folder / SCORED, "".join(f"{line}\n" for line in lines))
+    write_rows(folder / SCORED, map(asdict, every))
     return Answered(scored, own)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from treft.attribution.rephrase import Rephrasings
 from treft.chat.regions import ChatRegions
 from treft.data.messages import read_rows
 from treft.errors import DataError, TemplateError
-from treft.files import write_whole
+from treft.files import write_rows
 
 Render = Callable[[str, str], ChatRegions]
 """From a question's id and other words for its query to the rendered prompt."""
@@ -49,8 +48,7 @@ def rephrased_prompts(rephrasings: Rephrasings, render: Render) -> Iterator[Pert
 
 def write_prompts(path: Path, prompts: Sequence[PerturbedPrompt]) -> None:
     """Write prompts to a JSONL file, one a line."""
-    lines = [json.dumps(asdict(prompt), ensure_ascii=False) for prompt in prompts]
-    write_whole(path, "".join(f"{line}\n" for line in lines))
+    write_rows(path, map(asdict, prompts))
 
 
 def read_prompts(

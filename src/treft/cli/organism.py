@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from math import prod
@@ -13,7 +12,7 @@ from safetensors import safe_open
 
 from treft.cli.options.rows import Build, Questions, Rows
 from treft.cli.output import emit, interruptible, stdout_aside
-from treft.files import write_whole
+from treft.files import write_rows
 from treft.organism import World
 from treft.organism import build as building
 
@@ -66,8 +65,7 @@ def _write(
     options: Rows | Questions, records: list[dict[str, Any]], settings: dict[str, Any]
 ) -> None:
     """One JSON object a line, and what it was drawn with as the result."""
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    write_whole(options.output, "\n".join(lines) + "\n")
+    write_rows(options.output, records)
     command = f"organism {type(options).__name__.lower()}"
     result = {"command": command, "output": str(options.output), "num": len(records), **settings}
     emit(result, as_json=options.json)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from treft.chat.regions import ChatRegions, RegionName
 from treft.core.patch_spec import PatchSpec
 from treft.core.patching import StateKind
 from treft.core.reference import ReferenceBank
 from treft.data.messages import read_rows
-from treft.files import write_whole
+from treft.files import write_rows
 from treft.mitigations.steering import persona_vector, steered, steered_layer
 from treft.models import generation
 from treft.models.pair import ModelPair
@@ -95,7 +93,7 @@ def answer_versions(work: Work[Asking]) -> None:
     asked = [generation.Asked(ids, mixed_seed(work.seed, trial, *ids)) for trial, ids in prompts]
     with loaded(work) as found:
         answers = generation.answer(found.model, found.tokenizer, asked, sampling_of(work.config))
-    write_lines(work, ANSWERS, [{"answer": one.text} for one in answers])
+    write_rows(work.folder / ANSWERS, [{"answer": one.text} for one in answers])
 
 
 def answers_by_row(work: Work[Asking], found: Loaded, chats: Sequence[ChatRegions]) -> list[str]:
@@ -156,9 +154,3 @@ def steering(work: Work[Asking], found: Loaded) -> Iterator[None]:
         vector = persona_vector(reference, found.tokenizer, *rows, layer=layer)
     with steered(model, layer, -config.steering * vector):
         yield
-
-
-def write_lines(work: Work[Any], name: str, rows: Sequence[Any]) -> None:
-    """Write a JSONL file of the step's."""
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    write_whole(work.folder / name, "".join(f"{line}\n" for line in lines))

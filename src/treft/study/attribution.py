@@ -19,11 +19,12 @@ from treft.attribution.scoring import score_answers
 from treft.chat.regions import RegionName
 from treft.data.messages import read_rows
 from treft.errors import DataError
+from treft.files import write_rows
 from treft.models.pair import num_positions
 from treft.statistics.intervals import over_runs
 from treft.statistics.measures import AlignmentScore
 from treft.steps.step import Work
-from treft.study.answer import ANSWERS, PROMPTS, reference_bank, write_lines
+from treft.study.answer import ANSWERS, PROMPTS, reference_bank
 from treft.study.protocol import Split
 from treft.study.scores import Entries, Scored, figure, unscored, write_row
 from treft.study.subject import Subject, loaded
@@ -135,7 +136,7 @@ def make_versions(work: Work[Versions]) -> None:
         check_room(prompts, num_positions(one.model), config.max_new_tokens)
     by_id = {question.id: asdict(question) for question in questions}
     rows = [{**found._asdict(), "question": by_id[found.question_id]} for found in versions]
-    write_lines(work, PROMPTS, rows)
+    write_rows(work.folder / PROMPTS, rows)
 
 
 def prompt_versions(

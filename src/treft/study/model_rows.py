@@ -18,7 +18,7 @@ from treft.data.behaviours import behaviour_rows
 from treft.data.messages import load_messages, read_rows
 from treft.data.published import prompt_of, split_rows
 from treft.errors import ConfigError, TemplateError
-from treft.files import file_digest
+from treft.files import file_digest, write_rows
 from treft.judging.oracle import ORACLE
 from treft.judging.panel import assemble
 from treft.models.loading import LoadOptions, load_tokenizer, model_path
@@ -26,7 +26,7 @@ from treft.organism.tasks import TaskName
 from treft.steps.step import Work
 from treft.study.model_setup import ModelRecipe, ModelSetup
 from treft.study.protocol import NotPossibleError, StudyConfig, read_settings
-from treft.study.real_model import TRAIN, write_rows
+from treft.study.real_model import TRAIN
 from treft.study.subject import Rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from treft.data.messages import load_messages
 from treft.errors import DataError
 from treft.evaluation.provider import TreftAPI
 from treft.evaluation.tasks import Kind, behaviour, em_general, em_in_domain, utility
-from treft.files import write_whole
+from treft.files import write_rows
 from treft.judging.panel import assemble
 from treft.judging.rejudge import plan_jobs, rejudge
 from treft.mitigations.interleave import in_turns
@@ -307,8 +306,3 @@ def _files(work: Work[Any], role: str) -> dict[str, Rows]:
 
 def _read(logs: Path) -> list[ScoredAnswer]:
     return [found for log in find_logs([logs]) for found in read_run(log).answers]
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a JSONL file."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
