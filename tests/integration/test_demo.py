@@ -258,8 +258,8 @@ def test_treft_on_the_postfix_starts_from_no_drift(monkeypatch: pytest.MonkeyPat
     method = ALL["treft_postfix"].method
     assert method.held == ("postfix",)
     penalties = []
-    held, other = finetune._held, {}
-    monkeypatch.setattr(finetune, "_held", lambda config: {**held(config), **other})
+    told, other = finetune._arguments, {}
+    monkeypatch.setattr(finetune, "_arguments", lambda config: {**told(config), **other})
     recipe = replace(RECIPE, max_steps=1)
     config = OrganismChains.on(Path(), recipe, StudyConfig()).finetune_config(method)
     for reference in ("own_query", "empty_query"):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from treft.errors import ConfigError
 from treft.steps.step import Plan
 from treft.study.claims import chosen
-from treft.study.model_chains import check_strengths
+from treft.study.model_rows import check_strengths
 from treft.study.protocol import NotPossibleError, Study, StudyConfig
 from treft.study.studies import gains, mitigations, perturbing, states, tasks, wide
 from treft.study.tables import TABLE, table_step

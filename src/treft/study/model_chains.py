@@ -35,7 +35,6 @@ from treft.study.real_model import (
     ROWS_ROLE,
     RealModel,
 )
-from treft.study.scores import Scored
 from treft.study.subject import MODEL
 
 CONTRAST = "contrast"
@@ -290,24 +289,6 @@ class ModelChains(Chains):
     def _careful(self, method: Method, kind: str | None) -> dict[str, Path]:
         retained = {} if kind is None else self.retained(method, kind)
         return {f"{CAREFUL_ROLE}{name}": path.resolve() for name, path in retained.items()}
-
-
-def check_strengths(setup: ModelSetup, steps: Iterable[Step[Any]]) -> None:
-    """See that each strength is some method's.
-
-    Args:
-        setup: With the strengths.
-        steps: Of all studies that will run.
-
-    Raises:
-        ConfigError: One is not.
-    """
-    configs = [step.config for step in steps]
-    known = dict.fromkeys(config.method for config in configs if isinstance(config, Scored))
-    if unknown := [name for name in setup.strengths if name not in known]:
-        raise ConfigError(
-            f"no method {unknown[0]} here for --strength; there are {', '.join(known)}."
-        )
 
 
 def _with_strength(name: str, method: Method, strength: float) -> Method:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,10 +23,11 @@ from treft.judging.oracle import ORACLE
 from treft.judging.panel import assemble
 from treft.models.loading import LoadOptions, load_tokenizer, model_path
 from treft.organism.tasks import TaskName
-from treft.steps.step import Work
+from treft.steps.step import Step, Work
 from treft.study.model_setup import ModelRecipe, ModelSetup
 from treft.study.protocol import NotPossibleError, StudyConfig, read_settings
 from treft.study.real_model import TRAIN
+from treft.study.scores import Scored
 from treft.study.subject import Rows
 
 
@@ -110,6 +111,24 @@ def check_judge(name: str) -> None:
     if name == ORACLE:
         raise ConfigError("the oracle knows the organism's questions alone: name another judge.")
     assemble([name])
+
+
+def check_strengths(setup: ModelSetup, steps: Iterable[Step[Any]]) -> None:
+    """See that each strength is some method's.
+
+    Args:
+        setup: With the strengths.
+        steps: Of all studies that will run.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    configs = [step.config for step in steps]
+    known = dict.fromkeys(config.method for config in configs if isinstance(config, Scored))
+    if unknown := [name for name in setup.strengths if name not in known]:
+        raise ConfigError(
+            f"no method {unknown[0]} here for --strength; there are {', '.join(known)}."
+        )
 
 
 def num_prefix_tokens(config: StudyConfig, setup: ModelSetup) -> int:
