@@ -1,4 +1,4 @@
-"""Write files whole or not at all, into folders that are new; tell files by their contents."""
+"""Read text; write files whole or not at all; tell files by their contents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from treft.errors import ConfigError
+from treft.errors import ConfigError, DataError
 
 
 def new_output(parent: Path) -> Path:
@@ -35,6 +35,20 @@ def write_whole(path: Path, text: str) -> None:
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSONL file, whole: one object a line."""
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_text(path: Path) -> str:
+    """Returns a file's text, without the mark that some editors put at its beginning.
+
+    Raises:
+        DataError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8.") from error
 
 
 def file_digest(path: Path) -> str:

@@ -22,7 +22,7 @@ from treft.attribution.forcing import OwnStates, check_own_states
 from treft.attribution.grid import PROMPTS, Cell, Grid
 from treft.attribution.patches import PatchOptions
 from treft.attribution.perturb import PerturbedPrompt, PerturbOptions, perturb_tokens
-from treft.attribution.perturb_prompts import read_prompts, rephrased_prompts, write_prompts
+from treft.attribution.perturb_prompts import read_prompts, rephrased_prompts
 from treft.attribution.rephrase import rephrase
 from treft.attribution.scoring import score_answers
 from treft.core.patching import RowPatch
@@ -190,7 +190,7 @@ class _Run:
                     logger.warning("question %s, trial %d was not rephrased: %s", id, trial, reason)
                 found += rephrased_prompts(told, grid.render)
         if given != path:
-            write_prompts(path, found)
+            write_rows(path, map(asdict, found))
         grid.check_lengths(
             {
                 f"{one.perturbation.name} version {one.trial} of question {one.question_id!r}": (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,7 +12,6 @@ from treft.attribution.rephrase import Rephrasings
 from treft.chat.regions import ChatRegions
 from treft.data.messages import read_rows
 from treft.errors import DataError, TemplateError
-from treft.files import write_rows
 
 Render = Callable[[str, str], ChatRegions]
 """From a question's id and other words for its query to the rendered prompt."""
@@ -46,11 +44,6 @@ def rephrased_prompts(rephrasings: Rephrasings, render: Render) -> Iterator[Pert
         )
 
 
-def write_prompts(path: Path, prompts: Sequence[PerturbedPrompt]) -> None:
-    """Write prompts to a JSONL file, one a line."""
-    write_rows(path, map(asdict, prompts))
-
-
 def read_prompts(
     path: Path,
     options: PerturbOptions,
@@ -63,7 +56,7 @@ def read_prompts(
     With its changes undone, each must be the prompt of its question, token by token.
 
     Args:
-        path: of what `write_prompts` wrote.
+        path: of prompts that another run wrote.
         options: which perturbations and trials are wanted.
         chats: prompts by the id of their question.
         render: renders a rephrased prompt.

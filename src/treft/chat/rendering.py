@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -237,15 +237,8 @@ class _Marker:
 
 def render_marked(tokenizer: PreTrainedTokenizerBase, chat: Chat, marker: _Marker) -> str | None:
     """Returns the marked rendering; None where the template refuses the marked words."""
-    marked = Chat(
-        marker.chat(chat),
-        chat.tools,
-        chat.chat_template,
-        chat.add_generation_prompt,
-        chat.template_kwargs,
-    )
     try:
-        return render(tokenizer, marked)
+        return render(tokenizer, replace(chat, messages=marker.chat(chat)))
     except TemplateError:
         return None
 
@@ -324,11 +317,5 @@ def _num_kept(
     """Returns how much shorter the text is without the white space at an edge of one message."""
     messages = [dict(message) for message in chat.messages]
     messages[index]["content"] = _stripped(messages[index]["content"], edge)
-    shorter = Chat(
-        messages,
-        chat.tools,
-        chat.chat_template,
-        chat.add_generation_prompt,
-        chat.template_kwargs,
-    )
-    return max(len(text) - len(render(tokenizer, shorter)), 0)
+    shorter = render(tokenizer, replace(chat, messages=messages))
+    return max(len(text) - len(shorter), 0)

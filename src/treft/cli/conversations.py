@@ -11,9 +11,10 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from treft.chat.regions import ChatRegions, RegionName, find_regions
-from treft.cli.options.groups import Chat, Rendering, read_text
+from treft.cli.options.groups import Chat, Rendering
 from treft.data.messages import Conversation, load_conversations
 from treft.errors import DataError, TemplateError
+from treft.files import read_text
 
 
 def read_conversations(prompt: str | None, chat: Chat) -> list[Conversation]:
@@ -67,9 +68,10 @@ def render(
     conversations: Sequence[Conversation],
     rendering: Rendering,
     file: Path | None,
-    regions: Sequence[str],
+    regions: Sequence[str] = (),
+    is_open: bool | None = None,
 ) -> Iterator[ChatRegions]:
-    """Conversations as text with their regions; one that an assistant does not end stays open.
+    """Conversations as text with their regions.
 
     Args:
         tokenizer: with the chat template in force.
@@ -77,17 +79,19 @@ def render(
         rendering: the other variables.
         file: names the origin of the conversations in errors; None for a prompt.
         regions: those that each conversation must have.
+        is_open: a response is to come; by default where an assistant does not end the conversation.
 
     Raises:
         TemplateError: a conversation cannot be rendered, or lacks a region; names file and row.
     """
     for row, conversation in enumerate(conversations, start=1):
+        is_left_open = conversation.messages[-1]["role"] != "assistant"
         try:
             chat = find_regions(
                 tokenizer,
                 conversation.messages,
                 tools=conversation.tools,
-                add_generation_prompt=conversation.messages[-1]["role"] != "assistant",
+                add_generation_prompt=is_left_open if is_open is None else is_open,
                 **rendering.of_chats,
             )
             for region in regions:

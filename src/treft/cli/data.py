@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +13,7 @@ from treft.data.behaviours import DEFAULT_SENTENCES, DEFAULT_TOOL, behaviour_row
 from treft.data.messages import load_messages, read_rows
 from treft.data.published import PUBLISHED_SETS, load_published, split_rows
 from treft.data.sources import PASSWORD_VARIABLE
-from treft.files import write_whole
+from treft.files import file_digest, write_rows
 
 
 def sets(options: Sets) -> None:
@@ -99,7 +97,5 @@ def _num_with_system(rows: list[dict[str, Any]]) -> int:
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Write rows, and say what the file is."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(path, text)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return {"output": str(path), "num": len(rows), "sha256": digest}
+    write_rows(path, rows)
+    return {"output": str(path), "num": len(rows), "sha256": file_digest(path)}

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from treft.chat.regions import RegionName, template_hash
 from treft.cli.conversations import read_conversations, render
 from treft.cli.options.chats import Inspect, Record
-from treft.cli.options.groups import claim_file
 from treft.cli.output import emit, progress_bars, stdout_aside
 from treft.core.conversations import region_requests
 from treft.core.identity import identify
@@ -29,7 +28,6 @@ NUM_AT_ONCE = 64
 def record(options: Record) -> None:
     """Record, and say what is in the file."""
     conversations = read_conversations(options.words, options.chat)
-    claim_file(options.output, overwrite=options.overwrite)
     template = options.rendering.template_text()
     with stdout_aside():
         tokenizer = load_tokenizer(options.model, options.loading, template, options.adapter)

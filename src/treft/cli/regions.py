@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from treft.chat.regions import REGION_CODES, ChatRegions, find_regions
-from treft.cli.conversations import read_conversations
+from treft.chat.regions import REGION_CODES, ChatRegions
+from treft.cli.conversations import read_conversations, render
 from treft.cli.options.chats import Regions
 from treft.cli.output import emit
 from treft.data.messages import Conversation
@@ -32,17 +32,10 @@ STYLES = {
 def regions(options: Regions) -> None:
     """Print a chat's text by region."""
     chosen = _row(read_conversations(options.prompt, options.chat), options.row)
-    is_open = options.generation_prompt
-    if is_open is None:
-        is_open = chosen.messages[-1]["role"] != "assistant"
     loading = LoadOptions(trust_remote_code=options.trust_remote_code)
-    found = find_regions(
-        load_tokenizer(options.tokenizer, loading, options.rendering.template_text()),
-        chosen.messages,
-        tools=chosen.tools,
-        add_generation_prompt=is_open,
-        **options.rendering.of_chats,
-    )
+    tokenizer = load_tokenizer(options.tokenizer, loading, options.rendering.template_text())
+    is_open = options.generation_prompt
+    (found,) = render(tokenizer, [chosen], options.rendering, None, is_open=is_open)
     if options.json:
         emit(_result(options.tokenizer, found), as_json=True)
     else:

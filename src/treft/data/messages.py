@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from treft.errors import DataError
+from treft.files import read_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 FOLLOWERS: dict[str, tuple[str, ...]] = {
@@ -121,13 +122,7 @@ def read_rows(path: Path) -> list[tuple[dict[str, Any], str]]:
     Raises:
         DataError: the file is missing, empty or not UTF-8, or a row is no JSON object.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8.") from error
-    return parse_rows(text, str(path))
+    return parse_rows(read_text(path), str(path))
 
 
 def parse_rows(text: str, source: str) -> list[tuple[dict[str, Any], str]]:

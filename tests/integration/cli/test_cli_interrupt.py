@@ -9,13 +9,13 @@ import pytest
 from cli_helpers import WORDS, Command, Refused, read_rows, user, write_rows
 
 from treft import RepairedModel
-from treft.cli import answering
+from treft.cli import generate as generating
 
 
 @pytest.fixture
 def asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Six prompts in parts of two, sampled."""
-    monkeypatch.setattr(answering, "BATCHES_A_PART", 2)
+    monkeypatch.setattr(generating, "BATCHES_A_PART", 2)
     rows = write_rows(folder / "six.jsonl", user(*WORDS, *WORDS))
     options = ("--batch-size", 1, "--temperature", 1, "--max-new-tokens", 6)
     return ["generate", "--model", folder / "base", "--input", rows, *options]

@@ -15,7 +15,7 @@ from treft.cli.options.groups import (
     Positive,
     Rendering,
     Temperature,
-    claim_file,
+    WritesFile,
     split_names,
 )
 from treft.errors import ConfigError
@@ -179,7 +179,7 @@ class SignalAnswers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signals(Command):
+class Signals(WritesFile):
     """Show where a finetune moved keys and values, and what patches do to its preferences.
 
     Seconds instead of minutes, and no judge: answers are given, not sampled. docs/attribution.md
@@ -188,7 +188,6 @@ class Signals(Command):
     Attributes:
         regions: Patched and compared, with commas between.
         output: JSON file with all of it, prompt by prompt.
-        overwrite: Replace --output if it exists.
     """
 
     models: Pair
@@ -198,7 +197,6 @@ class Signals(Command):
     rendering: Rendering = field(default_factory=Rendering)
     loading: LoadOptions = field(default_factory=LoadOptions)
     output: Path | None = None
-    overwrite: bool = False
 
     def __post_init__(self) -> None:
         """Validate before anything is loaded."""
@@ -207,8 +205,7 @@ class Signals(Command):
                 "how much a full finetune changed cannot be told from quantised weights: leave out "
                 "--quantize, or take treft diagnose, which leaves out ‖ΔW‖."
             )
-        if self.output is not None:
-            claim_file(self.output, overwrite=self.overwrite)
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(Command):
+class Generate(WritesFile):
     """Answer with a model, by choice with the unfinetuned model's keys and values in its cache.
 
     Attributes:
@@ -99,7 +99,6 @@ class Generate(Command):
         prompt: The user's words.
         batch_size: Prompts run together.
         output: JSONL file to write; an interrupted run goes on.
-        overwrite: Replace --output if it exists.
         stream: Print the one answer while it is generated.
     """
 
@@ -113,7 +112,6 @@ class Generate(Command):
     batch_size: Positive = 16
     loading: LoadOptions = field(default_factory=LoadOptions)
     output: Path | None = None
-    overwrite: bool = False
     stream: bool = False
 
     def __post_init__(self) -> None:
@@ -124,6 +122,7 @@ class Generate(Command):
             raise ConfigError(
                 "--stream prints one answer: drop --json, --output or further prompts."
             )
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +181,7 @@ class Record(WritesFile):
         if "postfix" in self.regions and self.chat.input is None:
             raise ConfigError("a postfix is recorded where rows have it: name them with --input.")
         self.chat.check(self.words)
+        super().__post_init__()
 
     @property
     def regions(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from annotated_types import Ge
 
-from treft.errors import ConfigError, DataError
+from treft.errors import ConfigError
+from treft.files import read_text
 
 Positive = Annotated[int, Ge(1)]
 MaybePositive = Annotated[int | None, Ge(1)]
@@ -38,10 +39,18 @@ class WritesFile(Command):
     Attributes:
         output: JSONL file to write.
         overwrite: Replace --output if it exists.
+
+    Raises:
+        ConfigError: the file cannot be written in the end.
     """
 
-    output: Path
+    output: Path | None
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate before any work."""
+        if self.output is not None:
+            claim_file(self.output, overwrite=self.overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,17 +179,3 @@ def claim_file(path: Path, *, overwrite: bool) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigError(f"{path} cannot be written: {parent} is not a folder that you may write.")
-
-
-def read_text(path: Path) -> str:
-    """A file's text.
-
-    Raises:
-        DataError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8.") from error

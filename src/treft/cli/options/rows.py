@@ -36,10 +36,6 @@ class Convert(WritesFile):
     sha256: str | None = None
     drop_system: bool = False
 
-    def __post_init__(self) -> None:
-        """Validate before anything is read."""
-        claim_file(self.output, overwrite=self.overwrite)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Command):
@@ -88,10 +84,6 @@ class Behaviour(WritesFile):
     tool: str | None = None
     schema: bool = True
 
-    def __post_init__(self) -> None:
-        """Validate before anything is read."""
-        claim_file(self.output, overwrite=self.overwrite)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Build(Command):
@@ -134,10 +126,6 @@ class Rows(WritesFile):
     seed: Natural = 0
     careful: bool = False
 
-    def __post_init__(self) -> None:
-        """Validate before anything is drawn."""
-        claim_file(self.output, overwrite=self.overwrite)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Questions(WritesFile):
@@ -162,7 +150,7 @@ class Questions(WritesFile):
         """Validate before anything is drawn."""
         check_choice("--scope", self.scope, ("general", "in_domain", "other_narrow"))
         check_choice("--split", self.split, ("validation", "test"))
-        claim_file(self.output, overwrite=self.overwrite)
+        super().__post_init__()
 
 
 def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
