@@ -13,7 +13,6 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from treft.attribution.forcing import Rendering
 from treft.attribution.grid import Grid
 from treft.attribution.grid_request import GridRequest
 from treft.attribution.grid_run import Answered, run_grid
@@ -24,7 +23,7 @@ from treft.attribution.table_words import patches_in_words, perturbations_in_wor
 from treft.attribution.tables import as_json, patch_table, perturb_table
 from treft.cli.options.attribution import GridCommand, Patch, Perturb
 from treft.cli.output import emit, interruptible, progress_bars, stdout_aside
-from treft.cli.pairs import load_pair, read_questions, tokenizer_of
+from treft.cli.pairs import how, load_pair, read_questions, tokenizer_of
 from treft.files import write_whole
 from treft.table import Table
 
@@ -89,17 +88,11 @@ def _grid(options: GridCommand, changes: PatchOptions | PerturbOptions) -> Grid:
     Raises:
         TreftError: something asked for cannot be done.
     """
-    models, drawn, rendering = options.models, options.answers, options.rendering
-    how = Rendering(
-        rendering.variables,
-        rendering.think_block,
-        drawn.max_new_tokens,
-        drawn.batch_size,
-        drawn.seed,
-    )
-    request = GridRequest(how, drawn.samples, drawn.temperature, options.questions.scope)
-    asked = read_questions(options.questions)
-    template = rendering.template_text()
+    models, drawn, questions = options.models, options.answers, options.questions
+    rendering = how(options.rendering, drawn)
+    request = GridRequest(rendering, drawn.samples, drawn.temperature, questions.scope)
+    asked = read_questions(questions, questions.scope, questions.num)
+    template = options.rendering.template_text()
     with stdout_aside():
         panel = panel_for(asked, drawn.judge)
         tokenizer = tokenizer_of(models, options.loading, template)

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +16,12 @@ from treft.answers.questions import EvalQuestion
 from treft.attribution import diagnose as diagnosing
 from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
 from treft.attribution.findings import DiagnosisResult
-from treft.attribution.forcing import Rendering
 from treft.attribution.grid_request import GridRequest
 from treft.attribution.report import headline, render_diagnosis
 from treft.cli.commands import run_sft
 from treft.cli.options.attribution import Diagnose, Pair
 from treft.cli.output import emit, interruptible, progress_bars, stdout_aside
-from treft.cli.pairs import load_pair, read_questions, tokenizer_of
+from treft.cli.pairs import how, load_pair, read_questions, tokenizer_of
 from treft.data.messages import Conversation, load_conversations
 from treft.files import write_whole
 from treft.models.adapters import is_peft
@@ -54,17 +54,10 @@ def diagnose(options: Diagnose) -> None:
 
 def _measured(options: Diagnose) -> DiagnoseOptions:
     """How much is measured, and how."""
-    full, rendering = options.with_budget_full, options.rendering
-    how = Rendering(
-        rendering.variables,
-        rendering.think_block,
-        options.max_new_tokens,
-        options.batch_size,
-        options.seed,
-    )
+    full, rendering = options.with_budget_full, how(options.rendering, options.answering)
     return DiagnoseOptions(
         cast(Any, options.budget),
-        GridRequest(how, full.samples, full.temperature),
+        GridRequest(rendering, full.samples, full.temperature),
         num_trials=full.trials,
         judges=full.judge,
     )
@@ -74,12 +67,13 @@ def _subject(options: Diagnose) -> Subject:
     """Models and prompts; a plain finetune comes first where no model is named."""
     rows, loading = options.train_file, options.loading
     training = () if rows is None else tuple(load_conversations(rows))
-    inside = options.asked.inside()
-    general = read_questions(options.asked.outside())
-    if inside is None:
-        in_domain = _prompts_of(training, options.asked.num)
+    asked = options.asked
+    general = read_questions(asked, "general", asked.num)
+    if asked.in_domain is None:
+        in_domain = _prompts_of(training, asked.num)
     else:
-        in_domain = read_questions(inside)
+        inside = replace(asked, questions=asked.in_domain)
+        in_domain = read_questions(inside, "in_domain", asked.num)
     template = options.rendering.template_text()
     if options.model is None:
         named = _finetuned(options)
@@ -93,7 +87,7 @@ def _subject(options: Diagnose) -> Subject:
         "adapter": named.adapter,
         "base": named.base or _base_of(pair.finetuned),
         "train_file": None if rows is None else str(rows),
-        "questions": options.asked.questions,
+        "questions": asked.questions,
     }
     origin = {key: text for key, text in said.items() if text}
     return Subject(pair, tokenizer, general, in_domain, training, origin)

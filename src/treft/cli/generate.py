@@ -50,7 +50,7 @@ def generate(options: Generate) -> None:
         _answer(options, repaired, prompts, 0, streamer=streamer)
         return
     with interruptible(lambda: _kept(finished, partial)), progress_bars() as progress:
-        for number, part in enumerate(_parts(samples, BATCHES_A_PART * options.batch_size)):
+        for number, part in enumerate(_parts(samples, BATCHES_A_PART * options.answers.batch_size)):
             before = sum(map(len, finished[:number]))
             progress("answering", before, len(samples))
             if number == len(finished):
@@ -100,7 +100,7 @@ def _answer(
         [prompt.messages for prompt in part],
         tools=None if tools is None else list(tools),
         **options.rendering.of_chats,
-        batch_size=options.batch_size,
+        batch_size=drawn.batch_size,
         seed=drawn.seed + number,
         max_new_tokens=drawn.max_new_tokens,
         do_sample=is_sampled,
@@ -163,6 +163,8 @@ def _deliver(options: Generate, records: list[dict[str, Any]]) -> None:
     if output is not None:
         write_rows(output, records)
     if options.json:
+        drawn = asdict(options.answers)
+        del drawn["batch_size"]
         result = {
             "command": "generate",
             "model": options.model,
@@ -170,7 +172,7 @@ def _deliver(options: Generate, records: list[dict[str, Any]]) -> None:
             "patched": list(repair.regions),
             "base": repair.base,
             "reference": None if repair.reference is None else str(repair.reference),
-            **asdict(options.answers),
+            **drawn,
             "output": None if output is None else str(output),
             "answers": records,
         }

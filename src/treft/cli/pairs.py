@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 from treft.answers.questions import EvalQuestion, load_questions
-from treft.cli.options.attribution import Pair, Questions
+from treft.attribution.forcing import Rendering
+from treft.cli.options import groups
+from treft.cli.options.attribution import Pair, QuestionSource
 from treft.judging.oracle import ORGANISM, organism_questions
 from treft.models.load_options import LoadOptions
 from treft.models.loading import load_base, load_model, load_tokenizer
@@ -37,22 +39,31 @@ def load_pair(pair: Pair, options: LoadOptions, template: str | None) -> ModelPa
     return ModelPair(finetuned, load_base(pair.base, finetuned, options, template))
 
 
-def read_questions(asked: Questions) -> tuple[EvalQuestion, ...]:
+def how(rendering: groups.Rendering, answering: groups.Answering) -> Rendering:
+    """Returns how prompts are rendered and answered, as attribution takes it."""
+    return Rendering(
+        rendering.variables,
+        rendering.think_block,
+        answering.max_new_tokens,
+        answering.batch_size,
+        answering.seed,
+    )
+
+
+def read_questions(asked: QuestionSource, scope: str, num: int | None) -> tuple[EvalQuestion, ...]:
     """The questions of a set, or of the organism.
 
     Args:
-        asked: which questions.
+        asked: where they come from.
+        scope: which are drawn of the organism.
+        num: how many, the first ones; None for all, of the organism's 200.
 
     Raises:
         ConfigError: there is no such set.
         DataError: a row cannot be used; names file and row.
     """
     if asked.questions != ORGANISM:
-        return load_questions(asked.questions).questions[: asked.num]
-    found = organism_questions(
-        cast(Any, asked.scope),
-        split=cast(Any, asked.split),  # checked there
-        domain=asked.domain,
-        num=asked.num or 200,
-    )
+        return load_questions(asked.questions).questions[:num]
+    split: Any = asked.split  # checked there
+    found = organism_questions(cast(Any, scope), split=split, domain=asked.domain, num=num or 200)
     return found.questions

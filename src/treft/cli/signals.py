@@ -11,7 +11,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.forcing import Rendering, render_questions
+from treft.attribution.forcing import render_questions
 from treft.attribution.margins import AnswerPair, answer_pairs
 from treft.attribution.patches import region_specs
 from treft.attribution.signals import Signals, measure_signals, read_pairs
@@ -19,7 +19,7 @@ from treft.attribution.weights import KEY_VALUE_PROJECTIONS
 from treft.cli.options import attribution
 from treft.cli.options.groups import split_names
 from treft.cli.output import emit, progress_bars, stdout_aside
-from treft.cli.pairs import load_pair, read_questions, tokenizer_of
+from treft.cli.pairs import how, load_pair, read_questions, tokenizer_of
 from treft.core.patch_spec import PatchSpec
 from treft.errors import TemplateError
 from treft.files import write_whole
@@ -30,19 +30,13 @@ def signals(options: attribution.Signals) -> None:
     """Measure, and show it."""
     models, drawn, loading = options.models, options.answering, options.loading
     specs = region_specs(cast(Any, split_names((options.regions,))))  # checked there
-    asked = read_questions(options.questions)
+    questions = options.questions
+    asked = read_questions(questions, questions.scope, questions.num)
     pairs = None if drawn.answers is None else read_pairs(drawn.answers, asked)
-    rendering, template = options.rendering, options.rendering.template_text()
-    how = Rendering(
-        rendering.variables,
-        rendering.think_block,
-        drawn.max_new_tokens,
-        drawn.batch_size,
-        drawn.seed,
-    )
+    rendering, template = how(options.rendering, drawn), options.rendering.template_text()
     with stdout_aside():
         tokenizer = tokenizer_of(models, loading, template)
-        _check_regions(render_questions(tokenizer, asked, **how.of_chats), asked, specs)
+        _check_regions(render_questions(tokenizer, asked, **rendering.of_chats), asked, specs)
         pair = load_pair(models, loading, template)
     with progress_bars() as progress:
         if pairs is None:
@@ -50,13 +44,18 @@ def signals(options: attribution.Signals) -> None:
                 pair,
                 tokenizer,
                 asked,
-                how,
+                rendering,
                 temperature=drawn.temperature,
                 on_batch=lambda done: progress("answering", done, 2 * len(asked)),
             )
         num = sum(not each.is_alike for each in pairs)
         found = measure_signals(
-            pair, tokenizer, pairs, specs, how, on_batch=lambda done: progress("margins", done, num)
+            pair,
+            tokenizer,
+            pairs,
+            specs,
+            rendering,
+            on_batch=lambda done: progress("margins", done, num),
         )
     result = {"command": "attribute signals", **asdict(models), **found.to_dict()}
     if options.output is not None:

@@ -8,10 +8,10 @@ from typing import Annotated
 
 from treft.chat import PATCHABLE
 from treft.cli.options.groups import (
+    Answering,
     Command,
     Limit,
     MaybePositive,
-    Natural,
     Positive,
     Rendering,
     Temperature,
@@ -38,25 +38,34 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Questions:
-    """Which questions are asked.
+class QuestionSource:
+    """Where questions come from.
 
     Attributes:
         questions: JSONL file, shipped set, or organism.
-        scope: general or in_domain: where answers count; of the organism, which are drawn.
-        num: Questions, the first ones; default: all (of the organism's 200).
         split: Of the organism's questions: test or validation.
         domain: That the organism was finetuned on.
+    """
+
+    questions: str = "em_general"
+    split: str = "validation"
+    domain: str = "finance"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions(QuestionSource):
+    """Which questions are asked.
+
+    Attributes:
+        scope: general or in_domain: where answers count; of the organism, which are drawn.
+        num: Questions, the first ones; default: all (of the organism's 200).
 
     Raises:
         ConfigError: there is no such scope, or nothing would be asked.
     """
 
-    questions: str = "em_general"
     scope: str = "general"
     num: int | None = None
-    split: str = "validation"
-    domain: str = "finance"
 
     def __post_init__(self) -> None:
         """Validate before anything is loaded."""
@@ -67,20 +76,16 @@ class Questions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridAnswers:
+class GridAnswers(Answering):
     """How answers are drawn and judged.
 
     Attributes:
         samples: Answers to each prompt.
-        seed: Of all that is drawn at random.
         temperature: 0 is greedy.
-        max_new_tokens: Cap of an answer.
-        batch_size: Prompts run together.
         judge: Inspect model name, or oracle for the organism, its default; repeatable.
     """
 
     samples: Positive = 1
-    seed: Natural = 0
     temperature: Temperature = 1.0
     max_new_tokens: Positive = 256
     batch_size: Positive = 32
@@ -160,22 +165,16 @@ class Perturb(GridCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignalAnswers:
+class SignalAnswers(Answering):
     """Which answers are scored.
 
     Attributes:
         answers: JSONL of id, aligned, misaligned; default: both models' own answers.
         temperature: 0 is greedy.
-        seed: Of all that is drawn at random.
-        max_new_tokens: Cap of an answer.
-        batch_size: Prompts run together.
     """
 
     answers: Path | None = None
     temperature: Temperature = 0.0
-    seed: Natural = 0
-    max_new_tokens: Positive = 64
-    batch_size: Positive = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,37 +208,17 @@ class Signals(WritesFile):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiagnosisQuestions:
+class DiagnosisQuestions(QuestionSource):
     """What is asked outside and inside the finetune's domain.
 
     Attributes:
         questions: Outside of the domain: JSONL file, shipped set, or organism.
         in_domain: In the domain: the same; default: prompts of --train-file.
         num: Prompts of each, the first ones.
-        split: Of the organism's questions: test or validation.
-        domain: That the organism was finetuned on.
     """
 
-    questions: str = "em_general"
     in_domain: str | None = None
     num: Positive = 40
-    split: str = "validation"
-    domain: str = "finance"
-
-    def inside(self) -> Questions | None:
-        """Questions in the domain, where some are named."""
-        if self.in_domain is None:
-            return None
-        return self._asked(self.in_domain, "in_domain")
-
-    def outside(self) -> Questions:
-        """Questions outside of it."""
-        return self._asked(self.questions, "general")
-
-    def _asked(self, source: str, scope: str) -> Questions:
-        return Questions(
-            questions=source, scope=scope, num=self.num, split=self.split, domain=self.domain
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,9 +252,6 @@ class Diagnose(Command):
         train_file: Rows of the finetune: for λ and the cost.
         sft_options: Without --model: options of the plain finetune, as for treft sft.
         budget: quick (no sampling, no judge) or full.
-        max_new_tokens: Cap of an answer.
-        batch_size: Prompts run together.
-        seed: Of all that is drawn at random.
         dry_run: Show the plan and its cost, and stop there.
     """
 
@@ -288,9 +264,7 @@ class Diagnose(Command):
     budget: str = "quick"
     asked: DiagnosisQuestions = field(default_factory=DiagnosisQuestions)
     with_budget_full: WithBudgetFull = field(default_factory=WithBudgetFull)
-    max_new_tokens: Positive = 64
-    batch_size: Positive = 16
-    seed: Natural = 0
+    answering: Answering = field(default_factory=Answering)
     rendering: Rendering = field(default_factory=Rendering)
     loading: LoadOptions = field(default_factory=LoadOptions)
     limit: Limit = field(default_factory=Limit)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from treft.chat import PATCHABLE
 from treft.cli.options.groups import (
+    Answering,
     Chat,
     Command,
-    Natural,
     Positive,
     Rendering,
     Temperature,
@@ -57,11 +57,10 @@ class Repair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class Answers(Answering):
     """How answers are drawn.
 
     Attributes:
-        max_new_tokens: Cap of an answer.
         temperature: 0 is greedy.
         top_p: Nucleus.
         num_samples: Answers to each prompt.
@@ -75,7 +74,6 @@ class Answers:
     temperature: Temperature = 0.0
     top_p: float = 1.0
     num_samples: Positive = 1
-    seed: Natural = 0
 
     def __post_init__(self) -> None:
         """Refuse what greedy decoding would silently ignore."""
@@ -97,7 +95,6 @@ class Generate(WritesFile):
         model: Folder or hub id; an adapter works, too.
         adapter: Adapter to put on the model.
         prompt: The user's words.
-        batch_size: Prompts run together.
         output: JSONL file to write; an interrupted run goes on.
         stream: Print the one answer while it is generated.
     """
@@ -109,7 +106,6 @@ class Generate(WritesFile):
     rendering: Rendering = field(default_factory=Rendering)
     repair: Repair = field(default_factory=Repair)
     answers: Answers = field(default_factory=Answers)
-    batch_size: Positive = 16
     loading: LoadOptions = field(default_factory=LoadOptions)
     output: Path | None = None
     stream: bool = False

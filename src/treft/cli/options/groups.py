@@ -126,6 +126,21 @@ class Rendering:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answering:
+    """How prompts are answered.
+
+    Attributes:
+        max_new_tokens: Cap of an answer.
+        batch_size: Prompts run together.
+        seed: Of all that is drawn at random.
+    """
+
+    max_new_tokens: Positive = 64
+    batch_size: Positive = 16
+    seed: Natural = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Limit:
     """How much a command may spend without asking.
 
