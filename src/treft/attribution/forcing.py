@@ -90,12 +90,13 @@ def render_questions(
     *,
     template_kwargs: Mapping[str, Any] | None = None,
     include_think_block: bool = True,
+    regions: Sequence[RegionName] = (),
 ) -> list[ChatRegions]:
-    """Prompts of questions, ready for an answer.
+    """Returns prompts of questions, ready for an answer; each must have the given regions.
 
     Raises:
         DataError: there is no question, or one has several turns.
-        TemplateError: one cannot be rendered; names the question.
+        TemplateError: one cannot be rendered, or lacks a region; names the question.
     """
     if not questions:
         raise DataError("there is no question to ask.")
@@ -111,6 +112,8 @@ def render_questions(
                 include_think_block=include_think_block,
                 template_kwargs=template_kwargs,
             )
+            for region in regions:
+                chat.require(region)
         except TemplateError as error:
             raise TemplateError(f"question {question.id!r}: {error}") from error
         chats.append(chat)

@@ -43,11 +43,7 @@ def convert(options: Convert) -> None:
         )
     result: dict[str, Any] = {
         "command": "data convert",
-        "source": found.source,
-        "member": found.member,
-        "source_sha256": found.source_sha256,
-        "rows_sha256": found.rows_sha256,
-        "recognised": found.recognised,
+        **{name: value for name, value in vars(found).items() if name != "rows"},
         "drop_system": options.drop_system,
         "num_with_system": _num_with_system(found.rows),
     }

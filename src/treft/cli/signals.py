@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from treft.answers.questions import EvalQuestion
 from treft.attribution.forcing import render_questions
 from treft.attribution.margins import AnswerPair, answer_pairs
 from treft.attribution.patches import region_specs
@@ -20,8 +19,6 @@ from treft.cli.options import attribution
 from treft.cli.options.groups import split_names
 from treft.cli.output import emit, progress_bars, stdout_aside
 from treft.cli.pairs import how, load_pair, read_questions, tokenizer_of
-from treft.core.patch_spec import PatchSpec
-from treft.errors import TemplateError
 from treft.files import write_whole
 from treft.table import Cell, Table
 
@@ -29,14 +26,15 @@ from treft.table import Cell, Table
 def signals(options: attribution.Signals) -> None:
     """Measure, and show it."""
     models, drawn, loading = options.models, options.answering, options.loading
-    specs = region_specs(cast(Any, split_names((options.regions,))))  # checked there
+    regions = cast(Any, split_names((options.regions,)))  # checked by the specs
+    specs = region_specs(regions)
     questions = options.questions
     asked = read_questions(questions, questions.scope, questions.num)
     pairs = None if drawn.answers is None else read_pairs(drawn.answers, asked)
     rendering, template = how(options.rendering, drawn), options.rendering.template_text()
     with stdout_aside():
         tokenizer = tokenizer_of(models, loading, template)
-        _check_regions(render_questions(tokenizer, asked, **rendering.of_chats), asked, specs)
+        render_questions(tokenizer, asked, **rendering.of_chats, regions=regions)
         pair = load_pair(models, loading, template)
     with progress_bars() as progress:
         if pairs is None:
@@ -64,19 +62,6 @@ def signals(options: attribution.Signals) -> None:
         emit(result, as_json=True)
     else:
         _show(found)
-
-
-def _check_regions(
-    chats: Sequence[Any], questions: Sequence[EvalQuestion], specs: Sequence[PatchSpec]
-) -> None:
-    """Before any model is loaded."""
-    for chat, question in zip(chats, questions, strict=True):
-        for spec in specs:
-            for region in spec.regions:
-                try:
-                    chat.require(region)
-                except TemplateError as error:
-                    raise TemplateError(f"question {question.id!r}: {error}") from error
 
 
 def _write(path: Path, result: dict[str, Any], pairs: Sequence[AnswerPair], found: Signals) -> None:
