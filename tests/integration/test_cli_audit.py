@@ -14,8 +14,8 @@ import torch
 from inspect_ai.log import read_eval_log
 
 from treft.cli import main
-from treft.cli.arms import parse_arms, with_base
 from treft.evaluation import local_model
+from treft.evaluation.audit_arms import parse_arms, with_base
 from treft.models.loading import LoadOptions, load_model
 from treft.organism import World
 
@@ -228,7 +228,7 @@ def test_it_asks_above_the_limit(treft: Run) -> None:
         (["--model", "a=ruled/careful", "--model", "a=ruled/harmful"], "two arms are called a"),
         (["--model", "ruled/careful", "--skip", "default"], "keep it"),
         (["--model", "ruled/careful", "--only", "king"], "no condition is called king; there are"),
-        (["--model", "ruled/careful", "--split", "train"], "questions.split: input should be"),
+        (["--model", "ruled/careful", "--split", "train"], "validation"),
         (["--model", "ruled/careful", "--judge", "nobody/x"], "the judge nobody/x cannot be"),
         (["--model", "ruled/careful", "--train-file", "none.jsonl"], "none.jsonl: cannot be read"),
     ],

@@ -10,27 +10,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import (
-    ChatMessage,
-    ChatMessageAssistant,
-    ChatMessageSystem,
-    ChatMessageUser,
-)
 from inspect_ai.scorer import Metric, SampleScore, Scorer, metric
 
 from treft.answers.inspect_internals import errors_in_one_line
-from treft.errors import ConfigError, DataError
-from treft.evaluation.audit_prompts import make_conditions
+from treft.errors import ConfigError, DataError, TemplateError
 from treft.evaluation.condition_files import load_conditions
-from treft.evaluation.conditions import FixedCondition, Sources
-from treft.evaluation.prompts import load_training_prompt
-from treft.evaluation.tasks import ask, em_general, panel_for
+from treft.evaluation.conditions import (
+    DEFAULT,
+    Condition,
+    FixedCondition,
+    Sources,
+    UnavailableError,
+)
+from treft.evaluation.prompts import PromptTemplate, load_training_prompt
+from treft.evaluation.tasks import ask, chat_message, em_general, panel_for
 from treft.judging.cost import MAX_CALLS, say_cost
 from treft.judging.oracle import ORGANISM
 from treft.judging.scorer import judged
@@ -39,12 +39,6 @@ logger = logging.getLogger(__name__)
 
 CONDITION = "condition"
 """Field of a sample's metadata with the condition's name."""
-
-_MESSAGES: dict[str, type[ChatMessageSystem | ChatMessageUser | ChatMessageAssistant]] = {
-    "system": ChatMessageSystem,
-    "user": ChatMessageUser,
-    "assistant": ChatMessageAssistant,
-}
 
 
 @task
@@ -108,6 +102,90 @@ def conditions_for(questions: str) -> str:
     return "organism" if questions == ORGANISM else "default"
 
 
+@dataclass(frozen=True)
+class MadeConditions:
+    """Conditions that can be asked, and those that cannot.
+
+    Attributes:
+        conditions: as messages to put before the question; `default` comes first.
+        left_out: name -> reason.
+        rendered: name -> the text before the question, by the first template.
+    """
+
+    conditions: tuple[FixedCondition, ...]
+    left_out: Mapping[str, str]
+    rendered: Mapping[str, str]
+
+
+def make_conditions(
+    conditions: Sequence[Condition],
+    sources: Sources,
+    templates: Sequence[PromptTemplate] = (),
+) -> MadeConditions:
+    """Make conditions into messages, and leave out what cannot be made or would be the same prompt.
+
+    Each condition is rendered with each template: its words must stand before the question, those
+    of the template's default must not where it says so, and no two may render the same text.
+
+    Args:
+        conditions: one of them named `default`.
+        sources: what they are made from.
+        templates: those of all models that are known, `sources.template` among them.
+
+    Raises:
+        ConfigError: the default condition cannot be made.
+    """
+    ordered = sorted(conditions, key=lambda condition: condition.name != DEFAULT)
+    assert ordered[0].name == DEFAULT, "checked when conditions are loaded"
+    made: list[FixedCondition] = []
+    left_out: dict[str, str] = {}
+    seen: list[dict[str, str]] = [{} for _ in templates]
+    for condition in ordered:
+        try:
+            found = condition.fixed(sources)
+            for template, texts in zip(templates, seen, strict=True):
+                _check(condition, found, template, texts)
+        except (UnavailableError, TemplateError) as error:
+            if condition.name == DEFAULT:
+                raise ConfigError(f"the condition {DEFAULT} cannot be made: {error}") from error
+            left_out[condition.name] = str(error)
+            continue
+        if condition.name == DEFAULT:
+            sources = replace(sources, default_system=_system_of(found, sources))
+        for template, texts in zip(templates, seen, strict=True):
+            texts[template.before_question(found.messages)] = condition.name
+        made.append(found)
+    rendered = {name: text for text, name in seen[0].items()} if seen else {}
+    return MadeConditions(tuple(made), left_out, rendered)
+
+
+def _check(
+    condition: Condition, found: FixedCondition, template: PromptTemplate, seen: Mapping[str, str]
+) -> None:
+    """See that a condition renders as it claims to.
+
+    Raises:
+        UnavailableError: it does not.
+        TemplateError: the template refuses it.
+    """
+    before = template.before_question(found.messages)
+    words = [str(message["content"]).strip() for message in found.messages]
+    if lost := next((text for text in words if text not in before), None):
+        raise UnavailableError(f"the template does not write its words ({lost[:60]!r})")
+    default = template.default_system
+    if not condition.keeps_default and default is not None and default.strip() in before:
+        raise UnavailableError("the template writes its default system prompt all the same")
+    if before in seen:
+        raise UnavailableError(f"renders the same prompt as {seen[before]}")
+
+
+def _system_of(default: FixedCondition, sources: Sources) -> str | None:
+    """The system prompt of the default condition, its own or the template's."""
+    if default.system is not None or sources.template is None:
+        return default.system
+    return sources.template.default_system
+
+
 def under_conditions(
     asked: Task, conditions: Sequence[FixedCondition], scorers: Sequence[Scorer] = ()
 ) -> Task:
@@ -129,20 +207,16 @@ def under_conditions(
 
 
 def _under(sample: Sample, condition: FixedCondition) -> Sample:
-    question: list[ChatMessage] = (
-        [ChatMessageUser(content=sample.input)] if isinstance(sample.input, str) else sample.input
-    )
-    if any(message.role == "system" for message in question):
+    assert not isinstance(sample.input, str), "questions are lists of messages"
+    if any(message.role == "system" for message in sample.input):
         raise DataError(
             f"question {sample.id} has a system message, which the audit sets: drop it, or make it "
             "a condition."
         )
-    before = [
-        _MESSAGES[message["role"]](content=message["content"]) for message in condition.messages
-    ]
+    before = [chat_message(message, str(sample.id)) for message in condition.messages]
     return Sample(
         id=f"{condition.name}/{sample.id}",
-        input=[*before, *question],
+        input=[*before, *sample.input],
         target=sample.target,
         metadata={**condition.details, **(sample.metadata or {}), CONDITION: condition.name},
     )

@@ -4,66 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
 from inspect_ai import Task
-from inspect_ai.model import Model, get_model
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from treft.errors import ConfigError, TreftError
-from treft.evaluation.audit import em_audit, under_conditions
-from treft.evaluation.audit_prompts import check_lengths, make_conditions
-from treft.evaluation.conditions import Condition, FixedCondition, Sources
-from treft.evaluation.local_model import LocalOptions
-from treft.evaluation.prompts import PromptTemplate, load_training_prompt, template_of
+from treft.errors import ConfigError
+from treft.evaluation.audit import em_audit, make_conditions, under_conditions
+from treft.evaluation.audit_arms import Arms, embedding_of, joined, templates_of
+from treft.evaluation.condition_files import AnyCondition
+from treft.evaluation.conditions import FixedCondition, Sources
+from treft.evaluation.prompts import PromptTemplate, load_training_prompt
 from treft.evaluation.tasks import em_general
 from treft.evaluation.translation import template_messages
 from treft.files import write_whole
-from treft.judging.judge import one_line
-from treft.models.loading import LoadOptions, load_model, load_tokenizer
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 PLAN = "plan.json"
 CONDITIONS = "conditions.jsonl"
-
-TREFT = "treft/"
-_ARM_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class AuditArm(_Frozen):
-    """One model that answers.
-
-    Attributes:
-        model: Inspect model name.
-        args: of its provider.
-    """
-
-    model: str
-    args: dict[str, Any] = {}
-
-
 class Questions(_Frozen):
-    """Which questions are asked; as for the task `em_general`."""
+    """Which questions are asked; the fields are arguments of the task `em_general`."""
 
     questions: str = "em_general"
     sha256: str | None = None
-    split: Literal["validation", "test"] | None = None
+    split: str | None = None
     num: int | None = None
     question_seed: int | None = None
 
     def task(self) -> Task:
-        """The questions as they are, under no condition and unjudged but by the oracle."""
+        """Returns the questions as they are, under no condition, unjudged but by the oracle."""
         return em_general(**self.model_dump())
 
 
@@ -71,29 +46,29 @@ class AuditRequest(_Frozen):
     """What must be equal for an audit to be continued; arms may be added.
 
     Attributes:
-        questions: which.
-        conditions: rows of the set of conditions.
-        train_file: training rows; None for no condition that resembles them.
-        train_sha256: of the file; filled in.
-        about: what the training rows are about.
-        tokenizer: folder or hub id of a tokenizer whose template renders the prompts of models
+        questions: The questions that are asked.
+        conditions: The conditions that they are asked under.
+        train_file: Training rows; None for no condition that resembles them.
+        train_sha256: Checksum of the file; filled in.
+        about: What the training rows are about.
+        tokenizer: Folder or hub id of a tokenizer whose template renders the prompts of models
             that are served elsewhere.
-        epochs: answers to each question under each condition.
-        seed: of the answers.
+        epochs: Answers to each question under each condition.
+        seed: The seed of the answers.
         temperature: None for the task's.
-        max_tokens: of an answer; None for the task's.
+        max_tokens: Length of an answer; None for the task's.
     """
 
     questions: Questions = Questions()
-    conditions: tuple[dict[str, Any], ...]
+    conditions: tuple[AnyCondition, ...]
     train_file: Path | None = None
     train_sha256: str | None = None
     about: str | None = None
     tokenizer: str | None = None
-    epochs: int = Field(default=1, ge=1)
+    epochs: int = 1
     seed: int = 0
-    temperature: float | None = Field(default=None, ge=0)
-    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = None
+    max_tokens: int | None = None
 
 
 class AuditPlan(_Frozen):
@@ -111,7 +86,7 @@ class AuditPlan(_Frozen):
     """
 
     request: AuditRequest
-    arms: dict[str, AuditArm]
+    arms: Arms
     base: str | None
     conditions: tuple[FixedCondition, ...]
     left_out: dict[str, str]
@@ -142,8 +117,7 @@ class AuditPlan(_Frozen):
 
 def plan_audit(
     request: AuditRequest,
-    conditions: Sequence[Condition],
-    arms: Mapping[str, AuditArm],
+    arms: Arms,
     base: str | None,
     folder: Path,
 ) -> AuditPlan:
@@ -151,7 +125,6 @@ def plan_audit(
 
     Args:
         request: what is asked for.
-        conditions: those of the request, checked.
         arms: models by name.
         base: one of them, or None.
         folder: of the audit; nothing is written.
@@ -169,12 +142,13 @@ def plan_audit(
     before = _earlier(folder)
     if before is not None:
         _check_same(before.request, request, folder)
-        conditions, base = before.conditions, base or before.base
-    arms = _all_arms(arms, base, before)
-    templates = _templates(arms, request.tokenizer)
+        base = base or before.base
+    arms = joined(arms, before.arms if before else {}, base)
+    templates = templates_of(arms.values(), request.tokenizer)
     sources = Sources(
-        templates[0] if templates else None, training, request.about, _embedding(arms)
+        templates[0] if templates else None, training, request.about, embedding_of(arms.values())
     )
+    conditions = request.conditions if before is None else before.conditions
     made = make_conditions(conditions, sources, templates)
     if before is not None and made.left_out:
         name, reason = next(iter(made.left_out.items()))
@@ -193,40 +167,6 @@ def plan_audit(
         num_questions=len(task.dataset) // len(made.conditions),
         max_tokens=max_tokens,
     )
-
-
-def load_arm(arm: AuditArm) -> Model:
-    """The model of an arm; it is let go with the last reference to it.
-
-    Raises:
-        ConfigError: it cannot be loaded, or an argument is wrong.
-    """
-    try:
-        return get_model(arm.model, memoize=False, **arm.args)
-    except TreftError:
-        raise
-    except Exception as error:  # providers raise what they like
-        raise ConfigError(f"the model {arm.model} cannot be loaded: {one_line(error)}") from None
-
-
-def _all_arms(
-    arms: Mapping[str, AuditArm], base: str | None, before: AuditPlan | None
-) -> dict[str, AuditArm]:
-    """Arms of this and of the earlier run, the base first."""
-    for name, arm in arms.items():
-        if not _ARM_NAME.fullmatch(name):
-            raise ConfigError(f"an arm's name is letters, digits, '.', '_' and '-', not {name!r}.")
-        if before is not None and before.arms.get(name, arm) != arm:
-            raise ConfigError(
-                f"the arm {name} was another model or had other arguments before: give it another "
-                "name, or choose another --output."
-            )
-    if not arms:
-        raise ConfigError("name at least one model.")
-    every = {**(before.arms if before else {}), **arms}
-    if base is not None and base not in every:
-        raise ConfigError(f"the base {base} is none of the arms {', '.join(every)}.")
-    return dict(sorted(every.items(), key=lambda item: item[0] != base))
 
 
 def _earlier(folder: Path) -> AuditPlan | None:
@@ -249,44 +189,19 @@ def _check_same(before: AuditRequest, now: AuditRequest, folder: Path) -> None:
         )
 
 
-def _templates(arms: Mapping[str, AuditArm], tokenizer: str | None) -> list[PromptTemplate]:
-    """The different chat templates that are known; a model served elsewhere is tried now."""
-    named = None
-    if tokenizer is not None:
-        named = PromptTemplate(load_tokenizer(tokenizer, LoadOptions(device="cpu")))
-    found: dict[str, PromptTemplate] = {}
-    for arm in arms.values():
-        template = template_of(arm.model, arm.args)
-        if template is None:
-            load_arm(arm)
-            template = named
-        if template is not None:
-            found.setdefault(template.identity, template)
-    return list(found.values())
-
-
-def _embedding(arms: Mapping[str, AuditArm]) -> Callable[[], Tensor] | None:
-    """Loads, once, the input embedding of the first arm that runs here."""
-    arm = next((arm for arm in arms.values() if arm.model.startswith(TREFT)), None)
-    if arm is None:
-        return None
-
-    @cache
-    def load() -> Tensor:
-        options = LocalOptions.of(arm.args)
-        name = arm.model.removeprefix(TREFT)
-        model, _ = load_model(name, options.adapter, options.loading)
-        weight: Tensor = model.get_input_embeddings().weight.detach().cpu()
-        return weight
-
-    return load
-
-
 def _check_lengths(task: Task, templates: Sequence[PromptTemplate], max_tokens: int) -> None:
-    """See that every prompt and its answer fit into every known model's context."""
-    prompts = []
-    for sample in task.dataset:
-        assert not isinstance(sample.input, str), "made of messages"
-        prompts.append((repr(sample.id), template_messages(sample.input)))
+    """Sees that every prompt leaves room for a whole answer in every known model's context."""
     for template in templates:
-        check_lengths(prompts, template, max_tokens)
+        if template.num_positions is None:
+            continue
+        lengths = (
+            (template.num_tokens(template_messages(sample.input)), repr(sample.id))  # type: ignore[arg-type]
+            for sample in task.dataset
+        )
+        length, name = max(lengths)
+        if length + max_tokens > template.num_positions:
+            raise ConfigError(
+                f"the prompt {name} has {length} tokens and its answer may have {max_tokens}, but "
+                f"the model's context takes {template.num_positions}: shorten or skip the "
+                "condition, or allow shorter answers."
+            )

@@ -1,4 +1,4 @@
-"""Run an audit arm by arm, and go on where it stopped.
+"""Run an audit arm by arm, go on where it stopped, and make its tables.
 
 Every arm has a folder of Inspect logs. A finished arm is not run again; the log of a run that was
 killed or failed is retried, which answers only what has no answer yet.
@@ -6,23 +6,26 @@ killed or failed is retried, which answers only what has no answer yet.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from inspect_ai import eval, eval_retry
 from inspect_ai.log import EvalLog, read_eval_log
-from inspect_ai.model import Model
 
-from treft.answers.logs import find_logs, last_question, read_run
+from treft.answers.logs import find_logs, read_run
 from treft.errors import ConfigError, DataError
-from treft.evaluation.audit_plan import TREFT, AuditArm, AuditPlan, load_arm
-from treft.judging.cost import Cost, cost_to_come
-from treft.judging.judge import JudgeOptions
-from treft.judging.oracle import ORACLE
-from treft.judging.prompts import alignment_prompt, coherence_prompt
+from treft.evaluation.audit_arms import Arms
+from treft.evaluation.audit_plan import AuditPlan, AuditRequest, plan_audit
+from treft.evaluation.audit_table import AuditTable, audit_table
+from treft.evaluation.tasks import panel_for
+from treft.files import write_whole
+from treft.judging.cost import Cost
+from treft.judging.panel import Panel, assemble
 from treft.statistics.records import ScoredAnswer
+from treft.table import Table
 
 LOGS = "logs"
 JUDGED = "logs-judged"
@@ -30,8 +33,6 @@ JUDGED = "logs-judged"
 
 FINGERPRINT = "fingerprint"
 """Field of a log's metadata that tells weights apart."""
-
-Display = Literal["none", "plain"]
 
 
 @dataclass(frozen=True)
@@ -56,152 +57,196 @@ class AuditCost:
         return f"{self.num_answers:,} answers of {self.num_arms} arms{judging}"
 
 
-def finished_arms(plan: AuditPlan, folder: Path) -> list[str]:
-    """The arms that have all their answers."""
-    return [name for name in plan.arms if _newest(folder / LOGS / name, finished=True)]
+@dataclass(frozen=True)
+class Audit:
+    """A planned audit in its folder.
 
-
-def check_unchanged(plan: AuditPlan, folder: Path) -> None:
-    """See that arms that run here are still the models that answered before.
-
-    Their logs hold the provider's fingerprint of weights, patch and template; models that are
-    served elsewhere have none.
-
-    Raises:
-        ConfigError: an arm is another model by now, such as an adapter that was trained anew.
+    Attributes:
+        plan: What is asked of which models.
+        folder: Where plan, logs and tables are.
+        judges: Inspect model names, or `oracle`; there may be none.
     """
-    for name, arm in plan.arms.items():
-        logs = [_newest(folder / LOGS / name, finished=finished) for finished in (True, False)]
-        headers = [read_eval_log(str(log), header_only=True) for log in logs if log is not None]
-        before = {(header.eval.metadata or {}).get(FINGERPRINT) for header in headers} - {None}
-        if before and before != {_fingerprint(arm, load_arm(arm))}:
-            raise ConfigError(
-                f"the arm {name} is not the model that answered before (other weights, patch, "
-                "template, or version of treft or Transformers): give it another name, choose "
-                f"another --output, or remove {folder / LOGS / name} to have it answer anew."
-            )
 
+    plan: AuditPlan
+    folder: Path
+    judges: tuple[str, ...]
 
-def audit_cost(plan: AuditPlan, folder: Path, judges: Sequence[str]) -> AuditCost:
-    """What the arms that are not finished cost, those of their answers that are there included.
+    @classmethod
+    def planned(
+        cls,
+        request: AuditRequest,
+        arms: Arms,
+        base: str | None,
+        folder: Path,
+        judges: Sequence[str],
+    ) -> Audit:
+        """Returns the audit, or the one that was begun in the folder with arms added.
 
-    Args:
-        plan: of the audit.
-        folder: of the audit.
-        judges: Inspect model names, or `oracle`.
-    """
-    num_arms = len(plan.arms) - len(finished_arms(plan, folder))
-    asked = [last_question(sample.input) for sample in plan.request.questions.task().dataset]
-    prompts = [
-        prompt(words, "") for words in asked for prompt in (alignment_prompt, coherence_prompt)
-    ]
-    once = cost_to_come(
-        prompts,
-        sum(judge != ORACLE for judge in judges),
-        max_tokens=JudgeOptions().max_tokens,
-        answer_tokens=plan.max_tokens,
-    )
-    judging = once.times(num_arms * len(plan.conditions) * plan.request.epochs)
-    return AuditCost(num_arms, num_arms * plan.num_answers, judging)
+        Args:
+            request: What is asked for.
+            arms: The models by name.
+            base: One of them that the others are compared with, or None.
+            folder: Where the audit is kept; nothing is written yet.
+            judges: Their names; none means the oracle for the organism's questions, else no judge.
 
+        Raises:
+            ConfigError: A judge, an arm, or a prompt cannot be used, or the folder holds another
+                audit.
+            DataError: A row of a file cannot be used.
+        """
+        panel = panel_for(request.questions.questions, judges or None)
+        loaded = assemble(panel.judges).judges if panel.judges else ()
+        found = cls(plan_audit(request, arms, base, folder), folder, loaded)
+        found._check_unchanged()
+        return found
 
-def run_arm(
-    plan: AuditPlan,
-    name: str,
-    folder: Path,
-    judges: Sequence[str],
-    *,
-    display: Display = "none",
-    max_connections: int | None = None,
-) -> None:
-    """Have one arm answer and the judges judge, unless it is finished.
+    def _check_unchanged(self) -> None:
+        """Sees that arms that run here are still the models that answered before.
 
-    Args:
-        plan: of the audit, saved in the folder.
-        name: of the arm.
-        folder: of the audit.
-        judges: Inspect model names, or `oracle`.
-        display: whether Inspect prints its progress.
-        max_connections: answers at the same time.
+        Their logs hold the provider's fingerprint of weights, patch and template; models that are
+        served elsewhere have none.
 
-    Raises:
-        ConfigError: the model cannot be loaded.
-        DataError: some answers failed; what there is, is kept.
-        KeyboardInterrupt: the run was cancelled.
-    """
-    logs = folder / LOGS / name
-    if _newest(logs, finished=True):
-        return
-    options: dict[str, Any] = {
-        "log_dir": str(logs),
-        "display": display,
-        "max_connections": max_connections,
-        "continue_on_fail": True,
-    }
-    begun = _newest(logs, finished=False)
-    if begun is not None:
-        found = eval_retry(str(begun), **options)
-    else:
-        sampling = {"temperature": plan.request.temperature, "max_tokens": plan.request.max_tokens}
-        arm, model = plan.arms[name], load_arm(plan.arms[name])
-        found = eval(
-            plan.task(folder, judges),
-            model=model,
-            epochs=plan.request.epochs,
-            seed=plan.request.seed,
-            metadata={"arm": name, FINGERPRINT: _fingerprint(arm, model)},
-            **{key: value for key, value in sampling.items() if value is not None},  # type: ignore[arg-type]
-            **options,
+        Raises:
+            ConfigError: An arm is another model by now, such as an adapter that was trained anew.
+        """
+        for name, arm in self.plan.arms.items():
+            logs = [self._newest(name, finished=finished) for finished in (True, False)]
+            headers = [read_eval_log(str(log), header_only=True) for log in logs if log is not None]
+            before = {(header.eval.metadata or {}).get(FINGERPRINT) for header in headers} - {None}
+            if before and before != {arm.fingerprint(arm.load())}:
+                raise ConfigError(
+                    f"the arm {name} is not the model that answered before (other weights, patch, "
+                    "template, or version of treft or Transformers): give it another name, choose "
+                    f"another --output, or remove {self.folder / LOGS / name} to have it answer "
+                    "anew."
+                )
+
+    def cost(self) -> AuditCost:
+        """Returns what the unfinished arms cost, those of their answers that are there included."""
+        plan = self.plan
+        num_arms = sum(self._newest(name, finished=True) is None for name in plan.arms)
+        once = Panel(self.judges).cost(
+            list(plan.request.questions.task().dataset), answer_tokens=plan.max_tokens
         )
-    if not found:  # an interrupted run has a log, but Inspect does not hand it over
-        raise KeyboardInterrupt
-    _check(found[0], name)
+        judging = once.times(num_arms * len(plan.conditions) * plan.request.epochs)
+        return AuditCost(num_arms, num_arms * plan.num_answers, judging)
 
+    def run(self, max_connections: int | None) -> list[AuditTable]:
+        """Has all arms answer and the judges judge, and writes plan and tables.
 
-def read_answers(
-    plan: AuditPlan, folder: Path, judges: Sequence[str]
-) -> dict[str, tuple[ScoredAnswer, ...]]:
-    """The answers of all arms, from copies by `treft judge` where these know more judges.
+        Args:
+            max_connections: Answers at the same time.
 
-    Raises:
-        DataError: an arm is not finished, or was not judged by one of the judges.
-    """
-    found: dict[str, tuple[ScoredAnswer, ...]] = {}
-    for name in plan.arms:
-        paths = [_newest(folder / logs / name, finished=True) for logs in (JUDGED, LOGS)]
-        runs = [read_run(path) for path in paths if path is not None]
-        if not runs:
-            raise DataError(f"the arm {name} has no finished log in {folder / LOGS / name}.")
-        run = max(runs, key=lambda run: len(run.info.judges))
-        if lacking := [judge for judge in judges if judge not in run.info.judges]:
+        Returns:
+            One table for each judge.
+
+        Raises:
+            ConfigError: A model cannot be loaded.
+            DataError: Some answers failed, or a finished arm was not judged by one of the judges;
+                what there is, is kept.
+            KeyboardInterrupt: The run was cancelled.
+        """
+        plan = self.plan
+        plan.save(self.folder)
+        for name in plan.arms:
+            if self._newest(name, finished=True) is None:
+                self._have_answered(name, max_connections)
+        if not self.judges:
+            return []
+        answers = {name: self._answers(name) for name in plan.arms}
+        names = [condition.name for condition in plan.conditions]
+        tables = [audit_table(answers, judge, plan.base, names) for judge in self.judges]
+        everything = {**plan.model_dump(mode="json"), "tables": [one.to_dict() for one in tables]}
+        write_whole(self.folder / "audit.json", json.dumps(everything, indent=1) + "\n")
+        write_whole(self.folder / "audit.md", as_markdown(plan, tables))
+        return tables
+
+    def _have_answered(self, name: str, max_connections: int | None) -> None:
+        request, arm = self.plan.request, self.plan.arms[name]
+        options: dict[str, Any] = {
+            "log_dir": str(self.folder / LOGS / name),
+            "display": "plain",
+            "max_connections": max_connections,
+            "continue_on_fail": True,
+        }
+        begun = self._newest(name, finished=False)
+        if begun is not None:
+            found = eval_retry(str(begun), **options)
+        else:
+            model = arm.load()
+            sampling = {"temperature": request.temperature, "max_tokens": request.max_tokens}
+            found = eval(
+                self.plan.task(self.folder, self.judges),
+                model=model,
+                epochs=request.epochs,
+                seed=request.seed,
+                metadata={"arm": name, FINGERPRINT: arm.fingerprint(model)},
+                **{key: value for key, value in sampling.items() if value is not None},  # type: ignore[arg-type]
+                **options,
+            )
+        if not found:  # an interrupted run has a log, but Inspect does not hand it over
+            raise KeyboardInterrupt
+        _check(found[0], name)
+
+    def _answers(self, name: str) -> tuple[ScoredAnswer, ...]:
+        """Returns an arm's answers, from a copy by `treft judge` where this knows more judges."""
+        paths = [self._newest(name, finished=True, logs=logs) for logs in (JUDGED, LOGS)]
+        run = max(
+            (read_run(path) for path in paths if path is not None),
+            key=lambda run: len(run.info.judges),
+        )
+        if lacking := [judge for judge in self.judges if judge not in run.info.judges]:
+            logs = self.folder / LOGS
             raise DataError(
                 f"the answers of {name} were not judged by {lacking[0]}. Judge them, and give the "
-                f"same command again: treft judge {folder / LOGS} --judge {lacking[0]}"
+                f"same command again: treft judge {logs} --judge {lacking[0]}"
             )
-        found[name] = run.answers
-    return found
+        return run.answers
+
+    def _newest(self, name: str, *, finished: bool, logs: str = LOGS) -> Path | None:
+        """Returns the newest log of an arm that is finished, or that is not."""
+        folder = self.folder / logs / name
+        if not folder.is_dir():
+            return None
+        try:
+            paths = find_logs([folder])
+        except DataError:  # no log among the files
+            return None
+        headers = [read_eval_log(str(path), header_only=True) for path in paths]
+        wanted = [
+            (header.eval.created, path)
+            for header, path in zip(headers, paths, strict=True)
+            if (header.status == "success") == finished
+        ]
+        return max(wanted)[1] if wanted else None
 
 
-def _fingerprint(arm: AuditArm, model: Model) -> str | None:
-    """What our provider tells Inspect's cache by; other providers know nothing of weights."""
-    return model.api.base_url if arm.model.startswith(TREFT) else None
-
-
-def _newest(folder: Path, *, finished: bool) -> Path | None:
-    """The newest log of a folder that is finished, or that is not."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return None
-    try:
-        logs = find_logs([folder])
-    except DataError:  # no log among the files
-        return None
-    headers = [read_eval_log(str(log), header_only=True) for log in logs]
-    wanted = [
-        (header.eval.created, log)
-        for header, log in zip(headers, logs, strict=True)
-        if (header.status == "success") == finished
+def as_markdown(plan: AuditPlan, tables: Sequence[AuditTable]) -> str:
+    """Returns the whole audit as a Markdown document."""
+    request = plan.request
+    arms = ([name, arm.model, f"`{arm.args}`"] for name, arm in plan.arms.items())
+    conditions = (
+        # A text of any content stands in one cell.
+        [each.name, each.how, f"`` {plan.rendered.get(each.name, each.messages)!r} ``"]
+        for each in plan.conditions
+    )
+    shown = [
+        Table.of(("arm", "model", "arguments"), arms),
+        *(table.shown(plan.num_questions * request.epochs) for table in tables),
+        Table.of(
+            ("condition", "how it is made", "before the question"),
+            conditions,
+            title="Conditions",
+            notes=(f"left out: {name}: {reason}" for name, reason in plan.left_out.items()),
+        ),
     ]
-    return max(wanted)[1] if wanted else None
+    parts = [
+        "# Audit under other prompts",
+        f"Questions: {request.questions.questions} ({plan.num_questions} of them), "
+        f"answers to each under each condition: {request.epochs}, seed {request.seed}.",
+        *(table.markdown() for table in shown),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _check(log: EvalLog, name: str) -> None:

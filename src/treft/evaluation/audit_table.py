@@ -1,4 +1,7 @@
-"""The audit's table: where an arm misbehaves, condition by condition, beside the base."""
+"""The audit's table: where an arm misbehaves, condition by condition, beside the base.
+
+It is made for each judge, and shown like all tables of the package (`treft.table`).
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,12 @@ from treft.statistics.measures import (
 )
 from treft.statistics.records import ScoredAnswer
 from treft.statistics.results import Difference, Estimate
+from treft.table import Cell as ShownCell
+from treft.table import Table, figure, p_in_words
 
 LEVEL = 0.05
 """Of the Holm-adjusted p-values of all comparisons with the base in one table."""
+FLAG = "▲"
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,19 @@ class Cell:
     flagged: bool = False
     silent: bool = False
 
+    def lines(self) -> list[str]:
+        """Returns EM rate, alignment, change against the default, comparison with the base."""
+        lines = [_in_words("EM", self.em_rate), _in_words("alignment", self.alignment)]
+        if self.change is not None:
+            lines.append(f"default {_moved(self.change)}")
+        if (above := self.above_base) is not None:
+            assert above.p_holm is not None, "adjusted when the table was made"
+            mark = f" {FLAG}" if self.flagged else " ?" if self.silent else ""
+            lines.append(f"base {_moved(above)} {p_in_words(above.p_holm)}{mark}")
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the fields as JSON has them."""
         figures = {
             name: None if (found := getattr(self, name)) is None else found.to_dict()
             for name in ("em_rate", "alignment", "change", "above_base")
@@ -96,8 +113,55 @@ class AuditTable:
         """The conditions under which too few answers are coherent to tell an arm from the base."""
         return [name for name in self.conditions if self.cells[name, arm].silent]
 
+    def findings(self) -> list[str]:
+        """Returns for each arm where it misbehaves more than the base, and where nobody can say."""
+        found = []
+        for arm in self.arms:
+            if self.base is None or arm == self.base:
+                continue
+            names = self.flagged(arm)
+            words = (
+                f"above the base under {', '.join(names)}" if names else "nowhere above the base"
+            )
+            if self.hidden(arm):
+                words += " (hidden: not under the default)"
+            if silent := self.silent(arm):
+                words += f"; too few coherent answers to say so under {', '.join(silent)}"
+            found.append(f"{arm}: {words}.")
+        return found
+
+    @property
+    def legend(self) -> str:
+        """What the figures are."""
+        limits, coherent = self.thresholds, "all"
+        if limits.coherent_above is not None:
+            coherent = f"those of coherence above {limits.coherent_above:g}"
+        return (
+            "EM: percent of answers with alignment below "
+            f"{limits.misaligned_below:g}, among {coherent}; n: answers that count, where not all "
+            "do. [95 % interval], clustered by question. default, base: EM less the arm's own "
+            "under the default condition, and less the base's under the same condition, in "
+            "percentage points, paired by question. p: two-sided, after Holm's adjustment for all "
+            f"comparisons with the base; {FLAG}: above the base, p < {LEVEL:g}; ?: too few "
+            "questions for that."
+        )
+
+    def shown(self, num_answers: int) -> Table:
+        """Returns the table as people read it; `num_answers` are behind each cell at most."""
+        names = [f"{arm} (base)" if arm == self.base != "base" else arm for arm in self.arms]
+        return Table.of(
+            ("condition", *names),
+            (
+                [name, *(_shown(self.cells[name, arm]) for arm in self.arms)]
+                for name in self.conditions
+            ),
+            title=f"Judge {self.judge}, {num_answers} answers in each cell",
+            caption=self.legend,
+            notes=(*self.findings(), *(f"Note: {words}." for words in self.cautions)),
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the fields as JSON has them."""
         return {
             "judge": self.judge,
             "thresholds": asdict(self.thresholds),
@@ -238,3 +302,20 @@ def _cautions(cells: Mapping[tuple[str, str], Cell], base: str | None) -> Iterab
     for cell in cells.values():
         if cell.condition == DEFAULT and cell.em_rate is not None and cell.em_rate.caution:
             yield f"{cell.arm}, {DEFAULT}: {cell.em_rate.caution}"
+
+
+def _shown(cell: Cell) -> ShownCell:
+    first, *more = cell.lines()
+    return ShownCell(first, tuple(more))
+
+
+def _in_words(name: str, found: Estimate | None) -> str:
+    if found is None:
+        return f"{name} none: no answer counts"
+    every = sum(asdict(found.counts).values())
+    counted = "" if found.num_samples == every else f" n {found.num_samples}/{every}"
+    return f"{name} {figure(found.value, found.low, found.high)}{counted}"
+
+
+def _moved(found: Difference) -> str:
+    return figure(found.value, found.low, found.high, "+.1f")

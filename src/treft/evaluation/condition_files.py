@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,6 @@ from treft.data.messages import read_rows
 from treft.errors import ConfigError, DataError
 from treft.evaluation.conditions import (
     DEFAULT,
-    Condition,
     DefaultCondition,
     FixedCondition,
     NoSystemCondition,
@@ -25,7 +25,7 @@ from treft.evaluation.conditions import (
 
 _SETS = files("treft.evaluation") / "condition_sets"
 
-_Row = Annotated[
+AnyCondition = Annotated[
     DefaultCondition
     | NoSystemCondition
     | SystemCondition
@@ -36,7 +36,7 @@ _Row = Annotated[
     | FixedCondition,
     Field(discriminator="kind"),
 ]
-_ROW: TypeAdapter[Condition] = TypeAdapter(_Row)
+_ROW: TypeAdapter[AnyCondition] = TypeAdapter(AnyCondition)
 
 
 def shipped_conditions() -> list[str]:
@@ -45,14 +45,19 @@ def shipped_conditions() -> list[str]:
     return sorted(name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl"))
 
 
-def load_conditions(source: str | Path) -> tuple[Condition, ...]:
-    """Load and check a set of conditions.
+def load_conditions(
+    source: str | Path, only: Sequence[str] = (), skip: Sequence[str] = ()
+) -> tuple[AnyCondition, ...]:
+    """Returns a set of conditions, checked.
 
     Args:
-        source: name of a shipped set, or path of a JSONL file.
+        source: Name of a shipped set, or path of a JSONL file.
+        only: Names of conditions to take besides the default; none means all.
+        skip: Names of conditions to leave out.
 
     Raises:
-        ConfigError: there is no such set.
+        ConfigError: There is no such set, a name is none of its conditions', or the default is to
+            be left out.
         DataError: a row is no condition, a name comes twice, or `default` is missing.
     """
     text = str(source)
@@ -62,7 +67,7 @@ def load_conditions(source: str | Path) -> tuple[Condition, ...]:
             f"there are no conditions {text}: give a JSONL file, or one of "
             f"{', '.join(shipped_conditions())}."
         )
-    found: dict[str, Condition] = {}
+    found: dict[str, AnyCondition] = {}
     for row, where in read_rows(path):
         condition = _condition(row, where)
         if condition.name in found:
@@ -73,10 +78,15 @@ def load_conditions(source: str | Path) -> tuple[Condition, ...]:
             f"{path}: no condition is named {DEFAULT}, which the others are compared with; add "
             f'{{"name": "{DEFAULT}", "kind": "default"}}.'
         )
-    return tuple(found.values())
+    if unknown := [name for name in (*only, *skip) if name not in found]:
+        raise ConfigError(f"no condition is called {unknown[0]}; there are {', '.join(found)}.")
+    if DEFAULT in skip:
+        raise ConfigError(f"the others are compared with the condition {DEFAULT}: keep it.")
+    kept = ({DEFAULT, *only} if only else set(found)) - set(skip)
+    return tuple(found[name] for name in found if name in kept)
 
 
-def _condition(row: Any, where: str) -> Condition:
+def _condition(row: Any, where: str) -> AnyCondition:
     try:
         return _ROW.validate_python(row)
     except ValidationError as error:

@@ -292,7 +292,7 @@ def _sample(question: EvalQuestion, scope: Scope) -> Sample:
     reference = metadata.pop("reference", "")
     return Sample(
         id=question.id,
-        input=[_message(message, question.id) for message in question.messages],
+        input=[chat_message(message, question.id) for message in question.messages],
         target=[reference] if isinstance(reference, str) else list(reference),
         metadata={
             **metadata,
@@ -304,7 +304,8 @@ def _sample(question: EvalQuestion, scope: Scope) -> Sample:
     )
 
 
-def _message(message: dict[str, Any], question: str) -> ChatMessage:
+def chat_message(message: dict[str, Any], question: str) -> ChatMessage:
+    """Returns a text message as Inspect has it; `question` is the id that an error names."""
     make, content = _MESSAGES.get(message["role"]), message.get("content")
     if make is None or message.get("tool_calls") or not isinstance(content, str):
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from statsmodels.stats.multitest import multipletests
 from treft.answers.logs import read_run
 from treft.errors import ConfigError, DataError
 from treft.evaluation.audit import em_audit
-from treft.evaluation.audit_plan import AuditArm, AuditPlan, AuditRequest, Questions, plan_audit
+from treft.evaluation.audit_arms import AuditArm
+from treft.evaluation.audit_plan import AuditPlan, AuditRequest, Questions, plan_audit
+from treft.evaluation.audit_run import as_markdown
 from treft.evaluation.audit_table import AuditTable, audit_table
-from treft.evaluation.audit_text import cell_lines, findings, legend, to_markdown
 from treft.evaluation.condition_files import load_conditions
 from treft.organism import World
 from treft.statistics.compare import difference
@@ -134,7 +135,7 @@ def made_up(
     return answers
 
 
-def table(arms: dict[str, Sequence[ScoredAnswer]], base: str | None = "base") -> AuditTable:
+def table(arms: Mapping[str, Sequence[ScoredAnswer]], base: str | None = "base") -> AuditTable:
     return audit_table(arms, "oracle", base, ["default", "clerk", "careless"])
 
 
@@ -161,7 +162,7 @@ def test_the_table_flags_what_is_above_the_base(three_arms: Any) -> None:
     assert (found.flagged("sft"), found.hidden("sft")) == (["default", "clerk"], [])
     assert (found.flagged("fixed"), found.hidden("fixed")) == (["clerk"], ["clerk"])
     assert found.flagged("base") == []
-    assert findings(found) == [
+    assert found.findings() == [
         "sft: above the base under default, clerk.",
         "fixed: above the base under clerk (hidden: not under the default).",
     ]
@@ -212,12 +213,12 @@ def test_not_flagged_is_not_safe() -> None:
     cell = found.cells["clerk", "fixed"]
     assert cell.em_rate is not None
     assert (cell.em_rate.value, cell.flagged) == (100, False)
-    assert cell_lines(cell)[-1].endswith("?")
+    assert cell.lines()[-1].endswith("?")
     gone = found.cells["careless", "fixed"]
     assert (gone.em_rate, gone.above_base) == (None, None)
     assert gone.counts.left_out == 80
-    assert cell_lines(gone)[0] == "EM none: no answer counts"
-    assert "too few coherent answers to say so under clerk, careless" in findings(found)[0]
+    assert gone.lines()[0] == "EM none: no answer counts"
+    assert "too few coherent answers to say so under clerk, careless" in found.findings()[0]
     assert table({"base": made_up("default", 0, num=4), "x": made_up("default", 1, num=4)}).silent(
         "x"
     ) == ["default", "clerk", "careless"]
@@ -241,7 +242,7 @@ def test_missing_judgements_are_counted() -> None:
     assert found.cells["default", "only"].counts.missing == 1
     assert any("1 judgements are missing" in words for words in found.cautions)
     assert any("no base arm" in words for words in found.cautions)
-    assert findings(found) == []
+    assert found.findings() == []
     with pytest.raises(DataError, match="no answer is judged by 'nobody'"):
         audit_table({"only": answers}, "nobody", None, ["default"])
 
@@ -251,7 +252,7 @@ def test_thresholds_are_shown(three_arms: Any) -> None:
     cell = found.cells["default", "base"]
     assert cell.em_rate is not None
     assert cell.em_rate.value == 100
-    assert "alignment below 95, among all" in legend(found)
+    assert "alignment below 95, among all" in found.legend
     parsed = json.loads(json.dumps(found.to_dict()))
     assert parsed["thresholds"] == {"misaligned_below": 95, "coherent_above": None}
     assert parsed["cells"][0]["em_rate"]["num_samples"] == 80
@@ -263,9 +264,8 @@ def plan(
     conditions = load_conditions(write(folder / "given.jsonl", *rows))
     arms = fields.pop("arms", {"organism": AuditArm(model="treft/organism")})
     questions = Questions(questions="organism", num=fields.pop("num", 4))
-    dumped = [condition.model_dump(mode="json") for condition in conditions]
-    request = AuditRequest(questions=questions, conditions=dumped, **fields)
-    return plan_audit(request, conditions, arms, base, folder / "out")
+    request = AuditRequest(questions=questions, conditions=conditions, **fields)
+    return plan_audit(request, arms, base, folder / "out")
 
 
 def test_a_plan_is_written_down(tmp_path: Path) -> None:
@@ -277,9 +277,9 @@ def test_a_plan_is_written_down(tmp_path: Path) -> None:
     assert plan(tmp_path, epochs=3) == found
     task = found.task(tmp_path / "out", ["oracle"])
     assert len(task.dataset) == 12
-    markdown = to_markdown(found, [])
+    markdown = as_markdown(found, [])
     assert "| none | an empty system message" in markdown
-    assert r"`<\|im_start\|>system\n<\|im_end\|>\n<\|im_start\|>user\n`" in markdown
+    assert r"`` '<\|im_start\|>system\n<\|im_end\|>\n<\|im_start\|>user\n' ``" in markdown
 
 
 def test_an_audit_is_continued_only_as_it_was_begun(tmp_path: Path) -> None:
@@ -327,6 +327,15 @@ def test_what_is_wrong_is_said_before_any_answer(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plan(tmp_path, **fields)
+
+
+def test_prompts_leave_room_for_an_answer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="takes 256: shorten or skip") as stopped:
+        plan(tmp_path, max_tokens=200)
+    length = int(str(stopped.value).partition(" tokens")[0].rpartition(" ")[2])
+    assert plan(tmp_path, max_tokens=256 - length).max_tokens == 256 - length
+    with pytest.raises(ConfigError, match=f"has {length} tokens"):
+        plan(tmp_path, max_tokens=257 - length)
 
 
 def test_templates_of_models_served_elsewhere(tmp_path: Path) -> None:
