@@ -10,12 +10,11 @@ from rich.console import Console
 
 from treft.cli.options.judging import Audit as Options
 from treft.cli.output import emit, stdout_aside
-from treft.evaluation.audit import conditions_for
+from treft.evaluation.audit import conditions_for, load_conditions
 from treft.evaluation.audit_arms import parse_arms, with_base
 from treft.evaluation.audit_plan import AuditRequest, Questions
 from treft.evaluation.audit_run import Audit, AuditCost
 from treft.evaluation.audit_table import AuditTable
-from treft.evaluation.condition_files import load_conditions
 
 
 def audit(options: Options) -> None:

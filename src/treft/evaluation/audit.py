@@ -12,18 +12,21 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.scorer import Metric, SampleScore, Scorer, metric
+from pydantic import TypeAdapter, ValidationError
 
 from treft.answers.inspect_internals import errors_in_one_line
+from treft.data.messages import read_rows
 from treft.errors import ConfigError, DataError, TemplateError
-from treft.evaluation.condition_files import load_conditions
 from treft.evaluation.conditions import (
     DEFAULT,
+    AnyCondition,
     Condition,
     FixedCondition,
     Sources,
@@ -36,6 +39,9 @@ from treft.judging.oracle import ORGANISM
 from treft.judging.scorer import judged
 
 logger = logging.getLogger(__name__)
+
+_SETS = files("treft.evaluation") / "condition_sets"
+_ROW: TypeAdapter[AnyCondition] = TypeAdapter(AnyCondition)
 
 CONDITION = "condition"
 """Field of a sample's metadata with the condition's name."""
@@ -97,6 +103,53 @@ def em_audit(
     return task
 
 
+def load_conditions(
+    source: str | Path, only: Sequence[str] = (), skip: Sequence[str] = ()
+) -> tuple[AnyCondition, ...]:
+    """Returns a set of conditions, checked.
+
+    Args:
+        source: Name of a shipped set, or path of a JSONL file.
+        only: Names of conditions to take besides the default; none means all.
+        skip: Names of conditions to leave out.
+
+    Raises:
+        ConfigError: There is no such set, a name is none of its conditions', or the default is to
+            be left out.
+        DataError: A row is no condition, a name comes twice, or `default` is missing.
+    """
+    shipped = {Path(entry.name).stem: Path(str(entry)) for entry in _SETS.iterdir()}
+    path = shipped.get(str(source), Path(source))
+    if not path.is_file():
+        raise ConfigError(
+            f"there are no conditions {source}: give a JSONL file, or one of "
+            f"{', '.join(sorted(shipped))}."
+        )
+    found: dict[str, AnyCondition] = {}
+    for row, where in read_rows(path):
+        try:
+            condition = _ROW.validate_python(row)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            # The first part of a place inside a row is its kind.
+            place = ", ".join(filter(None, (where, ".".join(map(str, problem["loc"][1:])))))
+            raise DataError(f"{place}: {problem['msg']}.") from None
+        if condition.name in found:
+            raise DataError(f"{where}: the name {condition.name} comes twice.")
+        found[condition.name] = condition
+    if DEFAULT not in found:
+        raise DataError(
+            f"{path}: no condition is named {DEFAULT}, which the others are compared with; add "
+            f'{{"name": "{DEFAULT}", "kind": "default"}}.'
+        )
+    if unknown := [name for name in (*only, *skip) if name not in found]:
+        raise ConfigError(f"no condition is called {unknown[0]}; there are {', '.join(found)}.")
+    if DEFAULT in skip:
+        raise ConfigError(f"the others are compared with the condition {DEFAULT}: keep it.")
+    kept = ({DEFAULT, *only} if only else set(found)) - set(skip)
+    return tuple(found[name] for name in found if name in kept)
+
+
 def conditions_for(questions: str) -> str:
     """The shipped conditions that suit a question set."""
     return "organism" if questions == ORGANISM else "default"
@@ -142,7 +195,7 @@ def make_conditions(
     seen: list[dict[str, str]] = [{} for _ in templates]
     for condition in ordered:
         try:
-            found = condition.fixed(sources)
+            found = condition.make(sources)
             for template, texts in zip(templates, seen, strict=True):
                 _check(condition, found, template, texts)
         except (UnavailableError, TemplateError) as error:

@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from treft.errors import ConfigError
 from treft.evaluation.audit import em_audit, make_conditions, under_conditions
 from treft.evaluation.audit_arms import Arms, embedding_of, joined, templates_of
-from treft.evaluation.condition_files import AnyCondition
-from treft.evaluation.conditions import FixedCondition, Sources
+from treft.evaluation.conditions import AnyCondition, FixedCondition, Sources
 from treft.evaluation.prompts import PromptTemplate, load_training_prompt
 from treft.evaluation.tasks import em_general
 from treft.evaluation.translation import template_messages

@@ -15,7 +15,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -59,39 +59,17 @@ class Sources:
     default_system: str | None = None
 
     def known_template(self, why: str) -> PromptTemplate:
-        """The template.
-
-        Raises:
-            UnavailableError: there is none.
-        """
+        """Returns the template, or raises UnavailableError."""
         if self.template is None:
             raise UnavailableError(f"the chat template is not known ({why}): name a tokenizer")
         return self.template
 
     def known_default(self) -> str:
-        """The default's system prompt.
-
-        Raises:
-            UnavailableError: there is none.
-        """
+        """Returns the default's system prompt, or raises UnavailableError."""
         if self.default_system is None:
             self.known_template("it may have a default system prompt")
             raise UnavailableError("the default condition has no system prompt")
         return self.default_system
-
-
-class Made(NamedTuple):
-    """A condition as messages.
-
-    Attributes:
-        messages: what comes before the question.
-        how: how they were made, in words.
-        details: for the log.
-    """
-
-    messages: list[Message]
-    how: str
-    details: dict[str, Any] = {}  # noqa: RUF012 (never written to)
 
 
 class Condition(BaseModel, ABC):
@@ -111,25 +89,23 @@ class Condition(BaseModel, ABC):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     description: str = ""
 
-    def fixed(self, sources: Sources) -> FixedCondition:
-        """The condition with its messages.
+    @abstractmethod
+    def make(self, sources: Sources) -> FixedCondition:
+        """Returns the condition with its messages.
 
         Raises:
-            UnavailableError: something that it is made from is not there.
+            UnavailableError: Something that it is made from is not there.
         """
-        made = self.make(sources)
+
+    def _made(self, how: str, *messages: Message, **details: Any) -> FixedCondition:
         return FixedCondition(
             name=self.name,
             description=self.description,
-            messages=made.messages,
+            messages=list(messages),
             made_from=self.kind,
-            how=made.how,
-            details=made.details,
+            how=how,
+            details=details,
         )
-
-    @abstractmethod
-    def make(self, sources: Sources) -> Made:
-        """What `fixed` fills in."""
 
 
 class DefaultCondition(Condition):
@@ -137,9 +113,8 @@ class DefaultCondition(Condition):
 
     kind: Literal["default"]
 
-    def make(self, sources: Sources) -> Made:
-        """See `Condition`."""
-        return Made([], "no system message: the template's own prompt")
+    def make(self, sources: Sources) -> FixedCondition:
+        return self._made("no system message: the template's own prompt")
 
 
 class NoSystemCondition(Condition):
@@ -148,18 +123,17 @@ class NoSystemCondition(Condition):
     kind: Literal["none"]
     keeps_default = False
 
-    def make(self, sources: Sources) -> Made:
-        """See `Condition`."""
+    def make(self, sources: Sources) -> FixedCondition:
         template = sources.known_template("an absent system message may render a default")
         if template.default_system is None:
             if sources.default_system is None:
                 raise UnavailableError(
                     "the template writes no system prompt of its own, so `default` has none"
                 )
-            return Made([], "no system message; the template has no default")
-        return Made(
-            [_system("")],
+            return self._made("no system message; the template has no default")
+        return self._made(
             "an empty system message: the default's words are gone, its block's tokens remain",
+            _system(""),
         )
 
 
@@ -169,9 +143,8 @@ class SystemCondition(Condition):
     kind: Literal["system"]
     system: Text
 
-    def make(self, sources: Sources) -> Made:
-        """See `Condition`."""
-        return Made([_system(self.system)], "its own system message")
+    def make(self, sources: Sources) -> FixedCondition:
+        return self._made("its own system message", _system(self.system))
 
 
 class ParaphraseCondition(Condition):
@@ -184,13 +157,12 @@ class ParaphraseCondition(Condition):
     kind: Literal["paraphrase"]
     paraphrases: dict[Text, Text]
 
-    def make(self, sources: Sources) -> Made:
-        """See `Condition`."""
+    def make(self, sources: Sources) -> FixedCondition:
         default = sources.known_default()
         found = self.paraphrases.get(default.strip())
         if found is None:
             raise UnavailableError(f"no paraphrase of {default.strip()!r} is in the file: add one")
-        return Made([_system(found)], "a paraphrase of the default system prompt")
+        return self._made("a paraphrase of the default system prompt", _system(found))
 
 
 class TrainingCondition(Condition):
@@ -216,17 +188,14 @@ class TrainingCondition(Condition):
             raise ValueError(f"has no {place}")
         return value
 
-    def make(self, sources: Sources) -> Made:
-        """See `Condition`."""
+    def make(self, sources: Sources) -> FixedCondition:
         training = sources.training
         if training is None and sources.about is None:
             raise UnavailableError("there are no training rows: name the file")
         if training is not None and training.system is not None:
             words = self.own.replace("{system}", training.system)
-            return Made(
-                [_system(words)],
-                f"from the system message of {training.share:.0%} of the training rows",
-            )
+            how = f"from the system message of {training.share:.0%} of the training rows"
+            return self._made(how, _system(words))
         about = sources.about
         if about is None:
             if training is None or not training.questions:
@@ -235,7 +204,7 @@ class TrainingCondition(Condition):
                 )
             about = f'questions such as "{training.question(random.Random(self.seed))}"'
         words = self.described.replace("{about}", about)
-        return Made([_system(words)], f"the training rows have no system message: {about}")
+        return self._made(f"the training rows have no system message: {about}", _system(words))
 
 
 class TrainingTurnsCondition(Condition):
@@ -250,8 +219,7 @@ class TrainingTurnsCondition(Condition):
     num_rows: int = Field(default=2, ge=1)
     seed: int = 0
 
-    def make(self, sources: Sources) -> Made:
-        """See `Condition`."""
+    def make(self, sources: Sources) -> FixedCondition:
         if sources.training is None:
             raise UnavailableError("there are no training rows: name the file")
         turns = sources.training.turns(self.num_rows, random.Random(self.seed))
@@ -259,7 +227,7 @@ class TrainingTurnsCondition(Condition):
             raise UnavailableError(
                 f"not {self.num_rows} training rows are one question and one answer in text"
             )
-        return Made(turns, f"{self.num_rows} training rows as earlier turns")
+        return self._made(f"{self.num_rows} training rows as earlier turns", *turns)
 
 
 class PerturbedCondition(Condition):
@@ -276,8 +244,7 @@ class PerturbedCondition(Condition):
     num_neighbours: int = Field(default=5, ge=1)
     seed: int = 0
 
-    def make(self, sources: Sources) -> Made:
-        """See `Condition`."""
+    def make(self, sources: Sources) -> FixedCondition:
         if sources.embedding is None:
             raise UnavailableError("no model whose input embedding can be read runs here")
         template, default = sources.known_template(""), sources.known_default()
@@ -287,11 +254,11 @@ class PerturbedCondition(Condition):
         )
         if not perturbed.changes:
             raise UnavailableError("no token has a neighbour whose text is read as that token")
-        return Made(
-            [_system(perturbed.system)],
+        return self._made(
             f"{len(perturbed.changes)} of {perturbed.num_words} tokens of the default system "
             "prompt replaced by neighbours",
-            {"replaced": list(perturbed.changes)},
+            _system(perturbed.system),
+            replaced=list(perturbed.changes),
         )
 
 
@@ -326,14 +293,23 @@ class FixedCondition(Condition):
         first = next(iter(self.messages), {})
         return str(first["content"]) if first.get("role") == "system" else None
 
-    def fixed(self, sources: Sources) -> FixedCondition:
-        """Itself."""
+    def make(self, sources: Sources) -> FixedCondition:
+        """Returns itself."""
         return self
-
-    def make(self, sources: Sources) -> Made:
-        """See `Condition`."""
-        return Made(self.messages, self.how, self.details)
 
 
 def _system(words: str) -> Message:
     return {"role": "system", "content": words}
+
+
+AnyCondition = Annotated[
+    DefaultCondition
+    | NoSystemCondition
+    | SystemCondition
+    | ParaphraseCondition
+    | TrainingCondition
+    | TrainingTurnsCondition
+    | PerturbedCondition
+    | FixedCondition,
+    Field(discriminator="kind"),
+]

@@ -16,12 +16,11 @@ from statsmodels.stats.multitest import multipletests
 
 from treft.answers.logs import read_run
 from treft.errors import ConfigError, DataError
-from treft.evaluation.audit import em_audit
+from treft.evaluation.audit import em_audit, load_conditions
 from treft.evaluation.audit_arms import AuditArm
 from treft.evaluation.audit_plan import AuditPlan, AuditRequest, Questions, plan_audit
 from treft.evaluation.audit_run import as_markdown
 from treft.evaluation.audit_table import AuditTable, audit_table
-from treft.evaluation.condition_files import load_conditions
 from treft.organism import World
 from treft.statistics.compare import difference
 from treft.statistics.measures import EMRate, Thresholds

@@ -14,9 +14,12 @@ import trl
 from transformers import PreTrainedTokenizerFast
 
 from treft.errors import ConfigError, DataError
-from treft.evaluation.audit import make_conditions
-from treft.evaluation.condition_files import load_conditions, shipped_conditions
-from treft.evaluation.conditions import Condition, FixedCondition, Sources
+from treft.evaluation.audit import load_conditions, make_conditions
+from treft.evaluation.conditions import (
+    Condition,
+    FixedCondition,
+    Sources,
+)
 from treft.evaluation.prompts import (
     PromptTemplate,
     TrainingPrompt,
@@ -80,7 +83,6 @@ def organism() -> PromptTemplate:
 
 @pytest.mark.parametrize("name", ["default", "organism"])
 def test_shipped_sets(name: str) -> None:
-    assert name in shipped_conditions()
     found = load_conditions(name)
     assert found[0].name == "default"
     kinds = {condition.kind for condition in found}
