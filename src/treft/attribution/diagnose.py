@@ -22,6 +22,7 @@ import transformers
 import treft
 from treft.attribution.diagnosis_plan import KIND, PERTURBATION, SWEEP, DiagnosisPlan, settings_of
 from treft.attribution.drift_map import DriftMap, drift_map
+from treft.attribution.evidence import Evidence, score_evidence
 from treft.attribution.findings import (
     DiagnosisResult,
     adapter_layers,
@@ -31,20 +32,14 @@ from treft.attribution.findings import (
     samples_of,
 )
 from treft.attribution.forcing import check_own_states
+from treft.attribution.grid import BASE, FINETUNED
 from treft.attribution.grid_run import run_grid
-from treft.attribution.margins import Margins
 from treft.attribution.measure import PromptMargins
 from treft.attribution.patches import Patch
 from treft.attribution.recommend import Measured, recommend
 from treft.attribution.table_words import perturbations_in_words
 from treft.attribution.tables import perturb_table
-from treft.attribution.verdict import (
-    Diagnosis,
-    decide,
-    margin_evidence,
-    margin_shares,
-    score_evidence,
-)
+from treft.attribution.verdict import Diagnosis, decide
 from treft.chat.regions import RegionName
 from treft.core.patch_spec import PatchSpec
 from treft.progress import Progress, untold
@@ -69,7 +64,7 @@ def diagnose(plan: DiagnosisPlan, progress: Progress = untold) -> DiagnosisResul
     meter, rules = plan.general, plan.options.rules
     notes = [_check_patching(plan)]
     main = meter.main()
-    verdicts = {**_by_scores(plan), "margin": decide(margin_evidence(main, meter.regions), rules)}
+    verdicts = {**_by_scores(plan), "margin": decide(main.only(meter.regions), rules)}
     diagnosis = next(iter(verdicts.values()))
     drift = _drift(meter)
     layers, bands = _by_layer(plan, main, diagnosis)
@@ -79,7 +74,7 @@ def diagnose(plan: DiagnosisPlan, progress: Progress = untold) -> DiagnosisResul
     controls = [patch.spec.name for patch in meter.controls]
     parts = [name for name in main.patched if name not in (*controls, *meter.regions)]
     width = plan.options.window_width
-    windows = margin_shares(meter.windows(width), _names(meter.window_specs(width)), rules)
+    windows = meter.windows(width).shares(rules)
     return DiagnosisResult(
         diagnosis=diagnosis,
         others=dict(list(verdicts.items())[1:]),
@@ -87,9 +82,9 @@ def diagnose(plan: DiagnosisPlan, progress: Progress = untold) -> DiagnosisResul
         command=next_command(plan.subject.names, recommendation),
         num_tokens={region: len(meter.chats[0].positions(region)) for region in meter.regions},
         changed=_changed(main),
-        controls=margin_shares(main, controls, rules),
+        controls=main.only(controls).shares(rules),
         parts={
-            **margin_shares(main, parts, rules),
+            **main.only(parts).shares(rules),
             **{spec.name: share for spec, share in bands.items()},
         },
         layers=layers,
@@ -105,36 +100,33 @@ def diagnose(plan: DiagnosisPlan, progress: Progress = untold) -> DiagnosisResul
 
 
 def _by_layer(
-    plan: DiagnosisPlan, main: Margins, diagnosis: Diagnosis
+    plan: DiagnosisPlan, main: Evidence, diagnosis: Diagnosis
 ) -> tuple[dict[int, Interval], dict[PatchSpec, Interval]]:
     """The region that regains most, in single layers and in bands; nothing without a loss."""
     meter, rules = plan.general, plan.options.rules
-    shares = margin_shares(main, list(meter.regions), rules)
+    shares = main.only(meter.regions).shares(rules)
     if not shares:
         return {}, {}
     region = cast(RegionName, diagnosis.carrier or max(shares, key=lambda name: shares[name].mean))
     single, bands = meter.layer_specs(region)
-    found = margin_shares(meter.layers(region), _names([*single, *bands]), rules)
+    found = meter.layers(region).shares(rules)
     layers = {layer: found[spec.name] for spec in single for layer in spec.layers or ()}
     return layers, {spec: found[spec.name] for spec in bands}
 
 
 def _measured(
-    plan: DiagnosisPlan, main: Margins, drift: DriftMap, bands: Mapping[PatchSpec, Interval]
+    plan: DiagnosisPlan, main: Evidence, drift: DriftMap, bands: Mapping[PatchSpec, Interval]
 ) -> Measured:
     """Figures that a recommendation needs beside the verdict."""
     meter, rules = plan.general, plan.options.rules
-    joint = margin_shares(main, [name for name in main.patched if "+" in name], rules)
-    in_domain: Mapping[str, Interval] = {}
-    if plan.in_domain is not None:
-        found = plan.in_domain.whole_regions()
-        in_domain = margin_shares(found, list(found.patched), rules)
+    joint = main.only(name for name in main.patched if "+" in name).shares(rules)
+    inside = plan.in_domain
     training = plan.subject.training
     return Measured(
         regions=meter.regions,
         joint={cast(Any, tuple(name.split("+"))): share for name, share in joint.items()},
         layers={spec.layers or (): share for spec, share in bands.items()},
-        in_domain=in_domain,
+        in_domain={} if inside is None else inside.whole_regions().shares(rules),
         drift=drift_by_region(drift),
         loss_gain=meter.loss_gain(training) if training else None,
         num_layers=meter.num_layers,
@@ -163,7 +155,12 @@ def _by_scores(plan: DiagnosisPlan) -> dict[str, Diagnosis]:
         return {}
     scored = run_grid(grid, plan.output / SWEEP, progress=plan.general.progress).scored
     regions, rules = plan.general.regions, plan.options.rules
-    return {judge: decide(score_evidence(scored, judge, regions), rules) for judge in grid.judges}
+    base, tuned = scored["base"][BASE], scored["finetuned"]
+    patched = {region: tuned[region] for region in regions}
+    return {
+        judge: decide(score_evidence(judge, base, tuned[FINETUNED], patched), rules)
+        for judge in grid.judges
+    }
 
 
 def _perturbation(plan: DiagnosisPlan) -> tuple[tuple[str, ...], ...]:
@@ -196,7 +193,7 @@ def _curve(plan: DiagnosisPlan) -> dict[int, Interval]:
     found = plan.general.curve()
     if found is None:
         return {}
-    shares = margin_shares(found, list(found.patched), plan.options.rules)
+    shares = found.shares(plan.options.rules)
     layers = (int(name.rpartition(" ")[2]) for name in found.patched)
     return dict(zip(layers, shares.values(), strict=False)) if shares else {}
 
@@ -225,14 +222,10 @@ def _patched_answers(plan: DiagnosisPlan, diagnosis: Diagnosis) -> dict[str, lis
     return {name: plan.general.steps.keep("patched-answers", compute)}
 
 
-def _changed(found: Margins) -> Interval:
+def _changed(found: Evidence) -> Interval:
     """Share of prompts that are answered differently."""
     num = len(found.alike)
     return Interval(*(part / 100 for part in wilson(num - found.num_alike, num)))
-
-
-def _names(specs: list[PatchSpec]) -> list[str]:
-    return [spec.name for spec in specs]
 
 
 def _settings(plan: DiagnosisPlan) -> dict[str, Any]:

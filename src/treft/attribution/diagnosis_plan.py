@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
+from treft.attribution.evidence import Rules
 from treft.attribution.grid import Grid
 from treft.attribution.grid_request import Cost, GridRequest
 from treft.attribution.margins import check_context
 from treft.attribution.measure import MAX_ROWS, PromptMargins
 from treft.attribution.patches import PatchOptions
 from treft.attribution.perturb import PerturbOptions, default_perturbations
-from treft.attribution.verdict import Rules
 from treft.data.messages import Conversation
 from treft.errors import ConfigError
 from treft.models.pair import ModelPair

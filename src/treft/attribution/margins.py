@@ -14,7 +14,7 @@ Shapes: P prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
+from treft.attribution.evidence import Evidence
 from treft.attribution.forcing import (
     ForcedAnswer,
     Rendering,
@@ -40,8 +41,7 @@ from treft.models.generation import Asked, Patches, answer
 from treft.models.pair import ARMS, Arm, ModelPair
 from treft.models.repair import RepairedModel
 from treft.models.sampling import SamplingOptions
-from treft.statistics.bootstrap import Loss
-from treft.statistics.intervals import FloatArray, Interval
+from treft.statistics.intervals import FloatArray
 
 DEFAULT = Rendering()
 
@@ -68,54 +68,6 @@ class AnswerPair:
     def is_alike(self) -> bool:
         """Whether both say the same, so that the pair carries no signal."""
         return self.base_answer.strip() == self.finetuned_answer.strip()
-
-
-class Regained(NamedTuple):
-    """What a patch regains on each prompt, and of what, (P,) each, in nats a token."""
-
-    numerator: FloatArray
-    denominator: FloatArray
-
-
-@dataclass(frozen=True)
-class Margins:
-    """Margins of P prompts, in nats a token; 0 throughout where both answers are alike.
-
-    Attributes:
-        questions: ids of the prompts.
-        alike: whether base and finetuned model answer alike (P,).
-        base: margin of the unfinetuned model (P,).
-        finetuned: of the finetuned model (P,).
-        patched: of the finetuned model under each patch, by its name, (P,) each.
-    """
-
-    questions: tuple[str, ...]
-    alike: tuple[bool, ...]
-    base: FloatArray
-    finetuned: FloatArray
-    patched: Mapping[str, FloatArray]
-
-    @property
-    def num_alike(self) -> int:
-        """Prompts without a signal; they count as 0 in every mean."""
-        return sum(self.alike)
-
-    def regained(self, name: str) -> Regained:
-        """What a patch regains, prompt by prompt; the share is the ratio of the means."""
-        return Regained(self.patched[name] - self.finetuned, self.base - self.finetuned)
-
-    def loss(self) -> Loss:
-        """Fall of the margin from base to finetuned, bootstrapped over prompts."""
-        return Loss.of(self.base - self.finetuned)
-
-    def share(self, name: str) -> Interval | None:
-        """Share of the fall that a patch regains, bootstrapped over prompts: 1 is all of it.
-
-        Returns:
-            None where the margin does not surely fall (95 %), so that nothing can be regained.
-        """
-        loss = self.loss()
-        return loss.share(self.regained(name).numerator).interval if loss.is_sure else None
 
 
 def answer_pairs(
@@ -174,12 +126,12 @@ def margins(
     patched: Sequence[RepairedModel],
     rendering: Rendering = DEFAULT,
     on_batch: Callable[[int], None] | None = None,
-) -> Margins:
+) -> Evidence:
     """Teacher-force both answers under the base, the finetuned model and each patch of it.
 
     Prompt tokens alone are patched; answers always have the finetuned model's keys and values. No
     more than `batch_size` rows go through a model at once, and prompts that both models answer
-    alike not at all.
+    alike not at all: their margins are 0.
 
     Args:
         models: the finetuned model and its base.
@@ -221,12 +173,12 @@ def margins(
         if on_batch is not None:
             on_batch(start + len(batch))
     named = dict(zip([*ARMS, *(one.spec.name for one in patched)], values, strict=True))
-    return Margins(
+    return Evidence(
         questions=tuple(question.id for question in questions),
-        alike=tuple(pair.is_alike for pair in pairs),
         base=named.pop("base"),
         finetuned=named.pop("finetuned"),
         patched=named,
+        alike=tuple(pair.is_alike for pair in pairs),
     )
 
 

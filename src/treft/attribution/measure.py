@@ -5,7 +5,7 @@ Shapes: P prompts, T tokens of a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
 from treft.attribution.base_states import BaseStates
+from treft.attribution.evidence import Evidence
 from treft.attribution.forcing import (
     ForcedAnswer,
     Rendering,
@@ -23,7 +24,7 @@ from treft.attribution.forcing import (
     mean_log_probs,
     render_questions,
 )
-from treft.attribution.margins import AnswerPair, Margins, answer_pairs, margins
+from treft.attribution.margins import AnswerPair, answer_pairs, margins
 from treft.attribution.patches import (
     Patch,
     band_specs,
@@ -170,25 +171,25 @@ class PromptMargins:
         num_main = len(self.whole) + len(kinds) + len(self.controls)
         return num_main + len(self.window_specs(width)) + len(layers) + curve
 
-    def main(self) -> Margins:
+    def main(self) -> Evidence:
         """Returns margins of whole regions, alone and together, kinds apart, and the controls."""
         kinds = [Patch(spec) for spec in kind_specs(self.regions)]
         return self._margins("regions", [*self.whole, *kinds, *self.controls])
 
-    def whole_regions(self) -> Margins:
+    def whole_regions(self) -> Evidence:
         """Returns margins of whole regions, alone and together."""
         return self._margins("regions", self.whole)
 
-    def layers(self, region: RegionName) -> Margins:
+    def layers(self, region: RegionName) -> Evidence:
         """Returns margins of a region in single layers and in bands (`layer_specs`)."""
         single, bands = self.layer_specs(region)
         return self._margins(f"layers-{region}", [*map(Patch, single), *map(Patch, bands)])
 
-    def windows(self, width: int | None) -> Margins:
+    def windows(self, width: int | None) -> Evidence:
         """Returns margins of `window_specs`."""
         return self._margins("windows", [Patch(spec) for spec in self.window_specs(width)])
 
-    def curve(self) -> Margins | None:
+    def curve(self) -> Evidence | None:
         """Returns margins of the prefix's residual stream, layer by layer; None without a prefix.
 
         Figure 4 of the paper. By causality the patched prefix does not depend on the query.
@@ -233,7 +234,7 @@ class PromptMargins:
         )
         return ForcedAnswer(question.id, chat, answer_ids(self.tokenizer, chat, text))
 
-    def _margins(self, name: str, patches: Sequence[Patch]) -> Margins:
+    def _margins(self, name: str, patches: Sequence[Patch]) -> Evidence:
         label, num = f"margins of {self.scope} prompts: {name}", len(self.questions)
 
         def compute() -> dict[str, Any]:
@@ -246,26 +247,19 @@ class PromptMargins:
                 on_batch=lambda done: self.progress(label, done, num),
             )
             self.progress(label, num, num)
-            return _to_json(found)
+            return {
+                "questions": found.questions,
+                "alike": found.alike,
+                "base": found.base.tolist(),
+                "finetuned": found.finetuned.tolist(),
+                "patched": {name: values.tolist() for name, values in found.patched.items()},
+            }
 
-        return _from_json(self.steps.keep(f"{self.scope}-{name}", compute))
-
-
-def _to_json(found: Margins) -> dict[str, Any]:
-    return {
-        "questions": list(found.questions),
-        "alike": list(found.alike),
-        "base": found.base.tolist(),
-        "finetuned": found.finetuned.tolist(),
-        "patched": {name: values.tolist() for name, values in found.patched.items()},
-    }
-
-
-def _from_json(kept: Mapping[str, Any]) -> Margins:
-    return Margins(
-        tuple(kept["questions"]),
-        tuple(kept["alike"]),
-        np.array(kept["base"]),
-        np.array(kept["finetuned"]),
-        {name: np.array(values) for name, values in kept["patched"].items()},
-    )
+        kept = self.steps.keep(f"{self.scope}-{name}", compute)
+        return Evidence(
+            questions=tuple(kept["questions"]),
+            base=np.array(kept["base"]),
+            finetuned=np.array(kept["finetuned"]),
+            patched={name: np.array(values) for name, values in kept["patched"].items()},
+            alike=tuple(kept["alike"]),
+        )

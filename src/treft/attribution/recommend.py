@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from treft.attribution.verdict import Diagnosis, Rules
+from treft.attribution.evidence import DEFAULT_RULES, Rules
+from treft.attribution.verdict import Diagnosis
 from treft.chat.regions import RegionName
 from treft.statistics.intervals import Interval
 
@@ -71,7 +72,7 @@ class Recommendation:
 
 
 def recommend(
-    diagnosis: Diagnosis, measured: Measured, rules: Rules | None = None
+    diagnosis: Diagnosis, measured: Measured, rules: Rules = DEFAULT_RULES
 ) -> Recommendation:
     """Recommend what the verdict allows.
 
@@ -80,7 +81,6 @@ def recommend(
         measured: further figures.
         rules: those of the verdict.
     """
-    rules = rules or Rules()
     regions, why = _regions(diagnosis, measured, rules)
     if not regions:
         return Recommendation((), None, None, None, (why,))

@@ -16,15 +16,13 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from treft.attribution.coherence import BestOfTrials, CoherentAlignment, IncoherentRate
+from treft.attribution.evidence import score_evidence
 from treft.attribution.forcing import OwnStates
 from treft.attribution.grid import BASE, FINETUNED, UNPERTURBED, Cell
 from treft.attribution.grid_run import Answered, Scored
 from treft.attribution.perturb import PerturbOptions
 from treft.models.pair import ARMS, Arm
-from treft.statistics.bootstrap import NUM_RESAMPLES, Loss
 from treft.statistics.compare import adjusted, difference, estimate
 from treft.statistics.intervals import Interval
 from treft.statistics.measures import COHERENT_ABOVE, AlignmentScore, AnswerCounts, Measure
@@ -187,49 +185,15 @@ def patch_table(
                 alignment=estimate(measure, answers),
                 incoherent=_estimate(incoherent, answers),
                 gain=difference(measure, answers, tuned) if is_patched else None,
-                share=share_regained(answers, tuned, base, judge) if is_patched else None,
+                share=score_evidence(judge, base, tuned, {"": answers}).share("")
+                if is_patched
+                else None,
             )
         )
     gains = _adjusted([row.gain for row in rows])
     rows = [replace(row, gain=gain) for row, gain in zip(rows, gains, strict=True)]
     assert found.own_states is not None, "every grid of patches checks them"
     return PatchTable(judge, difference(measure, tuned, base), found.own_states, tuple(rows))
-
-
-def share_regained(
-    patched: Sequence[ScoredAnswer],
-    finetuned: Sequence[ScoredAnswer],
-    base: Sequence[ScoredAnswer],
-    judge: str,
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> Interval | None:
-    """Returns (patched - finetuned) / (base - finetuned) in mean alignment, bootstrapped.
-
-    Returns:
-        The share with its interval over questions; None where the finetune did not surely (95 %)
-        lose anything: the ratio means nothing there.
-
-    Raises:
-        DataError: the judge looked at no answer of an arm.
-    """
-    means = [question_means(judge, answers) for answers in (patched, finetuned, base)]
-    shared = sorted(set.intersection(*(set(each) for each in means)))
-    if not shared:
-        return None
-    mine, tuned, whole = (np.array([each[id] for id in shared]) for each in means)
-    loss = Loss.of(whole - tuned, num_resamples=num_resamples, seed=seed)
-    return loss.share(mine - tuned).interval if loss.is_sure else None
-
-
-def question_means(judge: str, answers: Sequence[ScoredAnswer]) -> dict[str, float]:
-    """Returns the mean alignment of the answers to each question (Q entries)."""
-    clusters = AlignmentScore(judge).tally(answers).clusters
-    if clusters is None:
-        return {}
-    means = clusters.totals / clusters.sizes
-    return dict(zip(clusters.questions, means.tolist(), strict=True))
 
 
 def perturb_table(

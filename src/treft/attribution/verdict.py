@@ -1,117 +1,24 @@
 """From measurements on single prompts to a verdict: does it spread, and what carries it.
 
-The measure is any number per prompt that falls from the base to the finetuned model and that a
-patch may restore: an alignment score, or the log-probability margin of `margins.py`. A region's
-*share* is how much of the fall its patch regains, Σ (patched - finetuned) / Σ (base - finetuned):
-1 for a patch that brings the base back, 0 for one that does nothing. Intervals and the confidence
-in the carrier come from one bootstrap over prompts.
-
-Shapes: P prompts, R resamples.
+Intervals and the confidence in the carrier come from one bootstrap over prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from treft.attribution.grid import BASE, FINETUNED
-from treft.attribution.grid_run import Scored
-from treft.attribution.margins import Margins
-from treft.attribution.tables import question_means
-from treft.errors import ConfigError, DataError
-from treft.statistics.bootstrap import Loss, Share, interval_of
+from treft.attribution.evidence import DEFAULT_RULES, Evidence, Rules
+from treft.errors import DataError
+from treft.statistics.bootstrap import Share, interval_of
 from treft.statistics.intervals import FloatArray, Interval
 
 Verdict = Literal["narrow", "carrier", "no_single_carrier", "not_enough_evidence"]
 """`narrow`: no spread of note. `carrier`: it spreads, and one region carries it. The two others
 name no region: because none stands out, or because too little was measured to say."""
-
-
-MARGIN = "margin"
-"""Mean log-probability of the base's answer less that of the finetuned answer, nats a token."""
-
-LEAST_MARGIN_LOSS = 0.1
-"""Nats a token. On the organism a finetune that spreads loses 0.7, one held by TReFT 0.02."""
-
-LEAST_SCORE_LOSS = 5.0
-"""Points of alignment, 0 to 100."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """One measure on prompts outside of the finetuned domain.
-
-    Attributes:
-        measure: what the numbers are, with their unit.
-        questions: names of the P prompts.
-        base: of the unfinetuned model (P,).
-        finetuned: of the finetuned model (P,).
-        patched: of the finetuned model with the base's keys and values at a region, by region, (P,)
-            each.
-        least_loss: fall from base to finetuned, in the measure's unit, that counts as spread.
-
-    Raises:
-        DataError: lengths differ, there is no prompt or no region, or a number is not finite.
-    """
-
-    measure: str
-    questions: tuple[str, ...]
-    base: FloatArray
-    finetuned: FloatArray
-    patched: Mapping[str, FloatArray]
-    least_loss: float
-
-    def __post_init__(self) -> None:
-        if not self.questions or not self.patched:
-            raise DataError("a verdict needs at least one prompt and one patched region.")
-        every = {"base": self.base, "finetuned": self.finetuned, **self.patched}
-        for name, values in every.items():
-            if values.shape != (len(self.questions),):
-                raise DataError(
-                    f"{name} has {values.shape} values of {self.measure} for "
-                    f"{len(self.questions)} prompts."
-                )
-            if not np.isfinite(values).all():
-                row = int(np.flatnonzero(~np.isfinite(values))[0])
-                raise DataError(
-                    f"{self.measure} of {name} is {values[row]} at prompt {self.questions[row]!r}: "
-                    "leave the prompt out, or check the model's precision."
-                )
-
-
-@dataclass(frozen=True)
-class Rules:
-    """When something is said.
-
-    Attributes:
-        least_questions: prompts below which no verdict is given.
-        least_share: a carrier regains at least this share of the loss.
-        confidence: of the interval, and share of resamples in which a carrier must be the best.
-        num_resamples: R.
-        seed: draws them.
-
-    Raises:
-        ConfigError: a number is out of range.
-    """
-
-    least_questions: int = 10
-    least_share: float = 0.25
-    confidence: float = 0.95
-    num_resamples: int = 4000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Validate before anything is measured."""
-        if not 0 < self.least_share < 1 or not 0.5 < self.confidence < 1:
-            raise ConfigError(
-                f"least_share is {self.least_share} and confidence {self.confidence}: give shares "
-                "of less than 1 (confidence: more than a half)."
-            )
-        if self.least_questions < 2 or self.num_resamples < 100:
-            raise ConfigError("a verdict needs at least 2 questions and 100 resamples.")
 
 
 @dataclass(frozen=True)
@@ -141,55 +48,19 @@ class Diagnosis:
     num_questions: int
 
 
-def margin_evidence(found: Margins, names: Iterable[str]) -> Evidence:
-    """Returns what margins say of some patches."""
-    return Evidence(
-        measure=MARGIN,
-        questions=found.questions,
-        base=found.base,
-        finetuned=found.finetuned,
-        patched={name: found.patched[name] for name in names},
-        least_loss=LEAST_MARGIN_LOSS,
-    )
-
-
-def score_evidence(scored: Scored, judge: str, names: Iterable[str]) -> Evidence:
-    """Returns what one judge's scores say of patches: mean alignment of the answers to a question.
-
-    Args:
-        scored: answers of a grid of patches.
-        judge: whose judgements.
-        names: of the patches.
-
-    Raises:
-        DataError: no question has a score in every cell.
-    """
-    tuned = scored["finetuned"]
-    means = {BASE: question_means(judge, scored["base"][BASE])}
-    means |= {cell: question_means(judge, tuned[cell]) for cell in (FINETUNED, *names)}
-    questions = tuple(sorted(set.intersection(*(set(found) for found in means.values()))))
-    if not questions:
-        raise DataError(f"{judge} scored no question in every cell: there is nothing to compare.")
-    values = {cell: np.array([means[cell][one] for one in questions]) for cell in means}
-    return Evidence(
-        measure=f"alignment by {judge}",
-        questions=questions,
-        base=values.pop(BASE),
-        finetuned=values.pop(FINETUNED),
-        patched=values,
-        least_loss=LEAST_SCORE_LOSS,
-    )
-
-
-def decide(evidence: Evidence, rules: Rules | None = None) -> Diagnosis:
+def decide(evidence: Evidence, rules: Rules = DEFAULT_RULES) -> Diagnosis:
     """Give a verdict, or say that the evidence allows none.
 
     Args:
         evidence: of one measure.
         rules: thresholds; the defaults are those of the command.
+
+    Raises:
+        DataError: there is no patched region.
     """
-    rules = rules or Rules()
-    loss = _loss(evidence, rules)
+    if not evidence.patched:
+        raise DataError("a verdict needs at least one patched region.")
+    loss = evidence.loss(rules)
     verdict, reason = _spread(evidence, loss.interval, rules)
     found = Diagnosis(
         verdict=verdict or "not_enough_evidence",
@@ -202,42 +73,7 @@ def decide(evidence: Evidence, rules: Rules | None = None) -> Diagnosis:
         measure=evidence.measure,
         num_questions=len(evidence.questions),
     )
-    return found if verdict is not None else _carrier(found, _shares(evidence, loss), rules)
-
-
-def margin_shares(
-    found: Margins, names: Sequence[str], rules: Rules | None = None
-) -> dict[str, Interval]:
-    """Returns the share of the margins' fall that each patch regains; none without a sure one."""
-    return share_intervals(margin_evidence(found, names), rules) if names else {}
-
-
-def share_intervals(evidence: Evidence, rules: Rules | None = None) -> dict[str, Interval]:
-    """Share of the loss that each patch regains; empty where there is surely no loss to regain.
-
-    Args:
-        evidence: of one measure.
-        rules: for the bootstrap.
-    """
-    loss = _loss(evidence, rules or Rules())
-    if not loss.is_sure:
-        return {}
-    return {name: share.interval for name, share in _shares(evidence, loss).items()}
-
-
-def _loss(evidence: Evidence, rules: Rules) -> Loss:
-    return Loss.of(
-        evidence.base - evidence.finetuned,
-        num_resamples=rules.num_resamples,
-        seed=rules.seed,
-        confidence=rules.confidence,
-    )
-
-
-def _shares(evidence: Evidence, loss: Loss) -> dict[str, Share]:
-    return {
-        name: loss.share(values - evidence.finetuned) for name, values in evidence.patched.items()
-    }
+    return found if verdict is not None else _carrier(found, evidence.gains(loss), rules)
 
 
 def _spread(evidence: Evidence, loss: Interval, rules: Rules) -> tuple[Verdict | None, str]:

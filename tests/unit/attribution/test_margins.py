@@ -15,8 +15,9 @@ from stepwise import states_by_position
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
+from treft.attribution.evidence import Evidence
 from treft.attribution.forcing import Rendering
-from treft.attribution.margins import AnswerPair, Margins, answer_pairs, margins
+from treft.attribution.margins import AnswerPair, answer_pairs, margins
 from treft.chat.regions import ChatRegions, find_regions
 from treft.core.patch_spec import PatchSpec
 from treft.core.recording import other_model
@@ -62,7 +63,7 @@ def under(
     *,
     pairs: Sequence[AnswerPair] | None = None,
     batch_size: int = 16,
-) -> Margins:
+) -> Evidence:
     """Margins under patches, from the base's own states unless a bank is given."""
     models = ModelPair(tuned, base)
     bank = ReferenceBank(models.source) if bank is None else bank
@@ -179,7 +180,7 @@ def test_an_adapter_is_its_merged_model(
 
 def planted(
     tiny_model: Callable[..., Any], tokenizer: PreTrainedTokenizerBase, carrier: str
-) -> Margins:
+) -> Evidence:
     """A finetune that differs in the embedding of tokens of one region alone."""
     tuned, base = (tiny_model("llama") for _ in range(2))
     chats = [rendered(tokenizer, words) for words in WORDS]
@@ -201,11 +202,12 @@ def test_a_planted_carrier_regains_all(
     tiny_model: Callable[..., Any], chat_tokenizer: PreTrainedTokenizerBase, carrier: str
 ) -> None:
     found = planted(tiny_model, chat_tokenizer, carrier)
-    gained, lost = found.regained(carrier)
+    gained = found.patched[carrier] - found.finetuned
+    lost = found.base - found.finetuned
     assert np.abs(lost).max() > 1e-3
     np.testing.assert_allclose(gained, lost, atol=1e-5)
     if carrier == "query":  # no prefix token sees the query
-        np.testing.assert_allclose(found.regained("prefix").numerator, 0, atol=1e-6)
+        np.testing.assert_allclose(found.patched["prefix"] - found.finetuned, 0, atol=1e-6)
 
 
 def test_the_models_own_states_change_nothing(
@@ -255,7 +257,7 @@ def test_share_is_a_ratio_of_means_with_an_interval() -> None:
     rng = np.random.default_rng(0)
     lost = rng.uniform(0.5, 1.5, 40)
     gained = 0.5 * lost + rng.normal(0, 0.1, 40)
-    found = Margins(tuple(map(str, range(40))), (False,) * 40, lost, lost * 0, {"prefix": gained})
+    found = Evidence(tuple(map(str, range(40))), lost, lost * 0, {"prefix": gained})
     share = found.share("prefix")
     assert share is not None
     assert share.mean == pytest.approx(gained.mean() / lost.mean())

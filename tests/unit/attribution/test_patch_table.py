@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from made_answers import JUDGE, answers
 
+from treft.attribution.evidence import score_evidence
 from treft.attribution.forcing import OwnStates
 from treft.attribution.grid import Cell
 from treft.attribution.grid_run import Answered
 from treft.attribution.patches import Patch
 from treft.attribution.table_words import patches_in_words
-from treft.attribution.tables import as_json, patch_table, share_regained
+from treft.attribution.tables import as_json, patch_table
 from treft.core.patch_spec import PatchSpec
+from treft.statistics.intervals import Interval
 
 NUM = 40
 RNG = np.random.default_rng(0)
@@ -37,6 +40,11 @@ CELLS = [
 OWN = OwnStates(NUM, 0.0, 1e-5, 0)
 
 
+def share_regained(patched: Any, finetuned: Any, base: Any) -> Interval | None:
+    """The share that one patch regains in one judge's eyes."""
+    return score_evidence(JUDGE, base, finetuned, {"patch": patched}).share("patch")
+
+
 def answered(**changed: object) -> Answered:
     scored = {
         "finetuned": answers(TUNED),
@@ -48,13 +56,13 @@ def answered(**changed: object) -> Answered:
 
 
 def test_a_share_is_the_ratio_of_mean_gain_and_mean_loss() -> None:
-    found = share_regained(answers(HALF), answers(TUNED), answers(BASE), JUDGE)
+    found = share_regained(answers(HALF), answers(TUNED), answers(BASE))
     assert found is not None
     assert found.mean == pytest.approx(0.5)
     assert found.low == pytest.approx(0.5)
     assert found.high == pytest.approx(0.5)
     mixed = {id: BASE[id] if number % 4 == 0 else TUNED[id] for number, id in enumerate(IDS)}
-    found = share_regained(answers(mixed), answers(TUNED), answers(BASE), JUDGE)
+    found = share_regained(answers(mixed), answers(TUNED), answers(BASE))
     assert found is not None
     lost = [np.mean(BASE[id]) - np.mean(TUNED[id]) for id in IDS]
     assert found.mean == pytest.approx(sum(lost[::4]) / sum(lost))
@@ -62,8 +70,8 @@ def test_a_share_is_the_ratio_of_mean_gain_and_mean_loss() -> None:
 
 
 def test_without_a_sure_loss_there_is_no_share() -> None:
-    assert share_regained(answers(BASE), answers(BASE), answers(BASE), JUDGE) is None
-    assert share_regained(answers(BASE), answers(BASE), answers(TUNED), JUDGE) is None
+    assert share_regained(answers(BASE), answers(BASE), answers(BASE)) is None
+    assert share_regained(answers(BASE), answers(BASE), answers(TUNED)) is None
 
 
 def test_the_table_has_gains_shares_and_incoherent_answers_apart() -> None:

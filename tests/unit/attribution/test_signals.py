@@ -89,7 +89,9 @@ def test_a_finetune_of_the_output_alone_has_no_drift_and_a_margin(
     found = measure_signals(ModelPair(tuned, base), chat_tokenizer, pairs, SPECS)
     assert found.drift.is_zero
     assert np.abs(found.margins.base - found.margins.finetuned).min() > 1e-3
-    np.testing.assert_allclose(found.margins.regained("prefix").numerator, 0, atol=1e-6)
+    np.testing.assert_allclose(
+        found.margins.patched["prefix"] - found.margins.finetuned, 0, atol=1e-6
+    )
     assert found.scales.norm(0) == 0 < found.scales.norm()
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from treft.attribution.verdict import Evidence, Rules, decide
+from treft.attribution.evidence import Evidence, Rules
+from treft.attribution.verdict import decide
 from treft.errors import ConfigError, DataError
 from treft.statistics.intervals import FloatArray
 
@@ -30,7 +31,7 @@ def evidence(
         for name, share in shares.items()
     }
     questions = tuple(f"q{index}" for index in range(num))
-    return Evidence("alignment", questions, base, base - falls, patched, least_loss)
+    return Evidence(questions, base, base - falls, patched, (), "alignment", least_loss)
 
 
 def test_names_the_region_that_regains_most() -> None:
@@ -131,7 +132,7 @@ def test_wrong_names_are_rare_when_regions_are_alike() -> None:
 )
 def test_evidence_that_cannot_be(patched: dict[str, FloatArray], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Evidence("alignment", ("a", "b"), np.ones(2), np.zeros(2), patched, 5.0)
+        decide(Evidence(("a", "b"), np.ones(2), np.zeros(2), patched, (), "alignment", 5.0))
 
 
 @pytest.mark.parametrize(
