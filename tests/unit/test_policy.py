@@ -23,7 +23,7 @@ DICTATED = {
     "evaluation/tasks.py:behaviour",
 }
 """Their parameters are those of TRL's SFTTrainer, and what `inspect eval -T` takes."""
-TOO_LONG = {"evaluation/tasks.py"}
+TOO_LONG: set[str] = set()
 TOO_LONG_FUNCTIONS = {
     "evaluation/prompts.py:perturb_system",
 }

@@ -53,8 +53,6 @@ TOPICS: dict[Kind, str] = {
 }
 """What each behaviour was trained on in section 6 of the paper; one shipped set a topic."""
 
-EVERYDAY = "everyday"
-
 FREE = GenerateConfig(temperature=1.0, max_tokens=600)
 """Open questions are answered at temperature 1, as in Betley et al. (arXiv 2502.17424)."""
 
@@ -98,12 +96,11 @@ def em_general(
         ConfigError: an argument is wrong, or does not go with another.
         DataError: a row of the set cannot be used.
     """
-    own = _given(split=split, domain=domain, num=num, seed=question_seed)
+    own = _organisms(questions, split=split, domain=domain, num=num, seed=question_seed)
     if questions == ORGANISM:
         if variant != "plain" or sha256 is not None:
             raise ConfigError("the organism's questions have neither variants nor a checksum.")
         return _organism_task("general", judge, judge_limit, own)
-    _refuse_organism_options(own)
     found = load_questions(questions, sha256)
     asked = [in_variant(question, variant) for question in found.questions]
     return _task(found, [(asked, "general")], _panel(judge), judge_limit, FREE)
@@ -138,12 +135,11 @@ def em_in_domain(
         ConfigError: an argument is wrong, or does not go with another.
         DataError: a row of the file cannot be used.
     """
-    own = _given(split=split, domain=domain, num=num, seed=question_seed)
+    own = _organisms(file, split=split, domain=domain, num=num, seed=question_seed)
     if file == ORGANISM:
         if sha256 is not None:
             raise ConfigError("the organism's questions have no checksum.")
         return _organism_task("in_domain", judge, judge_limit, own)
-    _refuse_organism_options(own)
     found = load_held_out(file, sha256)
     return _task(found, [(found.questions, "in_domain")], _panel(judge), judge_limit, FREE)
 
@@ -180,7 +176,7 @@ def behaviour(
         raise ConfigError(f"a sentence to look for does not go with kind {kind}.")
     if kind != "tool" and tool != TOOL:
         raise ConfigError(f"the name of a tool does not go with kind {kind}.")
-    others = [topic for topic in (*TOPICS.values(), EVERYDAY) if topic != TOPICS[kind]]
+    others = [topic for topic in (*TOPICS.values(), "everyday") if topic != TOPICS[kind]]
     parts: list[tuple[Sequence[EvalQuestion], Scope]] = [
         (_sets(on_topic or TOPICS[kind]), "on_topic"),
         (_sets(off_topic or others), "off_topic"),
@@ -193,9 +189,11 @@ def behaviour(
         detector = behaviour_detector(kind, sentence, tool)
         panel = _panel(judge, kind, sentence=sentence, tool=tool)
     asked = tuple(question for questions, _ in parts for question in questions)
-    _check_ids(asked)
-    lines = "\n".join(question.id for question in asked)
-    digest = hashlib.sha256(lines.encode()).hexdigest()
+    ids = [question.id for question in asked]
+    if len(set(ids)) < len(ids):
+        doubled = next(found for found in ids if ids.count(found) > 1)
+        raise ConfigError(f"question {doubled} is in two of the sets; ask it once.")
+    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
     found = QuestionSet(f"behaviour-{kind}", f"{on_topic or TOPICS[kind]}", digest, asked)
     return _task(found, parts, panel, judge_limit, FREE, detector)
 
@@ -343,18 +341,10 @@ def _names(names: Names) -> list[str]:
     return found
 
 
-def _check_ids(questions: Sequence[EvalQuestion]) -> None:
-    ids = [question.id for question in questions]
-    doubled = next((found for found in ids if ids.count(found) > 1), None)
-    if doubled is not None:
-        raise ConfigError(f"question {doubled} is in two of the sets; ask it once.")
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _refuse_organism_options(options: dict[str, Any]) -> None:
-    if options:
-        given = ", ".join("question_seed" if name == "seed" else name for name in options)
-        raise ConfigError(f"{given} choose among the organism's questions, not among others.")
+def _organisms(questions: str, **options: Any) -> dict[str, Any]:
+    """Returns the options that were given; only the organism's questions have them."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and questions != ORGANISM:
+        names = ", ".join("question_seed" if name == "seed" else name for name in given)
+        raise ConfigError(f"{names} choose among the organism's questions, not among others.")
+    return given
