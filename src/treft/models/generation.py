@@ -33,7 +33,6 @@ from treft.core.patching import (
 from treft.core.recording import eval_mode
 from treft.core.reference import ReferenceBank
 from treft.core.states import pretrained_model
-from treft.models.generation_options import repeats_rows
 from treft.models.sampling import (
     SAMPLER_DRAWS,
     Generated,
@@ -283,3 +282,18 @@ def _end_ids(pretrained: PreTrainedModel) -> frozenset[int]:
     ends = pretrained.generation_config.eos_token_id
     found = ends if isinstance(ends, list) else [ends]
     return frozenset(token for token in found if token is not None)
+
+
+def setting(pretrained: PreTrainedModel, options: Mapping[str, Any], name: str) -> Any:
+    """The value `generate` goes by: its keyword, its `generation_config`, the model's default."""
+    if name in options:
+        return options[name]
+    given = options.get("generation_config")
+    value = None if given is None else given.to_dict().get(name)
+    return pretrained.generation_config.to_dict().get(name) if value is None else value
+
+
+def repeats_rows(pretrained: PreTrainedModel, options: Mapping[str, Any]) -> bool:
+    """Whether `generate` will run more rows than prompts."""
+    names = ("num_beams", "num_return_sequences")
+    return any((setting(pretrained, options, name) or 1) > 1 for name in names)

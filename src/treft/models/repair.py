@@ -7,12 +7,13 @@ answers = repaired.generate(conversations, max_new_tokens=200)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.modeling_utils import PreTrainedModel
 
 from treft.chat.regions import ChatRegions, RegionName, find_regions, template_hash
 from treft.core.conversations import PostfixReference
@@ -23,12 +24,27 @@ from treft.core.reference import ReferenceBank
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
 from treft.models.adapters import adapter_off
-from treft.models.generation import Patches, batches_by_length, generated, patches_of
-from treft.models.generation_options import check_options
+from treft.models.generation import Patches, batches_by_length, generated, patches_of, setting
 
 Messages = Sequence[dict[str, Any]]
 RENDERING = ("tools", "chat_template", "template_kwargs", "include_think_block")
 """Options that `find_regions` takes."""
+
+OWN_ARGUMENTS = (
+    "past_key_values",
+    "input_ids",
+    "inputs",
+    "inputs_embeds",
+    "attention_mask",
+    "position_ids",
+)
+NEEDS_OWN_CACHE = (
+    "assistant_model",
+    "prompt_lookup_num_tokens",
+    "assistant_early_exit",
+    "use_mtp",
+)
+"""Options of `generate` that do not write one prompt, then token by token, into the cache."""
 
 WHOLE_PREFIX = PatchSpec("prefix", ("prefix",))
 UNPATCHED = PatchSpec("unpatched", ())
@@ -96,7 +112,7 @@ class RepairedModel:
         if streamer is not None and len(conversations) > 1:
             raise ConfigError(f"a streamer follows one conversation, not {len(conversations)}.")
         rendering = _taken(options, *RENDERING)
-        check_options(pretrained_model(self.model), options, bool(self.regions))
+        _check_options(pretrained_model(self.model), options, bool(self.regions))
         self._check_identity(rendering.get("chat_template"))
         chats = [
             find_regions(self.tokenizer, messages, add_generation_prompt=True, **rendering)
@@ -228,3 +244,30 @@ def _check_conversations(conversations: Sequence[Messages]) -> None:
                 f"conversation {number} does not end with a user or tool message, so there is "
                 "nothing to answer."
             )
+
+
+def _check_options(
+    pretrained: PreTrainedModel, options: Mapping[str, Any], is_patched: bool
+) -> None:
+    """Refuse options that contradict what the conversations give, or that a patch cannot follow.
+
+    Raises:
+        ConfigError: names them.
+    """
+    given = sorted(set(OWN_ARGUMENTS) & set(options))
+    if given:
+        raise ConfigError(f"{given} are made from the conversations and cannot be given.")
+    if not is_patched:
+        return
+    barred = [name for name in NEEDS_OWN_CACHE if setting(pretrained, options, name)]
+    # A kind of cache that the checkpoint names by default gives way to ours.
+    named = options.get("generation_config")
+    if options.get("cache_implementation") or (named and named.cache_implementation):
+        barred.append("cache_implementation")
+    if not options.get("use_cache", True):
+        barred.append("use_cache=False")
+    if barred:
+        raise ConfigError(
+            f"patching works in the cache and cannot go with {barred}: leave them out, or turn off "
+            "what the model's generation_config turns on (for instance use_mtp=None)."
+        )
