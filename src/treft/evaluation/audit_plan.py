@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inspect_ai import Task
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from treft.errors import ConfigError
 from treft.evaluation.audit import em_audit, make_conditions, under_conditions
@@ -64,10 +64,10 @@ class AuditRequest(_Frozen):
     train_sha256: str | None = None
     about: str | None = None
     tokenizer: str | None = None
-    epochs: int = 1
+    epochs: int = Field(default=1, ge=1)
     seed: int = 0
-    temperature: float | None = None
-    max_tokens: int | None = None
+    temperature: float | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=1)
 
 
 class AuditPlan(_Frozen):
