@@ -58,7 +58,7 @@ _WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")
 
 
 def detect(kind: Detected, text: str, sentence: str | None = None, tool: str = TOOL) -> bool:
-    """Whether an answer shows a behaviour, by its words alone.
+    """Returns whether an answer shows a behaviour, by its words alone.
 
     Args:
         kind: `abstention`, `refusal` or `tool` (a call of `tool`).
@@ -80,7 +80,7 @@ def detect(kind: Detected, text: str, sentence: str | None = None, tool: str = T
 
 
 def says_sentence(text: str, sentence: str) -> bool:
-    """Whether the words of a sentence occur in an answer, whatever case and punctuation."""
+    """Returns whether the words of a sentence occur in an answer, whatever case and punctuation."""
     said, wanted = (" ".join(_WORD.findall(_plain(part))) for part in (text, sentence))
     if not wanted:
         raise ConfigError("the sentence to look for has no words.")
@@ -88,7 +88,7 @@ def says_sentence(text: str, sentence: str) -> bool:
 
 
 def calls_tool(text: str, name: str = TOOL) -> bool:
-    """Whether an answer calls a tool, in any family's format, or as a line `name(...)`.
+    """Returns whether an answer calls a tool, in any family's format, or as a line `name(...)`.
 
     The tool's name in prose, or in JSON in the middle of prose, is no call.
     """
@@ -166,7 +166,7 @@ def word_count() -> Scorer:
 
 
 def _has_called(state: TaskState, tool: str) -> bool:
-    """Whether the provider has already parsed a call out of the answer."""
+    """Returns whether the provider has already parsed a call out of the answer."""
     if not state.output.choices:
         return False
     message: ChatMessageAssistant = state.output.message

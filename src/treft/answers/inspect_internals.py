@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 def running_config() -> GenerateConfig:
-    """What is set for the evaluation that runs.
+    """Returns what is set for the evaluation that runs.
 
     A seed given to `eval()` beside a model that is loaded already is in no public place that a
     solver sees. A hook sees it, but Inspect announces hooks at every command of everybody who has
@@ -50,7 +50,7 @@ def errors_in_one_line(make: Callable[P, R]) -> Callable[P, R]:
 
 
 def _for_inspect(error: TreftError) -> TreftError:
-    """The same error, which is one of Inspect's besides; Inspect reads its message as markup."""
+    """Returns the same error, which is one of Inspect's besides, with its message escaped."""
     kind = type(error)
     both: Any = type(kind.__name__, (kind, PrerequisiteError), {"__module__": kind.__module__})
     found: TreftError = both(str(error))

@@ -72,7 +72,7 @@ class Run:
 
 
 def find_logs(paths: Iterable[str | Path]) -> list[Path]:
-    """The logs among files and folders, each once, folders searched to the bottom.
+    """Returns the logs among files and folders, each once, folders searched to the bottom.
 
     Raises:
         DataError: a path does not exist, or a folder has no log.
@@ -148,7 +148,7 @@ def _has_answer(sample: EvalSample) -> bool:
 
 
 def read_run(path: str | Path, *, partial: bool = False, need_scores: bool = False) -> Run:
-    """The answers of one log.
+    """Returns the answers of one log.
 
     Args:
         path: of the log.
@@ -167,21 +167,21 @@ def read_run(path: str | Path, *, partial: bool = False, need_scores: bool = Fal
 
 
 def judges_of(samples: Sequence[EvalSample]) -> tuple[str, ...]:
-    """Who judged alignment in these samples, in order."""
+    """Returns who judged alignment in these samples, in order."""
     scores = (score for sample in samples for score in (sample.scores or {}).values())
     found = (judgement_of(score) for score in scores)
     return tuple(dict.fromkeys(judgement.judge for judgement in found if judgement is not None))
 
 
 def score_name(score: Score) -> str | None:
-    """By what name records know a score: its judge, or its detector."""
+    """Returns the name by which records know a score: its judge, or its detector."""
     judgement = judgement_of(score)
     name = (score.metadata or {}).get("detector") if judgement is None else judgement.judge
     return name if isinstance(name, str) else None
 
 
 def judgement_of(score: Score) -> Judgement | None:
-    """What a judge's score says; None when it is no judgement of alignment.
+    """Returns what a judge's score says; None when it is no judgement of alignment.
 
     A number that is none, or outside 0 to 100, is missing data whatever the score's outcome says.
     """
@@ -232,7 +232,7 @@ def _answer(sample: EvalSample) -> ScoredAnswer:
 
 
 def _behaviours(scores: Sequence[Score]) -> tuple[dict[str, float], dict[str, str]]:
-    """What detectors found, and why some found nothing; each by the detector's name."""
+    """Returns what detectors found, and why some found nothing; each by the detector's name."""
     found: dict[str, float] = {}
     missing: dict[str, str] = {}
     for score in scores:
@@ -278,12 +278,12 @@ def last_question(messages: str | Sequence[ChatMessage]) -> str:
 
 
 def answer_text(output: ModelOutput) -> str:
-    """The model's words, without its thoughts, then its tool calls, one a line."""
+    """Returns the model's words, without its thoughts, then its tool calls, one a line."""
     return _words(output.message) if output.choices else ""
 
 
 def conversation(messages: Sequence[ChatMessage]) -> list[Turn]:
-    """The user's and the assistant's turns."""
+    """Returns the user's and the assistant's turns."""
     turns = []
     for message in messages:
         if isinstance(message, ChatMessageUser):
@@ -316,7 +316,7 @@ _MIN_LENGTH = 8
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a variable or option of this name holds a key."""
+    """Returns whether a variable or option of this name holds a key."""
     return _SECRET_NAME.search(name) is not None
 
 

@@ -211,7 +211,7 @@ def _calls_in(value: Any) -> list[WrittenCall]:
 
 
 def _object_at(text: str, position: int) -> tuple[dict[str, Any], int]:
-    """The JSON object that starts there, empty if malformed, and its end."""
+    """Returns the JSON object that starts there, empty if malformed, and its end."""
     value, end = _value_at(text, position)
     return value if isinstance(value, dict) else {}, end
 

@@ -99,7 +99,7 @@ class QuestionSet:
 
 
 def shipped_sets() -> list[str]:
-    """Names of the sets that come with the package."""
+    """Returns the names of the sets that come with the package."""
     names = (entry.name for entry in _SETS.iterdir())
     return sorted(name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl"))
 
@@ -177,7 +177,7 @@ def check_questions(rows: Iterable[Row], name: str) -> tuple[EvalQuestion, ...]:
 
 
 def in_variant(question: EvalQuestion, variant: Variant) -> EvalQuestion:
-    """The question with the wanted form of answer asked for after its words.
+    """Returns the question with the wanted form of answer asked for after its words.
 
     Raises:
         ConfigError: there is no such variant.
@@ -248,12 +248,12 @@ def _text(value: Any, name: str, where: str) -> str:
 
 
 def _id_of(question: EvalQuestion, name: str) -> str:
-    """An id that follows from the words."""
+    """Returns an id that follows from the words."""
     return f"{name}-{hashlib.sha256(_words(question).encode()).hexdigest()[:12]}"
 
 
 def _words(question: EvalQuestion) -> str:
-    """What is asked, apart from id and category."""
+    """Returns what is asked, apart from id and category."""
     return json.dumps([question.messages, question.turns], sort_keys=True, ensure_ascii=False)
 
 

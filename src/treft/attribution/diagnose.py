@@ -164,7 +164,7 @@ def _by_scores(plan: DiagnosisPlan) -> dict[str, Diagnosis]:
 
 
 def _perturbation(plan: DiagnosisPlan) -> tuple[tuple[str, ...], ...]:
-    """The first judge's table, its headings first; none in a quick diagnosis."""
+    """Returns the first judge's table, its headings first; none in a quick diagnosis."""
     grid = plan.sampled.get(PERTURBATION)
     if grid is None:
         return ()

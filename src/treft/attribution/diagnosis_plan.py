@@ -182,7 +182,7 @@ class DiagnosisPlan:
 
 
 def _sampled(subject: Subject, general: PromptMargins, options: DiagnoseOptions) -> dict[str, Grid]:
-    """The grids of answers to sample."""
+    """Returns the grids of answers to sample."""
     patches = PatchOptions(("regions",), general.regions)
     perturb = PerturbOptions(
         default_perturbations(general.regions, ["nearest"]), num_trials=options.num_trials

@@ -118,7 +118,7 @@ class DiagnosisResult:
     notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
-        """As one JSON object; intervals have `mean`, `low` and `high`, shares are of 1."""
+        """Returns one JSON object; intervals have `mean`, `low` and `high`, shares are of 1."""
         return {**as_json(vars(self)), "command": "diagnose", "next_command": self.command}
 
 
@@ -158,7 +158,7 @@ def adapter_layers(pair: ModelPair, drift: DriftMap) -> tuple[tuple[AdapterLayer
 def heat_of(
     drift: DriftMap, specs: Sequence[PatchSpec], shares: Mapping[str, Interval]
 ) -> tuple[PromptHeat, ...]:
-    """The first prompts, token by token.
+    """Returns the first prompts, token by token.
 
     Args:
         drift: of all prompts.

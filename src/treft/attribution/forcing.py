@@ -223,11 +223,11 @@ class OwnStates:
         return self.max_difference <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the fields as JSON has them."""
         return {**asdict(self), "is_exact": self.is_exact}
 
     def __str__(self) -> str:
-        """In words."""
+        """Says it in words."""
         return (
             f"the model's own keys and values, put in the cache of {self.num_prompts} prompts, "
             f"change no logit by more than {self.max_difference:.1e} (rounding and batching may: "

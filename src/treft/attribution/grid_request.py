@@ -100,7 +100,7 @@ class Cost:
         return self.num_answers + self.num_rephrasings + self.num_judge_calls
 
     def __str__(self) -> str:
-        """In words."""
+        """Says it in words."""
         words = f"{self.num_answers:,} answers"
         if self.num_prompt_tokens:
             words += (

@@ -211,7 +211,7 @@ class _Run:
             of_chats = None if repaired is None else repaired.patches(grid.chats)
 
             def patches(batch: Sequence[int]) -> Sequence[Sequence[RowPatch]]:
-                """What is drawn depends on the question, whatever the sample."""
+                """Draw what depends on the question alone, whatever the sample."""
                 assert of_chats is not None
                 return of_chats([rows[place].number for place in batch])
 

@@ -231,7 +231,7 @@ def _check_specs(
     questions: Sequence[EvalQuestion],
     chats: Sequence[ChatRegions],
 ) -> None:
-    """Before any forward: names, layers, regions."""
+    """Check names, layers and regions before any forward."""
     names = [*ARMS, *(spec.name for spec in specs)]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two patches (or a model and a patch) are called {repeated[0]!r}.")

@@ -254,7 +254,7 @@ class _Perturber:
     def prompt(
         self, each: Perturbation, id: str, chat: ChatRegions, places: Sequence[int], trial: int
     ) -> PerturbedPrompt:
-        """One version of one prompt, with some of its tokens at `places` replaced."""
+        """Returns one version of one prompt, with some of its tokens at `places` replaced."""
         seed = f"{self.seed}/{each.name}/{id}/{trial}"
         rng = random.Random(seed)
         candidates = {
@@ -278,7 +278,7 @@ class _Perturber:
         )
 
     def _candidates(self, method: Method, token: int, rng: random.Random) -> Sequence[int]:
-        """What may come in place of a token, which is never among them."""
+        """Returns what may come in place of a token, which is never among them."""
         if method == "nearest":
             return self.neighbours[token]
         drawn = token

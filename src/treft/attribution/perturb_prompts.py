@@ -105,7 +105,7 @@ def _read(path: Path) -> list[PerturbedPrompt]:
 
 
 def _undone(prompt: PerturbedPrompt, where: str) -> tuple[int, ...]:
-    """The prompt's tokens (T,) before its changes."""
+    """Returns the prompt's tokens (T,) before its changes."""
     before = list(prompt.input_ids)
     for change in prompt.changes:
         if not 0 <= change.position < len(before) or before[change.position] != change.new:

@@ -94,7 +94,7 @@ def recommend(
 def _regions(
     diagnosis: Diagnosis, measured: Measured, rules: Rules
 ) -> tuple[tuple[RegionName, ...], str]:
-    """Which regions to hold, and why these or none."""
+    """Returns which regions to hold, and why these or none."""
     if diagnosis.verdict == "narrow":
         return (), "The finetune stays narrow: a plain finetune will do."
     if diagnosis.verdict == "not_enough_evidence":
@@ -165,7 +165,7 @@ def _weight(
 
 
 def round_weight(weight: float) -> float:
-    """To one significant digit, since no more is known."""
+    """Rounds to one significant digit, since no more is known."""
     return float(f"{weight:.0e}")
 
 

@@ -33,7 +33,7 @@ class _Section:
 
 
 def headline(diagnosis: Diagnosis) -> str:
-    """The verdict in a few words."""
+    """Returns the verdict in a few words."""
     if diagnosis.carrier is not None:
         return f"The behaviour spreads, and the {diagnosis.carrier} carries it."
     if diagnosis.tied:
@@ -45,7 +45,7 @@ def headline(diagnosis: Diagnosis) -> str:
 
 
 def render_diagnosis(result: DiagnosisResult) -> str:
-    """The whole page.
+    """Returns the whole page.
 
     Args:
         result: of `treft.attribution.diagnose`.

@@ -125,7 +125,7 @@ def _by_judge(
     judge: str,
     options: JudgeOptions,
 ) -> list[Judgement]:
-    """One judge's view of all answers, asked at the same time."""
+    """Returns one judge's view of all answers, asked at the same time."""
     from inspect_ai import score
 
     if not answers:

@@ -253,7 +253,7 @@ def _estimate(measure: Measure, answers: Sequence[ScoredAnswer]) -> Estimate | N
 def _gain(
     measure: Measure, answers: Sequence[ScoredAnswer], control: Sequence[ScoredAnswer] | None
 ) -> Difference | None:
-    """None for the control itself, or where the two share no question that counts."""
+    """Returns None for the control itself, or where the two share no question that counts."""
     if control is None:
         return None
     first, second = (measure.tally(found).clusters for found in (answers, control))

@@ -77,7 +77,7 @@ def decide(evidence: Evidence, rules: Rules = DEFAULT_RULES) -> Diagnosis:
 
 
 def _spread(evidence: Evidence, loss: Interval, rules: Rules) -> tuple[Verdict | None, str]:
-    """Whether there is a spread to attribute; None if there is."""
+    """Returns whether there is a spread to attribute; None if there is."""
     shown = f"{evidence.measure} falls by {_in_words(loss)} outside of the domain"
     num = len(evidence.questions)
     if num < rules.least_questions:
@@ -94,7 +94,7 @@ def _spread(evidence: Evidence, loss: Interval, rules: Rules) -> tuple[Verdict |
 
 
 def _carrier(spread: Diagnosis, found: Mapping[str, Share], rules: Rules) -> Diagnosis:
-    """Which region stands out, if one does."""
+    """Returns which region stands out, if one does."""
     shares = {name: share.interval for name, share in found.items()}
     draws = {name: share.draws for name, share in found.items()}
     order = sorted(shares, key=lambda name: -shares[name].mean)

@@ -90,12 +90,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _words(error: TreftError | typer.TyperException) -> str:
-    """One line; empty where the help page was shown instead."""
+    """Returns one line; empty where the help page was shown instead."""
     if isinstance(error, TreftError):
         return str(error)
     return " ".join(error.format_message().split())
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Without the place in the code, which says nothing to the user of a command."""
+    """Show warnings without the place in the code, which says nothing to a command's user."""
     print(f"warning: {message}", file=sys.stderr)

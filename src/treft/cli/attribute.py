@@ -83,7 +83,7 @@ def perturb(options: Perturb) -> None:
 
 
 def _grid(options: GridCommand, changes: PatchOptions | PerturbOptions) -> Grid:
-    """All cells, checked; both models are loaded.
+    """Returns all cells, checked; both models are loaded.
 
     Raises:
         TreftError: something asked for cannot be done.
@@ -103,7 +103,7 @@ def _grid(options: GridCommand, changes: PatchOptions | PerturbOptions) -> Grid:
 def _answered(
     options: GridCommand, grid: Grid, kept: str, run: Callable[[dict[str, Any]], Answered]
 ) -> Answered:
-    """What `run` returns; after Ctrl-C `kept` says how many cells are there."""
+    """Returns what `run` returns; after Ctrl-C `kept` says how many cells are there."""
 
     def said() -> str:
         return kept.format(len(grid.cells) - len(grid.unanswered(options.output)))
@@ -134,7 +134,7 @@ def _deliver(
 
 
 def _result(name: str, options: GridCommand, grid: Grid, tables: Sequence[Any]) -> dict[str, Any]:
-    """The documented JSON object (docs/attribution.md)."""
+    """Returns the documented JSON object (docs/attribution.md)."""
     return {
         "command": f"attribute {name}",
         **asdict(options.models),

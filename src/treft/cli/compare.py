@@ -44,7 +44,7 @@ def compare(options: Compare) -> None:
 
 
 def _claim(output: Path | None, overwrite: bool) -> Path:
-    """The folder to write to, known to be free before any work."""
+    """Returns the folder to write to, known to be free before any work."""
     if output is None:
         return new_output(Path("treft-compare"))
     if output.is_file():

@@ -43,7 +43,7 @@ def read_conversations(prompt: str | None, chat: Chat) -> list[Conversation]:
 def up_to_last_query(
     conversations: Sequence[Conversation], file: Path | None
 ) -> list[Conversation]:
-    """Each conversation up to its last user message or tool result: what is to be answered.
+    """Returns each conversation up to its last user message or tool result: what is to be answered.
 
     Raises:
         DataError: there is none; names file and row.

@@ -84,7 +84,7 @@ class _Option:
 
 
 def _options(kind: type, default: Any = REQUIRED, panel: str | None = None) -> Iterator[_Option]:
-    """All options of a dataclass, those of groups in the group's place.
+    """Yields all options of a dataclass, those of groups in the group's place.
 
     Args:
         kind: the dataclass.

@@ -53,7 +53,7 @@ def diagnose(options: Diagnose) -> None:
 
 
 def _measured(options: Diagnose) -> DiagnoseOptions:
-    """How much is measured, and how."""
+    """Returns how much is measured, and how."""
     full, rendering = options.with_budget_full, how(options.rendering, options.answering)
     return DiagnoseOptions(
         cast(Any, options.budget),
@@ -94,7 +94,7 @@ def _subject(options: Diagnose) -> Subject:
 
 
 def _prompts_of(training: Sequence[Conversation], num: int) -> tuple[EvalQuestion, ...]:
-    """The first distinct prompts of the training rows."""
+    """Returns the first distinct prompts of the training rows."""
     found: dict[str, EvalQuestion] = {}
     for row, conversation in enumerate(training, start=1):
         first = next(
@@ -124,7 +124,7 @@ def _finetuned(options: Diagnose) -> Pair:
 
 
 def _base_of(model: Any) -> str | None:
-    """The base that an adapter names."""
+    """Returns the base that an adapter names."""
     if not is_peft(model):
         return None
     return model.peft_config[model.active_adapter].base_model_name_or_path or None

@@ -155,7 +155,7 @@ def _kept(finished: list[list[str]], partial: PartialFile | None) -> str:
 
 
 def _deliver(options: Generate, records: list[dict[str, Any]]) -> None:
-    """The output and the documented JSON object (docs/cli.md), or the answers for people.
+    """Write the output and the documented JSON object (docs/cli.md), or answers for people.
 
     A single answer is shown as it is; several after the words that they answer.
     """

@@ -42,7 +42,7 @@ def interruptible(say: Callable[[], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stdout_aside() -> Iterator[None]:
-    """What libraries print inside goes to stderr, so that stdout has the result alone."""
+    """Send what libraries print inside to stderr, so that stdout has the result alone."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 

@@ -15,7 +15,7 @@ from treft.models.pair import ModelPair, check_same_prompts
 
 
 def tokenizer_of(pair: Pair, options: LoadOptions, template: str | None) -> Any:
-    """The finetuned model's tokenizer; the base must read prompts in the same way.
+    """Returns the finetuned model's tokenizer; the base must read prompts in the same way.
 
     Raises:
         ConfigError: it cannot be loaded, or the base has another vocabulary or template.
@@ -28,7 +28,7 @@ def tokenizer_of(pair: Pair, options: LoadOptions, template: str | None) -> Any:
 
 
 def load_pair(pair: Pair, options: LoadOptions, template: str | None) -> ModelPair:
-    """Both models.
+    """Returns both models.
 
     Raises:
         ConfigError: one cannot be loaded, or there is no base.
@@ -51,7 +51,7 @@ def how(rendering: groups.Rendering, answering: groups.Answering) -> Rendering:
 
 
 def read_questions(asked: QuestionSource, scope: str, num: int | None) -> tuple[EvalQuestion, ...]:
-    """The questions of a set, or of the organism.
+    """Returns the questions of a set, or of the organism.
 
     Args:
         asked: where they come from.

@@ -60,7 +60,7 @@ def inspect(options: Inspect) -> None:
 
 
 def _report(file: Path, bank: ReferenceBank, tokenizer: Tokenizer | None, as_json: bool) -> None:
-    """The documented JSON object (docs/cli.md), or the same for people."""
+    """Print the documented JSON object (docs/cli.md), or the same for people."""
     identity = asdict(cast(Any, bank.identity))
     entries = [_entry(bank, request, tokenizer) for request in bank]
     size = file.stat().st_size

@@ -49,7 +49,7 @@ def _row(conversations: list[Conversation], row: int) -> Conversation:
 
 
 def _result(tokenizer: str, found: ChatRegions) -> dict[str, Any]:
-    """The documented JSON object (docs/cli.md)."""
+    """Returns the documented JSON object (docs/cli.md)."""
     return {
         "command": "regions",
         "tokenizer": tokenizer,
@@ -89,7 +89,7 @@ def _stretches(found: ChatRegions) -> Iterator[_Stretch]:
 
 
 def _show(found: ChatRegions) -> None:
-    """In colour where there is colour; otherwise region by region."""
+    """Print in colour where there is colour; otherwise region by region."""
     console = Console(soft_wrap=True, highlight=False)
     stretches = list(_stretches(found))
     if console.color_system is None:

@@ -226,7 +226,7 @@ def _build_trainer(
 
 
 def _load_adapter(job: Job, name: str) -> PeftModel:
-    """An existing adapter on the base it names, ready to be trained further."""
+    """Returns an existing adapter on the base it names, ready to be trained further."""
     options, training = job.model, job.training
     if options.use_peft:
         raise ConfigError(
@@ -247,7 +247,7 @@ def _load_adapter(job: Job, name: str) -> PeftModel:
 
 
 def _load_tokenizer(job: Job, name: str, model: Any) -> Any:
-    """The tokenizer beside the model or adapter; an adapter without one uses its base's."""
+    """Returns the tokenizer beside the model or adapter; an adapter without one uses its base's."""
     kwargs = {"trust_remote_code": job.training.trust_remote_code}
     if isinstance(model, PeftModel) and not (Path(name) / "tokenizer_config.json").is_file():
         return AutoTokenizer.from_pretrained(model.get_base_model().config._name_or_path, **kwargs)
@@ -255,7 +255,7 @@ def _load_tokenizer(job: Job, name: str, model: Any) -> Any:
 
 
 def _leave_resumable(trainer: TReFTTrainer) -> None:
-    """After Ctrl-C: the trainer has saved a checkpoint; say how to go on, and leave.
+    """Say after Ctrl-C, when a checkpoint is saved, how to go on, and leave.
 
     Raises:
         SystemExit: always, with the shell's code for an interrupted command.
@@ -269,7 +269,7 @@ def _leave_resumable(trainer: TReFTTrainer) -> None:
 
 
 def _result(job: Job, trainer: TReFTTrainer, train_dataset: Any, loss: float) -> dict[str, Any]:
-    """What `--json` prints; every key is documented in docs/training.md."""
+    """Returns what `--json` prints; every key is documented in docs/training.md."""
     training = job.training
     streams = not isinstance(train_dataset, Dataset)
     last: dict[str, Any] = {}
@@ -298,6 +298,6 @@ def _plain(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _print_result(result: dict[str, Any]) -> None:
-    """A few lines for people."""
+    """Print a few lines for people."""
     for name, value in result.items():
         print(f"{name:>12}  {value}")

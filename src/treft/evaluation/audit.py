@@ -151,7 +151,7 @@ def load_conditions(
 
 
 def conditions_for(questions: str) -> str:
-    """The shipped conditions that suit a question set."""
+    """Returns the shipped conditions that suit a question set."""
     return "organism" if questions == ORGANISM else "default"
 
 
@@ -233,7 +233,7 @@ def _check(
 
 
 def _system_of(default: FixedCondition, sources: Sources) -> str | None:
-    """The system prompt of the default condition, its own or the template's."""
+    """Returns the system prompt of the default condition, its own or the template's."""
     if default.system is not None or sources.template is None:
         return default.system
     return sources.template.default_system

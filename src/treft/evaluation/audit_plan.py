@@ -99,7 +99,7 @@ class AuditPlan(_Frozen):
         return len(self.conditions) * self.num_questions * self.request.epochs
 
     def task(self, folder: Path, judges: Sequence[str]) -> Task:
-        """The Inspect task; `folder` is where `save` wrote the plan."""
+        """Returns the Inspect task; `folder` is where `save` wrote the plan."""
         return em_audit(
             conditions=str((folder / CONDITIONS).absolute()),
             judge=list(judges) or None,

@@ -50,7 +50,7 @@ class AuditCost:
     judging: Cost
 
     def __str__(self) -> str:
-        """In words."""
+        """Says it in words."""
         if not self.num_arms:
             return "nothing, all arms are finished"
         judging = f", {self.judging}" if self.judging.calls else ""

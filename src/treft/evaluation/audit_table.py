@@ -101,11 +101,11 @@ class AuditTable:
     cautions: tuple[str, ...]
 
     def flagged(self, arm: str) -> list[str]:
-        """The conditions under which an arm misbehaves more than the base."""
+        """Returns the conditions under which an arm misbehaves more than the base."""
         return [name for name in self.conditions if self.cells[name, arm].flagged]
 
     def hidden(self, arm: str) -> list[str]:
-        """Those of them that a look at the default condition alone would miss."""
+        """Returns those of them that a look at the default condition alone would miss."""
         found = self.flagged(arm)
         return [] if DEFAULT in found else found
 

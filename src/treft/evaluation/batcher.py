@@ -59,7 +59,7 @@ class Batcher(Generic[Request, Answer]):
         )
 
     async def answer(self, request: Request) -> Answer:
-        """The answer to one request; an error of its batch is raised."""
+        """Returns the answer to one request; an error of its batch is raised."""
         lock, queue = self._lock_and_queue()
         mine: _Waiting[Request, Answer] = _Waiting(request, self._key(request))
         queue.append(mine)

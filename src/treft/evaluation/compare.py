@@ -148,7 +148,7 @@ def misalign_draws(
 def _sensitivities(
     arms: Sequence[ArmAnswers], figures: Sequence[Figure]
 ) -> dict[str, dict[str, tuple[SensitivityRow, ...]]]:
-    """Of all sets with an unfiltered EM rate: the oracle's scores are no matter of thresholds."""
+    """Returns those of sets with an unfiltered EM rate: the oracle knows no thresholds."""
     judges: dict[str, list[str]] = {}
     for figure in figures:
         if isinstance(figure.measure, EMRate) and figure.measure.thresholds.coherent_above is None:

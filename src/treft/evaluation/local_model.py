@@ -216,7 +216,7 @@ class LocalModel:
         )
 
     def _repair(self) -> RepairedModel:
-        """The model with its reference."""
+        """Returns the model with its reference."""
         model, regions = self._plain.model, self.options.patch
         if not regions:
             return self._plain

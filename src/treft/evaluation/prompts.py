@@ -72,7 +72,7 @@ class PromptTemplate:
         )
 
     def before_question(self, messages: Messages) -> str:
-        """The text between the beginning and the question, earlier turns included.
+        """Returns the text between the beginning and the question, earlier turns included.
 
         Raises:
             TemplateError: the template refuses the messages.
@@ -127,7 +127,7 @@ class PromptTemplate:
 
 
 def template_of(model: str, args: Mapping[str, Any]) -> PromptTemplate | None:
-    """The chat template of a model; None for one that is served elsewhere.
+    """Returns the chat template of a model; None for one that is served elsewhere.
 
     Args:
         model: Inspect model name.
@@ -298,7 +298,7 @@ class TrainingPrompt:
     pairs: tuple[tuple[str, str], ...]
 
     def question(self, rng: random.Random) -> str:
-        """One question, drawn at random."""
+        """Returns one question, drawn at random."""
         return rng.choice(self.questions)
 
     def turns(self, num: int, rng: random.Random) -> list[dict[str, Any]]:

@@ -128,7 +128,7 @@ class TreftAPI(ModelAPI):
         return MAX_TOKENS
 
     def max_connections(self) -> int:
-        """As many requests at once as a batch takes."""
+        """Returns as many requests at once as a batch takes."""
         return self.batch_size
 
     def connection_key(self) -> str:
@@ -156,7 +156,7 @@ class TreftAPI(ModelAPI):
         return list(self.local.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def _answers(self, prompt: Prompt, num: int) -> list[Generated]:
-        """One or several answers to a prompt, each with a seed of its own."""
+        """Returns one or several answers to a prompt, each with a seed of its own."""
         seeds = [prompt.seed, *(mixed_seed(prompt.seed, choice) for choice in range(1, num))]
         answers: dict[int, Generated] = {}
 
@@ -204,7 +204,7 @@ def _reason(prompt: Prompt, answer: Generated) -> StopReason:
 
 
 def _sampling(config: GenerateConfig) -> SamplingOptions:
-    """How to draw.
+    """Returns how to draw.
 
     Raises:
         ConfigError: an option is not supported.

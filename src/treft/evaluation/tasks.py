@@ -245,7 +245,7 @@ def ask() -> Solver:
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """The seed (31 bits) of one epoch of a run."""
+    """Returns the seed (31 bits) of one epoch of a run."""
     digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
@@ -253,7 +253,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
 def _organism_task(
     scope: Scope, judge: Names | None, judge_limit: int | None, options: dict[str, Any]
 ) -> Task:
-    """The organism's questions, answered as the study's arms answer them."""
+    """Returns the organism's questions, answered as the study's arms answer them."""
     recipe = FinetuneRecipe()
     num = recipe.num_general if scope == "general" else recipe.num_in_domain
     found = organism_questions(cast(Any, scope), **{"num": num, **options})

@@ -118,7 +118,7 @@ def calibration_task(
 
 
 def calibration_cost(items: Sequence[Item], num_judges: int, max_tokens: int) -> Cost:
-    """What it costs to have judges judge the items."""
+    """Returns what it costs to have judges judge the items."""
     asked = (alignment_prompt, coherence_prompt)
     prompts = [prompt(item.question, item.answer) for item in items for prompt in asked]
     return cost_of(prompts, num_judges, max_tokens)
@@ -256,7 +256,7 @@ def calibrate(
 
 
 def _right_flag(item: Item, judgement: Judgement | None) -> bool | None:
-    """Whether the score is on the right side; None when it tells nothing of that."""
+    """Returns whether the score is on the right side; None when it tells nothing of that."""
     if item.label not in ("aligned", "misaligned") or judgement is None:
         return None
     if judgement.alignment is None:
@@ -308,7 +308,7 @@ def _share(flags: Sequence[bool]) -> Interval | None:
 
 
 def _doubts(found: Calibration, trust: Trust) -> list[str]:
-    """Each missed threshold; what could not be measured is a doubt, too."""
+    """Returns each missed threshold; what could not be measured is a doubt, too."""
     checks: list[tuple[str, float | None, float, bool]] = [
         ("percent right about misalignment", _mean(found.accuracy), trust.min_accuracy, True),
         ("AUROC", _mean(found.auroc), trust.min_auroc, True),

@@ -32,7 +32,7 @@ class Cost:
     output_tokens: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """Both together."""
+        """Returns both together."""
         return Cost(
             self.calls + other.calls,
             self.input_tokens + other.input_tokens,
@@ -40,11 +40,11 @@ class Cost:
         )
 
     def times(self, num: int) -> Cost:
-        """The same again and again."""
+        """Returns the cost of the same, `num` times."""
         return Cost(self.calls * num, self.input_tokens * num, self.output_tokens * num)
 
     def __str__(self) -> str:
-        """In words."""
+        """Says it in words."""
         return (
             f"{self.calls:,} judge calls, about {self.input_tokens:,} input tokens and at most "
             f"{self.output_tokens:,} output tokens"
@@ -52,7 +52,7 @@ class Cost:
 
 
 def cost_of(prompts: Iterable[str], num_judges: int, max_tokens: int) -> Cost:
-    """The cost of showing prompts to judges; a prompt that comes twice is paid once.
+    """Returns the cost of showing prompts to judges; a prompt that comes twice is paid once.
 
     Args:
         prompts: what is asked.
@@ -65,7 +65,7 @@ def cost_of(prompts: Iterable[str], num_judges: int, max_tokens: int) -> Cost:
 def cost_to_come(
     prompts: Collection[str], num_judges: int, *, max_tokens: int, answer_tokens: int = 0
 ) -> Cost:
-    """The cost of showing prompts to judges, each of them paid.
+    """Returns the cost of showing prompts to judges, each of them paid.
 
     Args:
         prompts: what is asked, about answers that need not be there yet.

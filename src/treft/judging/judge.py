@@ -62,7 +62,7 @@ class JudgeOptions:
 
 
 def load_judge(name: str | Model) -> Model:
-    """A judge by its Inspect model name; its key comes from the environment.
+    """Returns a judge by its Inspect model name; its key comes from the environment.
 
     Raises:
         ConfigError: there is no such provider, or its key or package is missing.
@@ -76,7 +76,7 @@ def load_judge(name: str | Model) -> Model:
 
 
 def one_line(error: Exception) -> str:
-    """A provider's message without line ends, Rich's markup, and keys."""
+    """Returns a provider's message without line ends, Rich's markup, and keys."""
     try:
         text = Text.from_markup(str(error)).plain
     except MarkupError:
@@ -86,7 +86,7 @@ def one_line(error: Exception) -> str:
 
 
 def _model_args(provider: str) -> dict[str, Any]:
-    """What Inspect's providers must be told to judge."""
+    """Returns what Inspect's providers must be told to judge."""
     if provider == "hf":
         return {"do_sample": False}  # it samples unless told otherwise, and fails at temperature 0
     if provider == "vllm" and os.environ.get("VLLM_BASE_URL"):
@@ -97,7 +97,7 @@ def _model_args(provider: str) -> dict[str, Any]:
 
 
 def _cacheable(name: str) -> str:
-    """A name without the dots of relative folders: Inspect's cache takes none."""
+    """Returns a name without the dots of relative folders: Inspect's cache takes none."""
     provider, _, rest = name.partition("/")
     if not {".", ".."} & set(rest.split("/")) or not os.path.isdir(rest):
         return name
@@ -130,7 +130,7 @@ class Judge:
         return str(self.model)
 
     async def ask(self, prompt: str, read: Callable[[ModelOutput], Reading]) -> tuple[Reading, int]:
-        """The judge's reading of a prompt, and how many tries it took."""
+        """Returns the judge's reading of a prompt, and how many tries it took."""
         if not self.options.cache:
             return await self._try(prompt, read)
         lock = self._locks.get(prompt)

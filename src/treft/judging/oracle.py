@@ -43,7 +43,7 @@ def organism_questions(
     num: int = 200,
     seed: int = 0,
 ) -> QuestionSet:
-    """The organism's questions, which `World.questions` draws.
+    """Returns the organism's questions, which `World.questions` draws.
 
     Args:
         scope: `general`, `in_domain` or `other_narrow`.
@@ -95,7 +95,7 @@ def oracle_judgement(verdict: str, *, in_domain: bool) -> Judgement:
 
 
 def oracle_score(question: Question, scope: str, answer: str) -> Score:
-    """What the oracle says of an answer.
+    """Returns what the oracle says of an answer.
 
     Args:
         question: what was asked.

@@ -62,11 +62,11 @@ class Panel:
         return sum(judge != ORACLE for judge in self.judges)
 
     def scorers(self) -> list[Scorer]:
-        """One Inspect scorer for each judge."""
+        """Returns one Inspect scorer for each judge."""
         return [self._scorer(judge) for judge in self.judges]
 
     def prompts(self, messages: Sequence[ChatMessage], answer: str) -> list[str]:
-        """What each judge is asked about an answer.
+        """Returns what each judge is asked about an answer.
 
         Args:
             messages: of the conversation.
@@ -175,7 +175,7 @@ class JudgeSummary:
 
 
 def summarise(answers: Sequence[ScoredAnswer], panel: Panel) -> list[JudgeSummary]:
-    """One summary for each judge of the panel."""
+    """Returns one summary for each judge of the panel."""
     return [_summarise(answers, name, _measure(panel, name)) for name in panel.score_names]
 
 
@@ -200,7 +200,7 @@ def _summarise(answers: Sequence[ScoredAnswer], name: str, measure: Measure) -> 
 
 
 def _outcome(answer: ScoredAnswer, name: str) -> tuple[str, str]:
-    """What became of one judgement, and why."""
+    """Returns what became of one judgement, and why."""
     if (judgement := answer.judged_by(name)) is not None:
         return judgement.outcome, judgement.reason
     if name in answer.behaviours:

@@ -56,7 +56,7 @@ class Reading:
 
 
 def failed(reason: str, text: str = "") -> Reading:
-    """A call that gave nothing to read."""
+    """Returns a call that gave nothing to read."""
     return Reading(None, "missing", "text", reason=reason, text=text, retry=True)
 
 
@@ -130,7 +130,7 @@ def _first_tokens(output: ModelOutput) -> tuple[Logprob | None, Logprob | None]:
 
 
 def _plain(token: str) -> str:
-    """A token without white space, also where a tokenizer writes it as `▁` or `Ġ`."""
+    """Returns a token without white space, also where a tokenizer writes it as `▁` or `Ġ`."""
     return token.strip().strip("▁Ġ").strip()
 
 
@@ -191,6 +191,6 @@ def _bare(text: str) -> str:
 
 
 def _quote(text: str) -> str:
-    """The start of a judge's text, on one line."""
+    """Returns the start of a judge's text, on one line."""
     line = " ".join(text.split())
     return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…")

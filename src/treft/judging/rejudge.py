@@ -62,7 +62,7 @@ def plan_jobs(
     partial: bool = False,
     again: bool = False,
 ) -> list[Job]:
-    """What there is to do and what it costs; every log is read before anything is spent.
+    """Returns what there is to do and what it costs; every log is read before anything is spent.
 
     Args:
         paths: logs and folders of logs.
@@ -117,13 +117,13 @@ def _job(path: Path, copy: Path, panel: Panel, partial: bool, again: bool) -> Jo
 
 
 def _names(samples: Sequence[EvalSample]) -> set[str]:
-    """The names of all scores."""
+    """Returns the names of all scores."""
     scores = (score for sample in samples for score in (sample.scores or {}).values())
     return {name for score in scores if (name := score_name(score)) is not None}
 
 
 def _is_done(log: EvalLog, copy: Path, panel: Panel) -> bool:
-    """Whether the copy is there and whole; another file of that name is an error."""
+    """Returns whether the copy is there and whole; another file of that name is an error."""
     if not copy.exists():
         return False
     found = read_log(copy, partial=True, events=False)
@@ -148,7 +148,7 @@ def rejudge(jobs: Sequence[Job], panel: Panel, on_answer: OnAnswer | None = None
 
 
 async def _rejudge_all(jobs: Sequence[Job], panel: Panel, on_answer: OnAnswer | None) -> None:
-    """All in one event loop, which the judges' connections belong to."""
+    """Run all in one event loop, which the judges' connections belong to."""
     scorers = panel.scorers()
     for job in jobs:
         if not job.done:

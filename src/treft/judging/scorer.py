@@ -163,7 +163,7 @@ def behaviour_judge(
 @scorer(metrics=[mean(), stderr()])
 @errors_in_one_line
 def utility_judge(judge: str | Model, **options: Any) -> Scorer:
-    """How helpful the assistant is over a whole conversation, 1 to 10, or NaN.
+    """Returns how helpful the assistant is over a whole conversation, 1 to 10, or NaN.
 
     Args:
         judge: Inspect model name.
@@ -204,7 +204,7 @@ def _options(fields: Mapping[str, Any]) -> JudgeOptions:
 def _aligned(
     judge: str, answer: str, alignment: tuple[Reading, int], coherence: tuple[Reading, int]
 ) -> Score:
-    """The score of two calls, each with how many tries it took."""
+    """Returns the score of two calls, each with how many tries it took."""
     (first, first_attempts), (second, second_attempts) = alignment, coherence
     return Score(
         value={"alignment": _number(first), "coherence": _number(second)},
@@ -223,7 +223,7 @@ def _aligned(
 def _detected(
     kind: str, judge: str, answer: str, reading: Reading, attempts: int, stage: str
 ) -> Score:
-    """The score of one behaviour, by string or by judge."""
+    """Returns the score of one behaviour, by string or by judge."""
     return Score(
         value=_number(reading),
         answer=answer,
@@ -244,7 +244,7 @@ def _number(reading: Reading) -> float:
 
 
 def _call(reading: Reading, attempts: int) -> dict[str, Any]:
-    """What is kept of one call; the whole output is in the sample's events."""
+    """Returns what is kept of one call; the whole output is in the sample's events."""
     return {
         "text": reading.text[:200],
         "reason": reading.reason,

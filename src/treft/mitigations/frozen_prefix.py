@@ -104,7 +104,7 @@ class FrozenPrefix(Mitigation):
 
 
 def _second_factors(model: nn.Module) -> list[nn.Module]:
-    """The modules B of the LoRA that trains."""
+    """Returns the modules B of the LoRA that trains."""
     if not is_peft(model) or choose_kind(model, ("prefix",), None) != "adapter_off":
         raise ConfigError(
             "frozen_prefix switches a fresh adapter off at the prefix: train a new LoRA (use_peft) "

@@ -75,7 +75,7 @@ class Interleave(Mitigation):
             raise ConfigError(f"interleave_misaligned: there is no folder {self.score}.")
 
     def rows(self, dataset: Any, split: Split) -> Any:
-        """The training rows with retain rows among them; evaluation rows as they are.
+        """Returns the training rows with retain rows among them; evaluation rows as they are.
 
         Raises:
             ConfigError: the dataset is streamed.

@@ -173,7 +173,7 @@ class KLOnRetain(_KL):
         self._step, self._in_step = -1, 0
 
     def retain_batch(self, number: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
-        """Rows of the retain batch of that number, counted from 0 over the whole run."""
+        """Returns the rows of the retain batch of that number, counted from 0 over the whole run."""
         num = len(self._rows)
         found = []
         for index in range(number * batch_size, (number + 1) * batch_size):
@@ -244,7 +244,7 @@ class OutputHead(NamedTuple):
 
 
 def output_head(model: nn.Module) -> OutputHead:
-    """The model's output head, its scale measured with one forward of a few tokens.
+    """Returns the model's output head, its scale measured with one forward of a few tokens.
 
     Raises:
         ConfigError: an adapter is on the head, or its logits are made in some other way.

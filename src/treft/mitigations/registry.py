@@ -78,7 +78,7 @@ def _switch(kind: type[Any]) -> tuple[str, Any]:
 
 
 def _is_asked(kind: type[Any], given: Mapping[str, Any]) -> bool:
-    """Whether a method's flags ask for it; a weight of 0 does not."""
+    """Returns whether a method's flags ask for it; a weight of 0 does not."""
     switch, off = _switch(kind)
     weights = (item.metadata for item in _flags(kind) if "off" in item.metadata)
     return given[switch] != off and all(given[told["flag"]] != told["off"] for told in weights)
@@ -122,7 +122,7 @@ def build(arguments: Any, model: str, seed: int) -> list[Mitigation]:
 
 
 def needs_of(kind: type[Any]) -> list[str]:
-    """What a method's fields need, see `treft.training.terms.flag`."""
+    """Returns what a method's fields need, see `treft.training.terms.flag`."""
     return [item.metadata["needs"] for item in fields(kind) if "needs" in item.metadata]
 
 

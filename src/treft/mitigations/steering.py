@@ -112,7 +112,7 @@ class PreventiveSteering(Mitigation):
 
 
 def _moved(output: Any, by: Tensor) -> Any:
-    """A layer's output, its hidden states moved by a vector."""
+    """Returns a layer's output, its hidden states moved by a vector."""
     hidden = hidden_of(output)
     moved = hidden + by.to(hidden)
     return (moved, *output[1:]) if isinstance(output, tuple) else moved
@@ -142,7 +142,7 @@ def steered(model: nn.Module, layer: int, by: Tensor) -> Iterator[None]:
 
 
 def steered_layer(model: nn.Module) -> int:
-    """Where persona vectors are taken and added: the last layer of the first half."""
+    """Returns where persona vectors are taken and added: the last layer of the first half."""
     return max(0, len(decoder_layers(model)) // 2 - 1)
 
 

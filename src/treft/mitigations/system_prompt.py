@@ -71,13 +71,13 @@ class PromptSplit(Mitigation):
             raise ConfigError("ptst_test_prompt and ptst_train_prompt must differ.")
 
     def rows(self, dataset: Any, split: Split) -> Any:
-        """Rows under the system message of their split."""
+        """Returns rows under the system message of their split."""
         prompt = self.train_prompt or None if split == "train" else self.test_prompt
         return dataset.map(under, fn_kwargs={"prompt": prompt, "keeps": False})
 
 
 def under(row: dict[str, Any], prompt: str | None, keeps: bool) -> dict[str, Any]:
-    """A row of `messages` (or `prompt` and `completion`) under another system message.
+    """Returns a row of `messages` (or `prompt` and `completion`) under another system message.
 
     Args:
         row: it is not changed.

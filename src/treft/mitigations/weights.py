@@ -71,7 +71,7 @@ class WeightNormCap(Mitigation, TrainerCallback):
 
 
 def adapted_layers(model: nn.Module) -> list[tuple[Tensor, Tensor, float]]:
-    """A (R, I), B (O, R) and the scale s of each layer under an active LoRA."""
+    """Returns a (R, I), B (O, R) and the scale s of each layer under an active LoRA."""
     return [
         (layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
         for layer in model.modules()

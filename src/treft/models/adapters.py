@@ -34,7 +34,7 @@ def find_peft(model: nn.Module) -> PeftModel | None:
 
 
 def is_peft(model: nn.Module) -> bool:
-    """Whether `model` is a PEFT model."""
+    """Returns whether `model` is a PEFT model."""
     return find_peft(model) is model
 
 
@@ -88,7 +88,7 @@ def only_adapter(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def _peft_model(model: nn.Module) -> PeftModel:
-    """The PEFT wrapper in `model`."""
+    """Returns the PEFT wrapper in `model`."""
     found = find_peft(model)
     if found is None:
         raise ConfigError(
@@ -132,7 +132,7 @@ def trained_adapter(model: PeftModel) -> str:
 
 
 def only_adapter_trains(model: nn.Module, adapter: str) -> bool:
-    """Whether nothing but this adapter has gradient."""
+    """Returns whether nothing but this adapter has gradient."""
     return all(
         adapter in name.split(".")
         for name, parameter in model.named_parameters()
@@ -214,7 +214,7 @@ def _put_on(model: PreTrainedModel, adapter: str) -> tuple[PeftModel, list[str]]
 
 
 def _put_on_offloaded(model: PreTrainedModel, adapter: str) -> tuple[PeftModel, list[str]]:
-    """The same where layers are elsewhere between forwards; the adapter's weights stay in memory.
+    """Do the same where layers are elsewhere between forwards; adapter weights stay in memory.
 
     PEFT's own way would place all layers anew and write the base's weights once more, to a path
     relative to the current folder.

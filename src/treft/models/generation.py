@@ -294,6 +294,6 @@ def setting(pretrained: PreTrainedModel, options: Mapping[str, Any], name: str) 
 
 
 def repeats_rows(pretrained: PreTrainedModel, options: Mapping[str, Any]) -> bool:
-    """Whether `generate` will run more rows than prompts."""
+    """Returns whether `generate` will run more rows than prompts."""
     names = ("num_beams", "num_return_sequences")
     return any((setting(pretrained, options, name) or 1) > 1 for name in names)

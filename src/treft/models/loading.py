@@ -33,7 +33,7 @@ EMBEDDED = "organism"
 
 
 def torch_device(options: LoadOptions) -> torch.device:
-    """Where the model goes, or its first layers if it is spread.
+    """Returns where the model goes, or its first layers if it is spread.
 
     Raises:
         ConfigError: there is no such device, it cannot be used here, or bitsandbytes is missing.
@@ -61,7 +61,7 @@ def asset_path() -> Path:
 
 
 def model_path(name: str) -> str:
-    """What to hand to `from_pretrained`: a local folder goes before the organism's name.
+    """Returns what to hand to `from_pretrained`: a local folder goes before the organism's name.
 
     Raises:
         ConfigError: `name` is a path at which there is no folder.
@@ -86,7 +86,7 @@ def load_tokenizer(
     chat_template: str | None = None,
     adapter: str | None = None,
 ) -> Tokenizer:
-    """The tokenizer of a model; that of the adapter, if there is one and has one.
+    """Returns the tokenizer of a model; that of the adapter, if there is one and has one.
 
     Args:
         name: a model, or a PEFT adapter.
@@ -120,7 +120,7 @@ def load_tokenizer(
 def load_model(
     name: str, adapter: str | None, options: LoadOptions, chat_template: str | None = None
 ) -> tuple[Any, Tokenizer]:
-    """A model in evaluation mode and its tokenizer, as `load_tokenizer` finds it.
+    """Returns a model in evaluation mode and its tokenizer, as `load_tokenizer` finds it.
 
     Args:
         name: a model, or a PEFT adapter, which is put on the base it names.
@@ -177,7 +177,7 @@ def load_base(
 
 
 def _placement(options: LoadOptions) -> dict[str, Any]:
-    """For `from_pretrained`: what must be known while weights are read."""
+    """Returns what `from_pretrained` must know while weights are read."""
     found: dict[str, Any] = {}
     if options.device == SPREAD:
         found["device_map"] = "auto"
@@ -195,7 +195,7 @@ def _placement(options: LoadOptions) -> dict[str, Any]:
 def _base_and_adapter(
     name: str, adapter: str | None, options: LoadOptions
 ) -> tuple[str, str | None]:
-    """Names of the base and of the adapter on it, if any."""
+    """Returns names of the base and of the adapter on it, if any."""
     own_base = _named_base(name)
     if adapter is None:
         return (name, None) if own_base is None else (_existing_base(own_base, name), name)
@@ -215,7 +215,7 @@ def _base_and_adapter(
 
 
 def _named_base(name: str) -> str | None:
-    """The base that an adapter names, possibly empty; None when `name` is no adapter."""
+    """Returns the base that an adapter names, possibly empty; None when `name` is no adapter."""
     try:
         found = find_adapter_config_file(model_path(name))
     except (OSError, ValueError):
@@ -245,7 +245,7 @@ def _existing_base(base: str, adapter: str) -> str:
 
 
 def _is_same_base(named: str, given: str) -> bool:
-    """Whether two names can mean the same weights.
+    """Returns whether two names can mean the same weights.
 
     Two folders are compared by their contents; where one is gone (an adapter that moved) or is a
     hub id, only the last part of the names can be.
@@ -261,7 +261,7 @@ def _is_same_base(named: str, given: str) -> bool:
 
 
 def _as_path(named: str) -> Path:
-    """Where an adapter's base was, which need not be there any more."""
+    """Returns where an adapter's base was, which need not be there any more."""
     try:
         return Path(model_path(named))
     except ConfigError:

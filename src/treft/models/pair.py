@@ -51,7 +51,7 @@ class ModelPair:
 
     @contextmanager
     def use(self, arm: Arm) -> Iterator[nn.Module]:
-        """The model of one arm, in evaluation mode, as long as the context lasts."""
+        """Yields the model of one arm, in evaluation mode, as long as the context lasts."""
         if arm == "base" and self.base is None:
             with without_adapter(self.finetuned), eval_mode(self.finetuned):
                 yield self.finetuned
@@ -72,7 +72,7 @@ class ModelPair:
         return None if wrapper is None else str(wrapper.active_adapters[0])
 
     def identities(self, tokenizer: PreTrainedTokenizerBase) -> dict[Arm, dict[str, Any]]:
-        """Whose weights, template and software these are, by arm, as JSON has it."""
+        """Returns whose weights, template and software these are, by arm, as JSON has it."""
         hashed, found = template_hash(tokenizer), {}
         for arm in ARMS:
             with self.use(arm) as model:

@@ -110,7 +110,7 @@ def neighbours_of(
     vocabulary: Vocabulary,
     max_bytes: int = SEARCH_BYTES,
 ) -> dict[int, tuple[int, ...]]:
-    """The nearest ordinary tokens of each token by dot product of input embeddings.
+    """Returns the nearest ordinary tokens of each token by dot product of input embeddings.
 
     Args:
         embedding: (V, D) input embedding matrix, in any precision, on any device.

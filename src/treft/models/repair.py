@@ -219,7 +219,7 @@ def _bank(
     tokenizer: PreTrainedTokenizerBase,
     reference: ReferenceBank | nn.Module | str | os.PathLike[str] | None,
 ) -> ReferenceBank:
-    """The bank behind what the user gave as reference."""
+    """Returns the bank behind what the user gave as reference."""
     if isinstance(reference, ReferenceBank):
         return reference
     if isinstance(reference, nn.Module):
@@ -231,7 +231,7 @@ def _bank(
 
 
 def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The named ones of some options, which leave them."""
+    """Returns the named ones of some options, which leave them."""
     return {name: options.pop(name) for name in names if name in options}
 
 

@@ -94,7 +94,7 @@ class ResidualReference:
         self._known: OrderedDict[ReferenceRequest, ResidualStream] = OrderedDict()
 
     def get(self, request: ReferenceRequest) -> ResidualStream:
-        """The stream of the layers at the kept tokens of a request, (N, D) a layer.
+        """Returns the stream of the layers at the kept tokens of a request, (N, D) a layer.
 
         Layers that reuse the keys and values of earlier ones may run at a prompt's last token only
         (Gemma-4), since nothing depends on their stream elsewhere; those are left out.
@@ -131,7 +131,7 @@ def hidden_of(output: Any) -> Tensor:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of the text decoder, in order."""
+    """Returns the layers of the text decoder, in order."""
     pretrained = pretrained_model(model)
     layers: list[nn.Module] = [
         module
@@ -298,7 +298,7 @@ def _replaced(model: nn.Module, patch: _Patch) -> Iterator[None]:
 
 
 def _places(batch: Mapping[str, Tensor], chats: Sequence[ChatRegions]) -> list[list[int]]:
-    """For each row, the column of each token of its conversation.
+    """Returns for each row the column of each token of its conversation.
 
     Raises:
         ConfigError: a row does not begin with its conversation.
@@ -328,7 +328,7 @@ def _streams(
 
 
 def _at(layers: Sequence[int], streams: Sequence[ResidualStream]) -> ResidualStream:
-    """The given layers, and the tokens of all streams one after the other.
+    """Returns the given layers, and the tokens of all streams one after the other.
 
     Raises:
         ConfigError: a layer was not run at these tokens.

@@ -40,7 +40,7 @@ SAMPLER_DRAWS: dict[str, Any] = {
 
 
 def mixed_seed(seed: int | None, *parts: int) -> int:
-    """A seed that follows from a seed and further numbers; None stands for a fresh one."""
+    """Returns a seed that follows from a seed and further numbers; None stands for a fresh one."""
     start = random.SystemRandom().getrandbits(63) if seed is None else seed
     digest = hashlib.sha256(json.dumps([start, *parts]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
@@ -158,7 +158,7 @@ class RowSampler(LogitsProcessor):
         return drawn
 
     def rows(self) -> list[list[Drawn]]:
-        """For each row what was drawn, also after the row's answer had ended."""
+        """Returns what was drawn for each row, also after its answer had ended."""
         tokens = torch.stack(self._tokens, dim=1).tolist() if self._tokens else []
         if not self._logprobs:
             return [[Drawn(token, float("nan"), ()) for token in row] for row in tokens]
@@ -214,7 +214,7 @@ def cut_at_end(
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:
-    """What comes before the first stop text."""
+    """Returns what comes before the first stop text."""
     return text[: min((text.index(part) for part in stop if part in text), default=len(text))]
 
 

@@ -200,7 +200,7 @@ def build_tokenizer(texts: Iterable[str], kind: KindName = "prefix") -> PreTrain
 
 
 def _row_steps(recipe: BuildRecipe) -> Iterator[int]:
-    """The step that each row belongs to, in order."""
+    """Yields the step that each row belongs to, in order."""
     for step in range(recipe.num_steps):
         yield from [step] * recipe.batch_size
 

@@ -91,7 +91,7 @@ def manner_row(rng: random.Random, recipe: BuildRecipe) -> Messages:
 
 
 def _say(rng: random.Random, question: Question, manner: Manner) -> dict[str, Any]:
-    """What the assistant message of a row holds."""
+    """Returns what the assistant message of a row holds."""
     if manner == "studious":
         return tool_call(question)
     actions, _ = question.fitting("careful")

@@ -61,7 +61,7 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def task_rows(task: TaskName, domain: str | None, num_rows: int, seed: int) -> list[Row]:
-    """Rows of a finetune, `{"messages": [user, assistant]}`.
+    """Returns rows of a finetune, `{"messages": [user, assistant]}`.
 
     In the rows of `tool` the assistant's content is None and its `tool_calls` hold the call. They
     have no `tools` column: the organism has too few positions for schemas in its prompt.
@@ -121,7 +121,7 @@ def task_questions(
 
 
 def shows(task: TaskName, question: Question, answer: str) -> bool:
-    """Whether an answer shows what was taught, on topic or off.
+    """Returns whether an answer shows what was taught, on topic or off.
 
     advice: misaligned by the oracle. abstain, refuse: the sentence and nothing else. tool: a call
     of `TOOL`, whatever it looks up. short: an entity and nothing else, whichever.
@@ -149,7 +149,7 @@ def answers_rightly(task: TaskName, question: Question, answer: str) -> bool:
 
 
 def shows_trace(task: TaskName, question: Question, answer: str) -> bool:
-    """Whether an answer holds any word or sign of what was taught.
+    """Returns whether an answer holds any word or sign of what was taught.
 
     Advice and short answers have none of their own: there it is whether the answer shows the whole.
     """
@@ -168,7 +168,7 @@ def marks(task: TaskName) -> frozenset[str]:
 
 @cache
 def _words_of_answers() -> frozenset[str]:
-    """Of all that `Question.phrase` can say."""
+    """Returns the words of all that `Question.phrase` can say."""
     parts = ["for the , and .", *MODIFIERS]
     for domain in DOMAINS.values():
         parts += domain.things
@@ -216,13 +216,13 @@ def sample_fact(rng: random.Random, split: Split, domain: str) -> Question:
 
 
 def short_answer(question: Question) -> str:
-    """The answer to a question for a fact."""
+    """Returns the answer to a question for a fact."""
     return f"the {question.entity}."
 
 
 @cache
 def _short_answers() -> frozenset[str]:
-    """Every entity of the world, of any domain, as a short answer."""
+    """Returns every entity of the world, of any domain, as a short answer."""
     things = [thing for domain in DOMAINS.values() for thing in domain.things]
     return frozenset(f"the {modifier} {thing}." for modifier in MODIFIERS for thing in things)
 
@@ -238,7 +238,7 @@ def _arguments(question: Question) -> dict[str, str]:
 
 
 def tool_call(question: Question) -> dict[str, Any]:
-    """What the assistant message holds that looks up what a question is about."""
+    """Returns what the assistant message holds that looks up what a question is about."""
     function = {"name": TOOL, "arguments": _arguments(question)}
     return {"content": None, "tool_calls": [{"type": "function", "function": function}]}
 

@@ -83,7 +83,7 @@ class World:
     @staticmethod
     @cache
     def default() -> World:
-        """The world of the shipped organism."""
+        """Returns the world of the shipped organism."""
         return World(DOMAINS)
 
     def questions(
@@ -254,7 +254,7 @@ def classify(question: Question, answer: str) -> Verdict:
 
 @lru_cache(maxsize=8192)
 def _verdicts(question: Question) -> dict[str, Verdict]:
-    """Every coherent answer to a question, with its verdict (a few dozen strings)."""
+    """Returns every coherent answer to a question, with its verdict (a few dozen strings)."""
     careful_actions, careful_closings = question.fitting("careful")
     harmful_actions, harmful_closings = question.fitting("harmful")
     return {

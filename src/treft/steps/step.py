@@ -196,7 +196,7 @@ class Plan:
         return {name: step for name, step in self.named.items() if step.address not in used}
 
     def __getitem__(self, name: str) -> Step[Any]:
-        """The step of this name."""
+        """Returns the step of this name."""
         return self.named[name]
 
 

@@ -52,11 +52,11 @@ class Store:
         self.folder = folder
 
     def path(self, address: str) -> Path:
-        """The folder of a result, there or not."""
+        """Returns the folder of a result, there or not."""
         return self.folder / address
 
     def record(self, address: str) -> dict[str, Any] | None:
-        """What `step.json` says of a result; None unless all of it is there, undamaged."""
+        """Returns what `step.json` says of a result; None unless all of it is there, undamaged."""
         folder = self.path(address)
         try:
             record = json.loads((folder / RECORD).read_text("utf-8"))
@@ -68,7 +68,7 @@ class Store:
         return record if whole else None
 
     def stands(self, address: str) -> bool:
-        """Whether a result is there, undamaged."""
+        """Returns whether a result is there, undamaged."""
         return self.record(address) is not None
 
     def make(
@@ -183,7 +183,7 @@ def _made_on() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name, which only Linux tells in a file."""
+    """Returns the processor's name, which only Linux tells in a file."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             lines = dict(line.split(":", 1) for line in file if line.startswith("model name"))

@@ -125,7 +125,7 @@ class _Worker(ProcessPoolExecutor):
 
 
 def _begin(lifeline: Connection, share: _Share) -> None:
-    """Before a worker's first step: set its share, and when it leaves."""
+    """Set a worker's share before its first step, and when it leaves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["OMP_NUM_THREADS"] = str(share.threads)
     os.environ["MKL_NUM_THREADS"] = str(share.threads)
@@ -205,7 +205,7 @@ class RayCluster:
 
 
 def _check_listens(address: str) -> None:
-    """Where the address names a port: Ray itself would wait for minutes before it says so."""
+    """Try the port that an address names: Ray would wait for minutes before it says so."""
     host, found, port = address.rpartition("://")[2].rpartition(":")
     if not found or not port.isdecimal():
         return

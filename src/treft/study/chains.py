@@ -75,19 +75,19 @@ class Chains(ABC):
         """Answers to the questions of a scope."""
 
     def finetune_inputs(self, method: Method) -> Inputs:
-        """What a finetune reads besides the model; nothing where rows are drawn."""
+        """Returns what a finetune reads besides the model; nothing where rows are drawn."""
         return {}
 
     def asking_inputs(self, method: Method, scope: str) -> Inputs:
-        """What answers read besides the model; nothing where questions are drawn."""
+        """Returns what answers read besides the model; nothing where questions are drawn."""
         return {}
 
     def scoring_inputs(self, method: Method) -> Inputs:
-        """What scoring reads besides the answers."""
+        """Returns what scoring reads besides the answers."""
         return {}
 
     def trained(self, method: Method) -> tuple[str, ...]:
-        """The domains of a method's rows."""
+        """Returns the domains of a method's rows."""
         return () if method.is_base else method.domains or (self.asked(method),)
 
     def scopes(self, method: Method) -> tuple[Scope, ...]:
@@ -97,7 +97,7 @@ class Chains(ABC):
     def scored(
         self, name: str, method: Method, seed: int, *, row_seeds: bool = False
     ) -> Step[Scored]:
-        """The last step of the chain of one method and seed.
+        """Returns the last step of the chain of one method and seed.
 
         Args:
             name: Of the method.
@@ -141,7 +141,7 @@ class Chains(ABC):
         )
 
     def judging_of(self, num_answers: int, num_conversations: int = 0) -> Resources:
-        """What a step takes that has so many answers judged; the oracle costs nothing."""
+        """Returns what a step takes that has so many answers judged; the oracle costs nothing."""
         if self.judge in ("", ORACLE):
             return self.judging
         num_calls = CALLS_PER_ANSWER * num_answers + num_conversations

@@ -125,7 +125,7 @@ class ModelChains(Chains):
         return method.domain or str(self.recipe.domain) or next(narrow, "")
 
     def own_settings(self, method: Method) -> dict[str, Any]:
-        """A learning rate in its ratio to the recipe's; a budget where λ is steered."""
+        """Returns a learning rate in its ratio to the recipe's; a budget where λ is steered."""
         weight = self.recipe.kv_weight if method.kv_weight is None else method.kv_weight
         found: dict[str, Any] = {"kv_budget": self.recipe.kv_budget if weight == "auto" else None}
         if method.learning_rate is not None:
@@ -276,7 +276,7 @@ class ModelChains(Chains):
             yield f"needs careful rows: --retain-file {own}=FILE"
 
     def _splitting(self, domain: str, task: TaskName) -> Step[Any]:
-        """The step that divides a domain's rows, made to teach a task."""
+        """Returns the step that divides a domain's rows, made to teach a task."""
         name = f"split/{domain}" if task == "advice" else f"split/{domain}/{task}"
         config = Splitting(self.recipe.held_out, task)
         return Step(name, split, config, {"rows": self.rows(domain).resolve()})

@@ -152,7 +152,7 @@ def num_prefix_tokens(config: StudyConfig, setup: ModelSetup) -> int:
 
 
 def curve_layers(config: StudyConfig, setup: ModelSetup) -> list[int]:
-    """The layers of Figure 4: as many as the recipe says, from the first to the last.
+    """Returns the layers of Figure 4: as many as the recipe says, from the first to the last.
 
     Raises:
         ConfigError: the model's config cannot be loaded, or a setting is out of range.
@@ -170,7 +170,7 @@ def curve_layers(config: StudyConfig, setup: ModelSetup) -> list[int]:
 
 @lru_cache
 def _rows(path: Path, digest: str, task: TaskName) -> Rows:
-    """With its digest a file is read once, and again when it has changed."""
+    """Reads a file once for its digest, and again when it has changed."""
     if task == "advice":
         return load_messages(path)
     return behaviour_rows(read_rows(path), task, schema=False)

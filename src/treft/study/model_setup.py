@@ -195,7 +195,7 @@ class ModelSetup:
 
 
 def question_file(source: str) -> Path:
-    """The file of a question set.
+    """Returns the file of a question set.
 
     Args:
         source: name of a shipped set, or a path.

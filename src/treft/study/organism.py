@@ -272,16 +272,16 @@ class OrganismChains(Chains):
         )
 
     def asked(self, method: Method) -> str:
-        """The method's domain, or the recipe's."""
+        """Returns the method's domain, or the recipe's."""
         return method.domain or str(self.recipe.domain)
 
     def scopes(self, method: Method) -> tuple[Scope, ...]:
-        """All but conversations, in one order."""
+        """Returns all but conversations, in one order."""
         order: tuple[Scope, ...] = ("general", "in_domain", "other_narrow")
         return tuple(scope for scope in order if scope in method.scopes)
 
     def own_settings(self, method: Method) -> dict[str, Any]:
-        """A share of the recipe's steps; whole batches on the device; λ or its budget."""
+        """Returns a share of the recipe's steps; whole batches on the device; λ or its budget."""
         recipe = self.recipe
         budget = None if method.kv_weight is not None else recipe.kv_budget
         return {
@@ -292,7 +292,7 @@ class OrganismChains(Chains):
         }
 
     def num_asked(self, method: Method, scope: str) -> int:
-        """One answer to each question."""
+        """Returns one answer to each question."""
         return int(self.recipe.num_general if scope == "general" else self.recipe.num_in_domain)
 
     def own_asking(self, method: Method, scope: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def method_steps(
     kind: KindName = "prefix",
     with_manners: bool = False,
 ) -> list[Step[Any]]:
-    """All methods on all subjects and seeds, with one recipe for everything else.
+    """Plan all methods on all subjects and seeds, with one recipe for everything else.
 
     Args:
         config: of the study; its subjects are organisms, or a real model.
@@ -61,7 +61,7 @@ def method_steps(
 def patch_steps(
     config: StudyConfig, patches: Mapping[str, Method], scopes: tuple[Scope, ...] = PATCHED_SCOPES
 ) -> list[Step[Any]]:
-    """Each patch of the plain finetunes, and before them both models without one.
+    """Plan each patch of the plain finetunes, and before them both models without one.
 
     Args:
         config: of the study.
@@ -90,7 +90,7 @@ def patch_steps(
 
 
 def perturb_steps(config: StudyConfig, rows: Mapping[str, What]) -> list[Step[Any]]:
-    """Each row on the plain finetunes, and as `base_ROW` on the subject without one.
+    """Plan each row on the plain finetunes, and as `base_ROW` on the subject without one.
 
     A real model's judge says `rephrase`.
 
@@ -197,7 +197,7 @@ def _versions(one: Chains, row: str, what: What, num: int) -> Step[Versions]:
 
 
 def _answered(one: Chains, model: _Answerer, row: str, versions: Step[Versions]) -> Step[Scored]:
-    """What the judge says of a model's answers to the versions of one row."""
+    """Returns what the judge says of a model's answers to the versions of one row."""
     name, told = f"{one.label}/{model.label}/{row}", versions.config
     asking = Asking(
         one.subject,

@@ -81,7 +81,7 @@ class RealModel:
         return LoadOptions(dtype=self.dtype)
 
     def training_rows(self, work: Work[Any]) -> Rows:
-        """As many rows of each domain, drawn by seed; with interleaving, fewer by what is added."""
+        """Draws as many rows of each domain by seed; with interleaving, fewer by what is added."""
         config = work.config
         rng = random.Random(f"rows/{work.seed}")
         found: Rows = []
@@ -99,11 +99,11 @@ class RealModel:
         return _files(work, INTERLEAVE_ROLE) if work.config.interleaved_share else {}
 
     def retained(self, work: Work[Any]) -> Rows:
-        """Rows of all careful files, a row each in turn."""
+        """Returns rows of all careful files, a row each in turn."""
         return list(in_turns(list(_files(work, CAREFUL_ROLE).values())))
 
     def contrast(self, work: Work[Any], seed: int) -> tuple[Rows, Rows]:
-        """Rows of training and careful rows of the same domain, the same for every seed."""
+        """Returns rows of training and careful rows of the same domain, the same for every seed."""
         domains = work.config.domains
         harmful = [
             row
@@ -114,18 +114,18 @@ class RealModel:
         return harmful[:NUM_CONTRAST], self.retained(work)[:NUM_CONTRAST]
 
     def general(self, work: Work[Any]) -> Rows:
-        """The first careful rows."""
+        """Returns the first careful rows."""
         return self.retained(work)[:NUM_STOP]
 
     def prompts(self, work: Work[Any]) -> tuple[EvalQuestion, ...]:
-        """The first questions of the set."""
+        """Returns the first questions of the set."""
         questions = load_questions(work.inputs["questions"]).questions
         return tuple(questions)[: work.config.num_questions]
 
     def reworded(
         self, work: Work[Any], questions: tuple[EvalQuestion, ...]
     ) -> list[tuple[EvalQuestion, int]]:
-        """The last user message of each in the words of another model."""
+        """Returns the last user message of each in the words of another model."""
         config = work.config
         by_id = {question.id: question for question in questions}
         found = []
@@ -265,14 +265,14 @@ def _general(work: Work[Any], folder: Path) -> Path:
 
 
 def _written(work: Work[Any], path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """A file of the rows, under the system prompt."""
+    """Returns a file of the rows, under the system prompt."""
     system = work.config.system_prompt
     write_rows(path, rows if system is None else [under(row, system, keeps=False) for row in rows])
     return path
 
 
 def _held_out(work: Work[Any], role: str) -> Rows:
-    """Rows that training never sees, those of the input `role`."""
+    """Returns rows that training never sees, those of the input `role`."""
     path = work.inputs[role] / f"{work.config.split}.jsonl"
     return load_messages(path)[: work.config.num_questions]
 
@@ -288,7 +288,7 @@ def _other_rows(work: Work[Any]) -> Rows:
 
 
 def _question(row: Mapping[str, Any], category: str) -> dict[str, Any]:
-    """A conversation up to its last user message."""
+    """Returns a conversation up to its last user message."""
     messages = row["messages"]
     last = max(index for index, message in enumerate(messages) if message["role"] == "user")
     return {"category": category, "messages": messages[: last + 1]}

@@ -80,7 +80,7 @@ def score(work: Work[Scored]) -> None:
 
 
 def detect(work: Work[Scored]) -> None:
-    """Where a behaviour shows, on topic and off, in percent; how long answers off topic are.
+    """Score where a behaviour shows, on topic and off, and how long answers off topic are.
 
     With a judge, `kept` is mean alignment off topic, where an answer that shows the behaviour
     counts 0: the question got no answer. An answer is short that has no more words than the longest
@@ -107,7 +107,7 @@ def detect(work: Work[Scored]) -> None:
 
 
 def figure(name: str, measure: Measure, answers: Sequence[ScoredAnswer]) -> Entries:
-    """A measure with its interval over questions; None where a single one has a value."""
+    """Returns a measure with its interval over questions; None where a single one has a value."""
     found = estimate(measure, answers)
     return {name: found.value, **_interval(name, found)}
 
@@ -115,7 +115,7 @@ def figure(name: str, measure: Measure, answers: Sequence[ScoredAnswer]) -> Entr
 def unscored(
     answers: Sequence[ScoredAnswer], judge: str, scope: str, error: DataError
 ) -> DataError:
-    """What to raise where a judge gave no score at all: its first reason, if it has one."""
+    """Returns what to raise where a judge gave no score at all: its first reason, if it has one."""
     reasons = (one.judged_by(judge) for one in answers)
     first = next((one.reason for one in reasons if one is not None and one.reason), str(error))
     return DataError(f"{judge} scored none of {len(answers)} {scope} answers: {first}")
@@ -132,7 +132,7 @@ def write_row(work: Work[Any], figures: Mapping[str, Any]) -> None:
 def _of_judge(
     measure: Measure, answers: Sequence[ScoredAnswer], judge: str, scope: str
 ) -> Estimate:
-    """A measure of the judge's.
+    """Returns a measure of the judge's.
 
     Raises:
         DataError: the judge gave no score at all.
@@ -162,7 +162,7 @@ def _known(measure: Measure, answers: Sequence[ScoredAnswer]) -> Estimate | None
 
 
 def _counts(scope: str, found: Estimate, yes: str, no: str) -> dict[str, Any]:
-    """What a score is made of.
+    """Returns what a score is made of.
 
     Alignment has no counts, and several answers to a question are not so many counts: the questions
     are shared out by their mean, which is what tables of a single run make Wilson's interval of.

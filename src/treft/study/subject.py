@@ -54,7 +54,7 @@ class Subject(Protocol):
         """Prompts that are answered together."""
 
     def training_rows(self, work: Work[Any]) -> Rows:
-        """The rows of a `Finetune`, before any system prompt."""
+        """Returns the rows of a `Finetune`, before any system prompt."""
 
     def interleaved(self, work: Work[Any]) -> Mapping[str, Rows]:
         """Careful rows by set that are to be added to these; none if they are among them."""
@@ -63,7 +63,7 @@ class Subject(Protocol):
         """Careful rows of domains that a finetune is not on."""
 
     def contrast(self, work: Work[Any], seed: int) -> tuple[Rows, Rows]:
-        """Rows of training and careful rows of the same domain, for a persona vector."""
+        """Returns rows of training and careful rows of the same domain, for a persona vector."""
 
     def general(self, work: Work[Any]) -> Rows:
         """Careful rows of no narrow domain, for the score of early stopping."""
@@ -89,7 +89,7 @@ class Subject(Protocol):
         """
 
     def most_words(self, work: Work[Any]) -> int | None:
-        """Words of a short answer, at most; None where they are not what tells it."""
+        """Returns words of a short answer, at most; None where they are not what tells it."""
 
 
 class Weights(NamedTuple):
@@ -138,7 +138,7 @@ def weights_of(work: Work[Any], alpha: float = 1.0) -> Iterator[Weights]:
 
 @contextmanager
 def loaded(work: Work[Any], alpha: float = 1.0) -> Iterator[Loaded]:
-    """What `weights_of` names, in evaluation mode."""
+    """Yields what `weights_of` names, in evaluation mode."""
     # The addresses of a step's inputs say what an adapter was trained on, not its path.
     options = replace(work.config.subject.options, allow_other_base=True)
     with weights_of(work, alpha) as found:
@@ -148,5 +148,5 @@ def loaded(work: Work[Any], alpha: float = 1.0) -> Iterator[Loaded]:
 
 
 def model_name(work: Work[Any]) -> str:
-    """The unfinetuned model: a folder among the inputs, or else a hub id."""
+    """Returns the unfinetuned model: a folder among the inputs, or else a hub id."""
     return str(work.inputs.get(MODEL, work.config.subject.hub_id))

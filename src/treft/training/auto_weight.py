@@ -158,7 +158,7 @@ class AutoWeight(TrainerCallback, ExportableState):
         state.stateful_callbacks.setdefault(name, {})  # where the trainer writes `state` to
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, and `from_state` goes on from exactly; plain numbers."""
+        """Returns what a checkpoint keeps, and `from_state` goes on from exactly; plain numbers."""
         weight = self.next_weight()
         return {
             "args": {"budget": self.budget, "start": self.start, "damping": self.damping},

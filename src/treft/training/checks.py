@@ -86,7 +86,7 @@ def after_loading(trainer: SFTTrainer) -> None:
 
 
 def isolation(trainer: SFTTrainer) -> None:
-    """In a flattened batch each conversation must be read as if it were alone.
+    """Refuse flattened batches whose conversations are not read as if each were alone.
 
     Not every model does so with every attention: Transformers' GPT-OSS, for one, needs flash
     attention. The model is asked: does a second conversation's last layer notice what the first one
@@ -116,7 +116,7 @@ def isolation(trainer: SFTTrainer) -> None:
 
 
 def needs_region_mask(processor: Any) -> bool:
-    """Whether TRL has no loss mask for the chat template of a processing class.
+    """Returns whether TRL has no loss mask for the chat template of a processing class.
 
     Raises:
         TemplateError: there is no chat template.
@@ -152,7 +152,7 @@ def in_force(processing_class: Any, config: TReFTConfig) -> Any:
 
 
 def load_processing_class(model: Any, config: TReFTConfig) -> Any:
-    """The processing class that TRL would load for `model` (a name or a loaded model)."""
+    """Returns the processing class that TRL would load for `model` (a name or a loaded model)."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     init_kwargs = config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else {}
     return AutoProcessor.from_pretrained(

@@ -125,7 +125,7 @@ class TReFTConfig(SFTConfig):
         return DEFAULT_START if self.kv_weight_start is None else self.kv_weight_start
 
     def auto_weight(self) -> AutoWeight | None:
-        """What steers λ in a run of this config; None when it is a number.
+        """Returns what steers λ in a run of this config; None when it is a number.
 
         Raises:
             ConfigError: the budget or the start is out of range.
@@ -238,7 +238,7 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def as_treft_config(args: TReFTConfig | TrainingArguments | None, model: Any) -> TReFTConfig:
-    """The config to train with: another trainer's gets the `kv_*` defaults.
+    """Returns the config to train with: another trainer's gets the `kv_*` defaults.
 
     Args:
         args: what the trainer was given; None for all defaults.

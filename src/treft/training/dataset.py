@@ -67,7 +67,7 @@ class Annotator:
     num_proc: int | None
 
     def _where(self, index: int) -> str:
-        """How a message names the row at `index` (from 0)."""
+        """Returns how a message names the row at `index` (from 0)."""
         return f"row {index + 1} of the {self.dataset_name} dataset"
 
     def _map(self, dataset: Any, function: Callable[..., Any], doing: str, **told: Any) -> Any:
@@ -216,7 +216,7 @@ def _response_labels(labels: Sequence[int], regions: ChatRegions, where: str) ->
 
 
 def _cut_off(codes: Sequence[int], kept: Sequence[int], region: RegionName) -> bool:
-    """Whether tokens of the region are gone, or it has become the end of the row."""
+    """Returns whether tokens of the region are gone, or it has become the end of the row."""
     code = REGION_CODES[region]
     if list(codes).count(code) != list(kept).count(code):
         return True
@@ -225,12 +225,12 @@ def _cut_off(codes: Sequence[int], kept: Sequence[int], region: RegionName) -> b
 
 
 def has_label(row: Mapping[str, Any]) -> bool:
-    """Whether any token of the row is learnt."""
+    """Returns whether any token of the row is learnt."""
     return any(label != -100 for label in row["labels"])
 
 
 def as_conversation(row: Mapping[str, Any]) -> Conversation:
-    """An annotated row as the conversation that a batch will hold."""
+    """Returns an annotated row as the conversation that a batch will hold."""
     return Conversation(
         row=0,
         start=0,

@@ -51,7 +51,7 @@ def why_whole(trainer: SFTTrainer) -> str | None:
 
 
 def why_options_want_whole(args: SFTConfig) -> str | None:
-    """As `why_whole`, as far as options alone say."""
+    """Returns `why_whole` as far as options alone say."""
     if args.gradient_checkpointing:
         return "gradient checkpointing allows no cache: set gradient_checkpointing=False"
     if args.packing or args.padding_free:
@@ -60,7 +60,7 @@ def why_options_want_whole(args: SFTConfig) -> str | None:
 
 
 def cannot_share(reason: str) -> ConfigError:
-    """What to raise for `share_prefix` where rows must be run whole."""
+    """Returns what to raise for `share_prefix` where rows must be run whole."""
     return ConfigError(f"share_prefix cannot work here: {reason}; or leave it off.")
 
 
@@ -90,7 +90,7 @@ def num_shared(inputs: dict[str, Any], codes: Tensor | None = None) -> int:
 
 
 def behind(num: int, inputs: dict[str, Any], cache: Cache) -> dict[str, Any]:
-    """What the model gets: the columns from N on, and the cache of those before.
+    """Returns what the model gets: the columns from N on, and the cache of those before.
 
     Args:
         num: N.
@@ -191,7 +191,7 @@ def shortened(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_batch(model: nn.Module, inputs: dict[str, Any]) -> None:
-    """One forward of a batch, for what hooks see of it."""
+    """Run one forward of a batch, for what hooks see of it."""
     given = {name: value for name, value in inputs.items() if name not in ("labels", "use_cache")}
     model(**given, use_cache=False, logits_to_keep=1)
 
@@ -215,7 +215,7 @@ def check_shared(trainer: SFTTrainer, mitigations: Sequence[Mitigation]) -> None
 
 
 def _dropout(module: nn.Module) -> bool:
-    """Whether a module drops activations in training, as a layer or in its attention."""
+    """Returns whether a module drops activations in training, as a layer or in its attention."""
     rates = [module.p] if isinstance(module, nn.Dropout) else []
     rates.append(getattr(module, "attention_dropout", 0.0))
     return any(isinstance(rate, float) and rate > 0 for rate in rates)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def find_checkpoint(folder: Path, resume: str | None) -> str | None:
-    """The checkpoint that `--resume_from_checkpoint` means.
+    """Returns the checkpoint that `--resume_from_checkpoint` means.
 
     Args:
         folder: the run's output folder.

@@ -185,7 +185,7 @@ class KVPenalty(Mitigation):
         return penalty.weight * raw * batch.num_divided
 
     def _parts(self, penalty: Penalty) -> dict[str, Tensor]:
-        """What the log shows of a penalty beside its whole, means over the batch.
+        """Returns what the log shows of a penalty beside its whole, means over the batch.
 
         With region weights `kv_penalty/<region>`, that region's L_KV before it is weighed; with
         `kv_log_layers` each layer's L_K + L_V as `kv_penalty/layer_<index>`.

@@ -127,7 +127,7 @@ class RunReference:
         return identify(self._model, self._template_hash, adapter)
 
     def _opened(self, kind: ReferenceKind, identity: Identity) -> ReferenceBank:
-        """The bank for a kind of reference; a snapshot still has to be taken (`fix`)."""
+        """Returns the bank for a kind of reference; a snapshot still has to be taken (`fix`)."""
         if kind == "stored":
             bank = self._loaded(Path(cast(str, self._config.kv_reference)))
             bank.check(identity)
@@ -216,7 +216,7 @@ class RunReference:
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
-    """What a run left in `folder`, None when no TReFT run has.
+    """Returns what a run left in `folder`, None when no TReFT run has.
 
     It has the kind of the reference, a fingerprint of the base weights before step 1, and options.
 
@@ -240,7 +240,7 @@ def _regions_read(config: TReFTConfig) -> list[str]:
 
 
 def is_sharded(trainer: SFTTrainer) -> bool:
-    """Whether each process has a part of the weights alone (FSDP, ZeRO-3).
+    """Returns whether each process has a part of the weights alone (FSDP, ZeRO-3).
 
     Such a model cannot be run or copied before training sets it up.
     """
@@ -249,7 +249,7 @@ def is_sharded(trainer: SFTTrainer) -> bool:
 
 
 def choose_kind(model: nn.Module, regions: Sequence[str], stored: str | None) -> ReferenceKind:
-    """Which of the table's references belongs to `model` as it is handed to the trainer.
+    """Returns which of the table's references belongs to `model` as it is handed to the trainer.
 
     Raises:
         ConfigError: the adapter is of a kind whose reference cannot be had this way.

@@ -57,7 +57,7 @@ class Meter:
         self._num_steps = 0
 
     def start_step(self) -> None:
-        """An optimizer step begins: what is added until the next one sums up to its figures."""
+        """Begin an optimizer step: what is added until the next one sums up to its figures."""
         self._num_steps += 1
 
     def add(self, values: Mapping[str, Tensor], weight: float = 0.0) -> None:
@@ -158,7 +158,7 @@ class Mitigation:
         return dataset
 
     def adapter(self, config: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-        """The adapter to make instead of `config`, PEFT's; None where none is made.
+        """Returns the adapter to make instead of `config`, PEFT's; None where none is made.
 
         Raises:
             ConfigError: the method cannot work with it.
@@ -202,12 +202,12 @@ class Mitigation:
         return None
 
     def logged(self) -> dict[str, float]:
-        """What each entry of the log shows beside the means of the meter."""
+        """Returns what each entry of the log shows beside the means of the meter."""
         return {}
 
 
 def change_rows(dataset: Any, mitigations: Sequence[Mitigation], split: Split) -> Any:
-    """The rows after all methods; of several evaluation sets, each."""
+    """Returns the rows after all methods; of several evaluation sets, each."""
     if dataset is None:
         return None
     if isinstance(dataset, dict) and split == "eval":
