@@ -156,7 +156,7 @@ def _by_scores(plan: DiagnosisPlan) -> dict[str, Diagnosis]:
     scored = run_grid(grid, plan.output / SWEEP, progress=plan.general.progress).scored
     regions, rules = plan.general.regions, plan.options.rules
     base, tuned = scored["base"][BASE], scored["finetuned"]
-    patched = {region: tuned[region] for region in regions}
+    patched = {str(region): tuned[region] for region in regions}
     return {
         judge: decide(score_evidence(judge, base, tuned[FINETUNED], patched), rules)
         for judge in grid.judges

@@ -173,7 +173,7 @@ class KLOnRetain(_KL):
         self._step, self._in_step = -1, 0
 
     def retain_batch(self, number: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
-        """Returns the rows of the retain batch of that number, counted from 0 over the whole run."""
+        """Returns the rows of a retain batch by its number, counted from 0 over the whole run."""
         num = len(self._rows)
         found = []
         for index in range(number * batch_size, (number + 1) * batch_size):
