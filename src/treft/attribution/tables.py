@@ -22,6 +22,7 @@ from treft.attribution.forcing import OwnStates
 from treft.attribution.grid import BASE, FINETUNED, UNPERTURBED, Cell
 from treft.attribution.grid_run import Answered, Scored
 from treft.attribution.perturb import PerturbOptions
+from treft.errors import DataError
 from treft.models.pair import ARMS, Arm
 from treft.statistics.compare import adjusted, difference, estimate
 from treft.statistics.intervals import Interval
@@ -185,15 +186,26 @@ def patch_table(
                 alignment=estimate(measure, answers),
                 incoherent=_estimate(incoherent, answers),
                 gain=difference(measure, answers, tuned) if is_patched else None,
-                share=score_evidence(judge, base, tuned, {"": answers}).share("")
-                if is_patched
-                else None,
+                share=_share(judge, base, tuned, answers) if is_patched else None,
             )
         )
     gains = _adjusted([row.gain for row in rows])
     rows = [replace(row, gain=gain) for row, gain in zip(rows, gains, strict=True)]
     assert found.own_states is not None, "every grid of patches checks them"
     return PatchTable(judge, difference(measure, tuned, base), found.own_states, tuple(rows))
+
+
+def _share(
+    judge: str,
+    base: Sequence[ScoredAnswer],
+    tuned: Sequence[ScoredAnswer],
+    patched: Sequence[ScoredAnswer],
+) -> Interval | None:
+    """Returns what a patch regains; None where no question is scored in all three."""
+    try:
+        return score_evidence(judge, base, tuned, {"": patched}).share("")
+    except DataError:
+        return None
 
 
 def perturb_table(
