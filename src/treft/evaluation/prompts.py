@@ -21,7 +21,7 @@ from treft.data.messages import load_conversations
 from treft.errors import ConfigError, TemplateError
 from treft.evaluation.local_model import LocalOptions
 from treft.models.loading import LoadOptions, load_tokenizer, model_path
-from treft.models.perturbation import nearest_tokens, replace_tokens
+from treft.models.perturbation import Vocabulary, neighbours_of, replace_tokens
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -206,29 +206,23 @@ def perturb_system(
         rng: draws positions and neighbours.
 
     Raises:
+        ConfigError: there are not as many other tokens, or the embedding is not in memory.
         TemplateError: the template refuses a system message.
     """
     tokenizer = template.tokenizer
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    vocabulary = Vocabulary.of(tokenizer, len(embedding))
     chat = template.render([_system(system)])
     found = _words_within(template, chat, system)
     if found is None:
         return Perturbed(system, (), 0)
     inside, lead, tail = found
-    positions = [at for at in inside if chat.input_ids[at] not in special]
+    barred = vocabulary.barred
+    positions = [at for at in inside if chat.input_ids[at] not in barred]
     if not positions:
         return Perturbed(system, (), 0)
 
     def words(ids: Sequence[int]) -> str:
         return lead + _decode(tokenizer, ids[inside.start : inside.stop]) + tail
-
-    rows_without_token = range(len(tokenizer), len(embedding))
-    nearest = nearest_tokens(
-        embedding,
-        [chat.input_ids[position] for position in positions],
-        num_neighbours,
-        excluded=special.union(rows_without_token),
-    )
 
     def is_read_as(ids: Sequence[int]) -> bool:
         try:
@@ -236,7 +230,9 @@ def perturb_system(
         except TemplateError:
             return False
 
-    neighbours = dict(zip(positions, nearest.tolist(), strict=True))
+    tokens = [chat.input_ids[position] for position in positions]
+    nearest = neighbours_of(embedding, tokens, num_neighbours, vocabulary)
+    neighbours = {position: nearest[chat.input_ids[position]] for position in positions}
     ids, replaced = replace_tokens(chat.input_ids, neighbours, num_tokens, rng, is_read_as)
     changes = tuple(
         {
