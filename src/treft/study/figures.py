@@ -28,6 +28,10 @@ COUNTS = {
 }
 """What a percentage is made of."""
 
+ONE_RUN = "One run cannot tell whether the claim holds"
+HELD, NOT_SHOWN = "Held on the organism", "Not shown on the organism"
+"""How verdicts begin."""
+
 
 def measured(runs: Sequence[Row], measures: Iterable[str]) -> tuple[str, ...]:
     """Those of some measures that every run has: judges leave some out, or there is none."""
@@ -194,13 +198,13 @@ def held(gains: Sequence[Row], *, rises: bool = True) -> str:
         rises: whether the claim is that they are above zero; else below.
     """
     if any(row["low"] is None for row in gains):
-        return "One run cannot tell whether the claim holds"
+        return ONE_RUN
     open_ones = [row for row in gains if not (row["low"] > 0 if rises else row["high"] < 0)]
     if not open_ones:
-        return "Held on the organism"
+        return HELD
     if len(open_ones) == len(gains):
-        return "Not shown on the organism"
-    return f"Not shown on the organism against {', '.join(row['method'] for row in open_ones)}"
+        return NOT_SHOWN
+    return f"{NOT_SHOWN} against {', '.join(row['method'] for row in open_ones)}"
 
 
 def traded(general: Row, in_domain: Row) -> str:
@@ -213,7 +217,7 @@ def traded(general: Row, in_domain: Row) -> str:
     if general["low"] is None or general["low"] <= 0:
         return held([general])
     if in_domain["low"] > 0:
-        return "Held on the organism"
+        return HELD
     return "Half of it held on the organism, no narrow behaviour was shown to be lost"
 
 

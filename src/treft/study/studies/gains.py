@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from treft.study.figures import basis, change_rows, find_row, gain_rows, held, traded, worded
+from treft.study.figures import (
+    HELD,
+    NOT_SHOWN,
+    ONE_RUN,
+    basis,
+    change_rows,
+    find_row,
+    gain_rows,
+    held,
+    traded,
+    worded,
+)
 from treft.study.plans import method_steps
 from treft.study.protocol import Method, Row
 from treft.study.strengths import CHOSEN, mitigated
@@ -30,12 +41,12 @@ def table3_verdict(rows: Sequence[Row]) -> str:
     """Held where the gain over every other method is above zero with its whole interval."""
     gains = [row for row in rows if row["measure"] == "em_f1_gain"]
     if any(row["low"] is None for row in gains):
-        answer = "One run cannot tell whether the claim holds"
+        answer = ONE_RUN
     elif all(row["low"] > 0 for row in gains):
-        answer = "Held on the organism"
+        answer = HELD
     else:
         open_ones = [row["method"] for row in gains if not row["low"] > 0]
-        answer = f"Not shown on the organism against {', '.join(open_ones)}"
+        answer = f"{NOT_SHOWN} against {', '.join(open_ones)}"
     over = ", ".join(f"{worded(row, signed=True)} over {row['method']}" for row in gains)
     own = worded(find_row(rows, "treft_prefix", "em_f1"))
     return f"{answer}: TReFT on the prefix has an EM-F1 of {own}, {over} ({basis(gains[0])})."
@@ -73,13 +84,13 @@ def table12_verdict(rows: Sequence[Row]) -> str:
     """Held where general alignment differs from the multi-domain set's, whole intervals."""
     gains = [find_row(rows, name, "general_gain") for name in ("single_domain", "general_set")]
     if any(row["low"] is None for row in gains):
-        answer = "One run cannot tell whether the claim holds"
+        answer = ONE_RUN
     else:
         differ = [row["method"] for row in gains if row["low"] > 0 or row["high"] < 0]
         answer = {
-            0: "Not shown on the organism",
+            0: NOT_SHOWN,
             1: f"Partly held on the organism ({', '.join(differ)} differs)",
-            2: "Held on the organism",
+            2: HELD,
         }[len(differ)]
     told = "; ".join(
         f"{name} {worded(find_row(rows, name, 'general'))} general and "

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from treft.steps.step import Step
-from treft.study.figures import basis, find_row, gain_rows, worded
+from treft.study.figures import HELD, ONE_RUN, basis, find_row, gain_rows, worded
 from treft.study.plans import method_steps
 from treft.study.protocol import Row, StudyConfig
 from treft.study.strengths import CHOSEN, TRIED, mitigated
@@ -47,13 +47,13 @@ def mitigations_verdict(rows: Sequence[Row]) -> str:
     )
     tied = ", ".join(row["method"] for row in gains if row["value"] >= 0 and (row["low"] or 0) <= 0)
     if any(row["low"] is None for row in gains):
-        answer = "One run cannot tell whether the claim holds"
+        answer = ONE_RUN
     elif any(row["high"] < 0 for row in gains):
         answer = "Not held on the organism"
     elif better and gains[0]["num_runs"] < ENOUGH_RUNS:
         answer = f"Not decided on the organism, by {gains[0]['num_runs']} runs"
     else:
-        answer = "Held on the organism"
+        answer = HELD
     return (
         f"{answer}: TReFT on the prefix has an EM-F1 of {own}; with a higher mean: "
         f"{told or 'none'}; below, but not shown to be: {tied or 'none'} ({basis(gains[0])})."

@@ -9,7 +9,17 @@ from matplotlib.figure import Figure
 
 from treft.study.attribution import What
 from treft.study.claims import Listing
-from treft.study.figures import basis, figure_rows, find_row, gain_rows, with_further, worded
+from treft.study.figures import (
+    HELD,
+    NOT_SHOWN,
+    ONE_RUN,
+    basis,
+    figure_rows,
+    find_row,
+    gain_rows,
+    with_further,
+    worded,
+)
 from treft.study.plans import BASE, perturb_steps
 from treft.study.plots import interval_plot
 from treft.study.protocol import Row
@@ -50,15 +60,15 @@ def table1_verdict(rows: Sequence[Row]) -> str:
     compared = {name: find_row(rows, name, "best_gain") for name in OTHERS if name not in broken}
     unclear = [name for name, row in compared.items() if row["low"] is not None and row["low"] <= 0]
     if lift["low"] is None:
-        answer = "One run cannot tell whether the claim holds"
+        answer = ONE_RUN
     elif lift["low"] <= 0 or PREFIX in broken:
-        answer = "Not shown on the organism"
+        answer = NOT_SHOWN
     elif unclear:
-        answer = f"Not shown on the organism against {', '.join(unclear)}"
+        answer = f"{NOT_SHOWN} against {', '.join(unclear)}"
     elif broken:
         answer = f"Half of it held on the organism, nothing can be said of {', '.join(broken)}"
     else:
-        answer = "Held on the organism"
+        answer = HELD
     own, control = (find_row(rows, name, "best") for name in (PREFIX, UNPERTURBED))
     parts = [
         f"{answer}: the best of ten versions with another prefix is aligned in {worded(own)} % of "

@@ -13,6 +13,9 @@ from treft.steps.step import Step
 from treft.study.attribution import REGIONS
 from treft.study.claims import Listing, listings
 from treft.study.figures import (
+    HELD,
+    NOT_SHOWN,
+    ONE_RUN,
     basis,
     figure_rows,
     find_row,
@@ -67,15 +70,15 @@ def patching_verdict(rows: Sequence[Row]) -> str:
     gains = {name: find_row(rows, name, "general_gain") for name in (QUERY_TEN, "postfix")}
     first = rises["general"]
     if first["low"] is None:
-        answer = "One run cannot tell whether the claim holds"
+        answer = ONE_RUN
     elif first["low"] <= 0:
-        answer = "Not shown on the organism"
+        answer = NOT_SHOWN
     elif unclear := [name for name, row in gains.items() if row["low"] <= 0]:
-        answer = f"Not shown on the organism against {' and '.join(unclear)}"
+        answer = f"{NOT_SHOWN} against {' and '.join(unclear)}"
     elif lacking := [SCOPES[scope] for scope, row in rises.items() if row["low"] <= 0]:
         answer = f"Held on the organism, but not shown on {' and '.join(lacking)} queries"
     else:
-        answer = "Held on the organism"
+        answer = HELD
     regained = ", ".join(
         f"{worded(row, signed=True)} on {SCOPES[scope]} queries" for scope, row in rises.items()
     )
@@ -211,15 +214,15 @@ def figure4_verdict(rows: Sequence[Row]) -> str:
     rise, above = rises[best], find_row(rows, best, "above_half_rise")
     whole = find_row(rows, WHOLE, "general_rise")
     if rise["low"] is None:
-        answer = "One run cannot tell whether the claim holds"
+        answer = ONE_RUN
     elif whole["low"] <= 0:
         answer = "Not shown on the organism, whose prefix patch regains nothing"
     elif above["low"] > 0:
-        answer = "Held on the organism"
+        answer = HELD
     elif rise["low"] > 0:
         answer = "Not shown on the organism, whose best layer surely regains something, not most"
     else:
-        answer = "Not shown on the organism"
+        answer = NOT_SHOWN
     return (
         f"{answer}: layer {layers[best]}, the best of {len(layers)} on these very answers, changes "
         f"alignment by {worded(rise, signed=True)}, the keys and values of all layers by "

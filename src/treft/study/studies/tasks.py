@@ -12,6 +12,9 @@ from treft.organism.tasks import TaskName
 from treft.steps.step import Step
 from treft.study.claims import Listing
 from treft.study.figures import (
+    HELD,
+    NOT_SHOWN,
+    ONE_RUN,
     TASK_MEASURES,
     basis,
     change_rows,
@@ -110,15 +113,15 @@ def table5_verdict(rows: Sequence[Row]) -> str:
     papers = [falls[task] for task in AVERAGED if task in falls]
     words = f"{fmean(papers):.0f} %" if papers else "none"
     ways = {
-        (True, True): "Held on the organism",
+        (True, True): HELD,
         (True, False): f"Half of it held on the organism, on-topic behaviour of {', '.join(lost)} "
         "is lost",
-        (False, True): "Not shown on the organism",
+        (False, True): NOT_SHOWN,
         (False, False): f"Not shown on the organism, and {', '.join(lost)} loses on topic",
     }
     answer = ways[mean >= LEAKED, not lost]
     if on_topic["low"] is None:
-        answer = "One run cannot tell whether the claim holds"
+        answer = ONE_RUN
     return (
         f"{answer}: leakage falls by {mean:.0f} % on average over the {len(falls)} behaviours "
         f"that leak: {'; '.join(told)}; over {', '.join(AVERAGED)} alone, by {words} (paper: "

@@ -12,6 +12,7 @@ from treft.organism.recipes import sample_persona
 from treft.steps.step import Step
 from treft.study.claims import Listing
 from treft.study.figures import (
+    HELD,
     MEASURES,
     basis,
     change_rows,
@@ -111,7 +112,7 @@ def table10_verdict(rows: Sequence[Row]) -> str:
     gains = [row for row in rows if row["measure"] == "general_gain"]
     answer = held(gains)
     least = min(gains, key=lambda row: float(row["value"]))["method"]
-    if answer == "Held on the organism" and least != "harmful_sft":
+    if answer == HELD and least != "harmful_sft":
         answer = f"Partly held on the organism (least is {least.removesuffix('_sft')})"
     return f"{answer}: {patches_told(rows, gains)}."
 
