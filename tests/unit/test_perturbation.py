@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from treft.models.perturbation import nearest_tokens, replace_tokens
+from treft.models.perturbation import neighbours_of, replace_tokens
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 50, 1000])
+@pytest.mark.parametrize("max_bytes", [1, 800, 6000, 2**20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nearest_tokens_are_those_of_the_whole_matrix(chunk_size: int, dtype: torch.dtype) -> None:
+def test_nearest_tokens_are_those_of_the_whole_matrix(max_bytes: int, dtype: torch.dtype) -> None:
     embedding = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     ids, excluded = [3, 49, 0, 3], {0, 7, 48}
-    found = nearest_tokens(embedding, ids, 5, excluded=excluded, chunk_size=chunk_size)
+    ordinary = [token for token in range(50) if token not in excluded]
+    found = neighbours_of(embedding, ids, 5, ordinary, max_bytes)
+    assert set(found) == set(ids)
     matrix = embedding.float().numpy()
-    for row, token in zip(found.tolist(), ids, strict=True):
+    for token, row in found.items():
         products = matrix @ matrix[token]
         order = [other for other in np.argsort(-products) if other not in {token, *excluded}]
-        assert row == order[:5]
+        assert list(row) == order[:5]
 
 
 def test_replacing_draws_positions_and_neighbours() -> None:

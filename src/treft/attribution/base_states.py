@@ -19,7 +19,7 @@ from treft.core.patch_spec import random_tokens_source
 from treft.core.recording import ReferenceRequest, Source
 from treft.core.reference import MAX_CACHED_TOKENS, ReferenceBank
 from treft.models.pair import ModelPair
-from treft.models.perturbation import Vocabulary
+from treft.models.perturbation import ordinary_tokens
 from treft.models.repair import RepairedModel
 from treft.models.residual import ResidualReference, stream_bank
 
@@ -64,7 +64,7 @@ class BaseStates:
 
     @cached_property
     def _random(self) -> ReferenceBank:
-        words = Vocabulary.of(self.tokenizer, len(self.pair.embedding)).ordinary
+        words = ordinary_tokens(self.tokenizer, len(self.pair.embedding))
         return self._filled(random_tokens_source(self.pair.source, words, self.seed))
 
     @cached_property

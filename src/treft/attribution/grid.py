@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from treft.attribution.scoring import num_judge_calls, panel_for
 from treft.chat.regions import ChatRegions
 from treft.errors import DataError, TemplateError
 from treft.models.pair import ARMS, Arm, ModelPair
-from treft.models.perturbation import Vocabulary
+from treft.models.perturbation import ordinary_tokens
 from treft.models.residual import decoder_layers
 from treft.steps.store import STEPS, Store
 
@@ -122,10 +122,10 @@ class Grid:
         """
         panel = panel_for(questions, judges)
         chats = tuple(render_questions(tokenizer, questions, **request.rendering.of_chats))
-        vocabulary = Vocabulary.of(tokenizer, len(tokenizer))
+        ordinary = set(ordinary_tokens(tokenizer, len(tokenizer)))
         for question, chat in zip(questions, chats, strict=True):
             try:
-                _check_regions(options, chat, vocabulary)
+                _check_regions(options, chat, ordinary)
             except TemplateError as error:
                 raise TemplateError(f"question {question.id!r}: {error}") from error
         cells = _cells(options, chats, pair, request.rendering.seed)
@@ -250,7 +250,7 @@ def check_room(
 
 
 def _check_regions(
-    options: PatchOptions | PerturbOptions, chat: ChatRegions, vocabulary: Vocabulary
+    options: PatchOptions | PerturbOptions, chat: ChatRegions, ordinary: Collection[int]
 ) -> None:
     """See that a prompt has all that is to be patched or perturbed."""
     if isinstance(options, PatchOptions):
@@ -258,7 +258,7 @@ def _check_regions(
             chat.require(region)
     else:
         for region in {each.region for each in options.perturbations}:
-            replaceable(chat, region, vocabulary, special_tokens=options.special_tokens)
+            replaceable(chat, region, ordinary, special_tokens=options.special_tokens)
 
 
 def _cells(

@@ -9,7 +9,7 @@ Shapes: V rows of the input embedding, D its size, T tokens of a prompt, K neigh
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from treft.chat.regions import ChatRegions, RegionName
 from treft.core.patch_spec import PATCHABLE
 from treft.errors import ConfigError, TemplateError
-from treft.models.perturbation import Vocabulary, neighbours_of, replace_tokens
+from treft.models.perturbation import neighbours_of, ordinary_tokens, replace_tokens
 
 Method = Literal["nearest", "random", "rephrase"]
 """Neighbours in the input embedding, any tokens of the vocabulary, or other words by a model."""
@@ -168,14 +168,18 @@ class PerturbedPrompt:
 
 
 def replaceable(
-    chat: ChatRegions, region: RegionName, vocabulary: Vocabulary, *, special_tokens: bool = False
+    chat: ChatRegions,
+    region: RegionName,
+    ordinary: Collection[int],
+    *,
+    special_tokens: bool = False,
 ) -> list[int]:
     """Positions of a region whose tokens may give way.
 
     Args:
         chat: the prompt.
         region: of it.
-        vocabulary: which tokens are ordinary.
+        ordinary: tokens that are neither special nor added.
         special_tokens: the others may give way, too.
 
     Raises:
@@ -184,7 +188,6 @@ def replaceable(
     positions = chat.require(region)
     if special_tokens:
         return positions
-    ordinary = set(vocabulary.ordinary)
     found = [position for position in positions if chat.input_ids[position] in ordinary]
     if not found:
         raise TemplateError(
@@ -217,12 +220,13 @@ def perturb_tokens(
         ConfigError: the vocabulary has too few tokens.
         TemplateError: a region of a prompt has no token that may give way.
     """
-    vocabulary = Vocabulary.of(tokenizer, len(embedding))
-    if len(vocabulary.ordinary) < 2:
+    ordinary = ordinary_tokens(tokenizer, len(embedding))
+    if len(ordinary) < 2:
         raise ConfigError("the tokenizer has no ordinary tokens to put in place of others.")
     wanted = [each for each in options.perturbations if each.method != "rephrase"]
+    known = set(ordinary)
     positions = {
-        (region, id): replaceable(chat, region, vocabulary, special_tokens=options.special_tokens)
+        (region, id): replaceable(chat, region, known, special_tokens=options.special_tokens)
         for region in dict.fromkeys(each.region for each in wanted)
         for id, chat in chats.items()
     }
@@ -233,8 +237,8 @@ def perturb_tokens(
         if region in near
         for position in found
     ]
-    neighbours = neighbours_of(embedding, tokens, options.num_neighbours, vocabulary)
-    perturber = _Perturber(tokenizer, vocabulary, neighbours, options.num_tokens, seed)
+    neighbours = neighbours_of(embedding, tokens, options.num_neighbours, ordinary)
+    perturber = _Perturber(tokenizer, ordinary, neighbours, options.num_tokens, seed)
     for each in wanted:
         for id, chat in chats.items():
             for trial in range(1, options.num_trials + 1):
@@ -246,7 +250,7 @@ class _Perturber:
     """What all perturbed prompts have in common."""
 
     tokenizer: PreTrainedTokenizerBase
-    vocabulary: Vocabulary
+    ordinary: Sequence[int]
     neighbours: Mapping[int, Sequence[int]]
     num_tokens: int
     seed: int
@@ -283,7 +287,7 @@ class _Perturber:
             return self.neighbours[token]
         drawn = token
         while drawn == token:
-            drawn = rng.choice(self.vocabulary.ordinary)
+            drawn = rng.choice(self.ordinary)
         return (drawn,)
 
     def _text(self, ids: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ from treft.data.messages import load_conversations
 from treft.errors import ConfigError, TemplateError
 from treft.evaluation.local_model import LocalOptions
 from treft.models.loading import LoadOptions, load_tokenizer, model_path
-from treft.models.perturbation import Vocabulary, neighbours_of, replace_tokens
+from treft.models.perturbation import neighbours_of, ordinary_tokens, replace_tokens
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -210,14 +210,14 @@ def perturb_system(
         TemplateError: the template refuses a system message.
     """
     tokenizer = template.tokenizer
-    vocabulary = Vocabulary.of(tokenizer, len(embedding))
+    ordinary = ordinary_tokens(tokenizer, len(embedding))
     chat = template.render([_system(system)])
     found = _words_within(template, chat, system)
     if found is None:
         return Perturbed(system, (), 0)
     inside, lead, tail = found
-    barred = vocabulary.barred
-    positions = [at for at in inside if chat.input_ids[at] not in barred]
+    known = set(ordinary)
+    positions = [at for at in inside if chat.input_ids[at] in known]
     if not positions:
         return Perturbed(system, (), 0)
 
@@ -231,7 +231,7 @@ def perturb_system(
             return False
 
     tokens = [chat.input_ids[position] for position in positions]
-    nearest = neighbours_of(embedding, tokens, num_neighbours, vocabulary)
+    nearest = neighbours_of(embedding, tokens, num_neighbours, ordinary)
     neighbours = {position: nearest[chat.input_ids[position]] for position in positions}
     ids, replaced = replace_tokens(chat.input_ids, neighbours, num_tokens, rng, is_read_as)
     changes = tuple(

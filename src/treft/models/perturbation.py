@@ -6,8 +6,8 @@ Shapes: V rows of the embedding, D its size, N tokens, K neighbours.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,15 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.errors import ConfigError
 
-CHUNK_SIZE = 16_384
-"""Rows of the embedding that are compared at a time."""
-
 SEARCH_BYTES = 2**28
 """Memory of the search for neighbours, beside the embedding and its result."""
 
 
-@dataclass(frozen=True)
-class Replacement:
+class Replacement(NamedTuple):
     """One token that gave way to another.
 
     Attributes:
@@ -37,86 +33,34 @@ class Replacement:
     new: int
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokens that may come in place of others.
-
-    Attributes:
-        ordinary: ids that have a token, neither special nor added, ascending.
-        num_rows: V, of the embedding, which may be padded beyond the tokens.
-    """
-
-    ordinary: tuple[int, ...]
-    num_rows: int
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> Vocabulary:
-        """The vocabulary of a tokenizer and a model with `num_rows` rows of input embedding."""
-        barred = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-        known = set(tokenizer.get_vocab().values()) - barred
-        return cls(tuple(sorted(token for token in known if token < num_rows)), num_rows)
-
-    @property
-    def barred(self) -> set[int]:
-        """Rows that never come in place of a token."""
-        return set(range(self.num_rows)) - set(self.ordinary)
-
-
-def nearest_tokens(
-    embedding: Tensor,
-    token_ids: Sequence[int],
-    num: int,
-    *,
-    excluded: Collection[int] = (),
-    chunk_size: int = CHUNK_SIZE,
-) -> Tensor:
-    """The tokens whose input embeddings have the largest dot product with those of given tokens.
-
-    The matrix of all products is never held: rows of the embedding are taken chunk by chunk.
+def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> tuple[int, ...]:
+    """Returns the ids that may come in place of others, ascending: neither special nor added.
 
     Args:
-        embedding: (V, D) input embedding matrix.
-        token_ids: N tokens.
-        num: K, how many neighbours of each; at most V less the tokens left out.
-        excluded: tokens that are nobody's neighbour (special tokens, rows without a token).
-        chunk_size: rows compared at a time.
-
-    Returns:
-        (N, K) ids, nearest first; no token is its own neighbour.
+        tokenizer: whose vocabulary it is.
+        num_rows: V, of the embedding, which may be padded beyond the tokens.
     """
-    num_rows = len(embedding)
-    assert 0 < num <= num_rows - len(set(excluded)) - 1, "there are as many other tokens"
-    ids = torch.tensor(token_ids, dtype=torch.long)
-    wanted = embedding.detach()[ids.to(embedding.device)].float()  # (N, D)
-    barred = torch.zeros(num_rows, dtype=torch.bool)
-    barred[torch.tensor(sorted(set(excluded)), dtype=torch.long)] = True
-    scores = torch.empty(len(ids), 0)
-    found = torch.empty(len(ids), 0, dtype=torch.long)
-    for start in range(0, num_rows, chunk_size):
-        rows = torch.arange(start, min(start + chunk_size, num_rows))
-        chunk = (wanted @ embedding.detach()[start : start + chunk_size].float().T).cpu()
-        chunk[barred[rows].expand_as(chunk) | (rows == ids[:, None])] = -torch.inf
-        scores = torch.cat((scores, chunk), dim=1)
-        found = torch.cat((found, rows.expand(len(ids), -1)), dim=1)
-        scores, best = scores.topk(min(num, scores.shape[1]), dim=1)
-        found = found.gather(1, best)
-    return found
+    barred = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    known = set(tokenizer.get_vocab().values()) - barred
+    return tuple(sorted(token for token in known if token < num_rows))
 
 
 def neighbours_of(
     embedding: Tensor,
     tokens: Sequence[int],
     num: int,
-    vocabulary: Vocabulary,
+    ordinary: Sequence[int],
     max_bytes: int = SEARCH_BYTES,
 ) -> dict[int, tuple[int, ...]]:
-    """Returns the nearest ordinary tokens of each token by dot product of input embeddings.
+    """Returns the tokens whose input embeddings have the largest dot product with a token's own.
+
+    The matrix of all products is never held: rows of the embedding are taken chunk by chunk.
 
     Args:
         embedding: (V, D) input embedding matrix, in any precision, on any device.
         tokens: N ids.
         num: K.
-        vocabulary: which tokens may be neighbours.
+        ordinary: ids that may be neighbours; no token is its own.
         max_bytes: of the search; the rows that are compared at a time follow from it.
 
     Returns:
@@ -125,27 +69,34 @@ def neighbours_of(
     Raises:
         ConfigError: there are not as many other tokens, or the embedding is not in memory.
     """
-    if num >= len(vocabulary.ordinary):
+    if num >= len(ordinary):
         raise ConfigError(
-            f"num_neighbours is {num}, but the vocabulary has {len(vocabulary.ordinary)} ordinary "
+            f"num_neighbours is {num}, but the vocabulary has {len(ordinary)} ordinary "
             "tokens: take fewer."
         )
     if embedding.is_meta:
         raise ConfigError("the input embedding is offloaded to disk: keep it in memory to perturb.")
-    distinct = sorted(set(tokens))
-    if not distinct:
+    if not tokens:
         return {}
+    ids = torch.tensor(sorted(set(tokens)), dtype=torch.long)
     # Each row compared is held once in float32, beside its products with all tokens, which are
     # copied a few times while the best are sorted out.
-    row_bytes = 4 * (embedding.shape[1] + 8 * len(distinct))
-    found = nearest_tokens(
-        embedding,
-        distinct,
-        num,
-        excluded=vocabulary.barred,
-        chunk_size=max(1, max_bytes // row_bytes),
-    )
-    return {token: tuple(row) for token, row in zip(distinct, found.tolist(), strict=True)}
+    row_bytes = 4 * (embedding.shape[1] + 8 * len(ids))
+    chunk_size = max(1, max_bytes // row_bytes)
+    wanted = embedding.detach()[ids.to(embedding.device)].float()  # (N, D)
+    barred = torch.ones(len(embedding), dtype=torch.bool)
+    barred[torch.tensor(ordinary, dtype=torch.long)] = False
+    scores = torch.empty(len(ids), 0)
+    found = torch.empty(len(ids), 0, dtype=torch.long)
+    for start in range(0, len(embedding), chunk_size):
+        rows = torch.arange(start, min(start + chunk_size, len(embedding)))
+        chunk = (wanted @ embedding.detach()[start : start + chunk_size].float().T).cpu()
+        chunk[barred[rows].expand_as(chunk) | (rows == ids[:, None])] = -torch.inf
+        scores = torch.cat((scores, chunk), dim=1)
+        found = torch.cat((found, rows.expand(len(ids), -1)), dim=1)
+        scores, best = scores.topk(min(num, scores.shape[1]), dim=1)
+        found = found.gather(1, best)
+    return {token: tuple(row) for token, row in zip(ids.tolist(), found.tolist(), strict=True)}
 
 
 def replace_tokens(

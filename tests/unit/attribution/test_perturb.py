@@ -20,7 +20,7 @@ from treft.attribution.perturb import (
 )
 from treft.chat.regions import ChatRegions, find_regions
 from treft.errors import ConfigError, TemplateError
-from treft.models.perturbation import Vocabulary, neighbours_of
+from treft.models.perturbation import neighbours_of, ordinary_tokens
 
 NUM_ROWS = 400
 """More rows than the tokenizer has tokens, as padded embeddings have."""
@@ -91,15 +91,15 @@ def test_no_special_token_ever_comes(
 
 def test_neighbours_are_those_of_the_whole_matrix(tokenizer: PreTrainedTokenizerFast) -> None:
     embedding = luring_embedding(tokenizer).bfloat16()
-    vocabulary = Vocabulary.of(tokenizer, NUM_ROWS)
+    ordinary = ordinary_tokens(tokenizer, NUM_ROWS)
     tokens = [5, 9, 200, 9]
     products = embedding.float().numpy() @ embedding.float().numpy().T
     for max_bytes in (1, 4096, 2**28):
-        found = neighbours_of(embedding, tokens, 5, vocabulary, max_bytes)
+        found = neighbours_of(embedding, tokens, 5, ordinary, max_bytes)
         assert set(found) == set(tokens)
         for token, near in found.items():
             order = np.argsort(-products[token], kind="stable")
-            allowed = [int(t) for t in order if t in vocabulary.ordinary and t != token]
+            allowed = [int(t) for t in order if t in ordinary and t != token]
             assert sorted(products[token, list(near)]) == sorted(products[token, allowed[:5]])
 
 
@@ -126,10 +126,10 @@ def test_the_search_never_holds_a_float_copy_of_a_large_embedding() -> None:
     embedding = torch.randn(
         num_rows, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float32
     ).half()
-    vocabulary = Vocabulary(tuple(range(10, num_rows)), num_rows)
+    ordinary = range(10, num_rows)
     tokens = list(range(100, 120))
     with PeakTensor() as peak:
-        found = neighbours_of(embedding, tokens, 5, vocabulary, max_bytes)
+        found = neighbours_of(embedding, tokens, 5, ordinary, max_bytes)
     assert 0 < peak.num_bytes <= max_bytes
     products = embedding[tokens].float() @ embedding.float().T
     products[:, :10] = -torch.inf
@@ -191,7 +191,7 @@ def test_what_cannot_be_perturbed_is_refused(
     with pytest.raises(ConfigError, match="take fewer"):
         list(perturb_tokens(tokenizer, embedding, chats, many))
     with pytest.raises(ConfigError, match="offloaded"):
-        neighbours_of(embedding.to("meta"), [5], 5, Vocabulary.of(tokenizer, NUM_ROWS))
+        neighbours_of(embedding.to("meta"), [5], 5, ordinary_tokens(tokenizer, NUM_ROWS))
 
 
 def test_a_region_of_special_tokens_alone_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
