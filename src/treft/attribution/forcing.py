@@ -320,13 +320,6 @@ def _last_logits(
     num_kept: int,
 ) -> Tensor:
     """Logits at the last `num_kept` tokens of rows that are padded on the left, (B, C, V)."""
-    inputs = padded(model, tokenizer, rows, patches)
-    logits: Tensor = model(
-        input_ids=inputs.input_ids,
-        attention_mask=inputs.attention_mask,
-        position_ids=inputs.position_ids,
-        past_key_values=inputs.cache,
-        use_cache=inputs.cache is not None,
-        logits_to_keep=num_kept,
-    ).logits
+    inputs = padded(model, tokenizer, rows, patches).inputs
+    logits: Tensor = model(**inputs, logits_to_keep=num_kept).logits
     return logits

@@ -20,7 +20,7 @@ from treft.core.recording import plain_forward
 from treft.core.states import in_backward, pretrained_model, resolve_layers
 from treft.errors import ConfigError, DataError
 from treft.models.generation import batches_by_length, padded
-from treft.models.residual import decoder_layers, hidden_of, residual_stream
+from treft.models.residual import decoder_layers, hidden_of, residual_stream, with_hidden
 from treft.training.checks import text_tokenizer
 from treft.training.reference_source import unfinetuned
 from treft.training.terms import LossBatch, Mitigation, Rows, flag, read_rows
@@ -114,8 +114,7 @@ class PreventiveSteering(Mitigation):
 def _moved(output: Any, by: Tensor) -> Any:
     """Returns a layer's output, its hidden states moved by a vector."""
     hidden = hidden_of(output)
-    moved = hidden + by.to(hidden)
-    return (moved, *output[1:]) if isinstance(output, tuple) else moved
+    return with_hidden(output, hidden + by.to(hidden))
 
 
 @contextmanager
@@ -178,11 +177,9 @@ def _response_means(
         raise DataError("a row of the steering contrast has no response: drop it.")
     for indices in batches_by_length([chat.input_ids for chat in chats], CONTRAST_BATCH):
         batch = [chats[index] for index in indices]
-        ids, mask, _ = padded(model, tokenizer, [chat.input_ids for chat in batch], None)
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
-        given = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+        rows = padded(model, tokenizer, [chat.input_ids for chat in batch], None)
         with plain_forward(model), residual_stream(model) as streams:
-            model(**given, use_cache=False, logits_to_keep=1)
+            model(**rows.inputs, logits_to_keep=1)
         for hidden, chat in zip(streams[layer], batch, strict=True):
             own = hidden[-len(chat.input_ids) :]  # the rest is padding
             found.append(own[chat.positions("response")].float().mean(0))

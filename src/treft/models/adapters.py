@@ -13,7 +13,7 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from treft.core.offloading import is_offloaded, weights_at_hand
-from treft.core.recording import RecordedStates, ReferenceRequest, Source, record
+from treft.core.recording import RecordedStates, ReferenceRequest, Source, other_model, record
 from treft.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
@@ -51,6 +51,15 @@ def adapter_off(model: nn.Module) -> Source:
             return record(model, requests)
 
     return source
+
+
+def base_source(model: nn.Module, base: nn.Module | None = None) -> Source:
+    """The reference of a finetuned `model` is `base`, or else `model` with its adapter off.
+
+    Raises:
+        ConfigError: there is neither a base nor an adapter to switch off.
+    """
+    return adapter_off(model) if base is None else other_model(base)
 
 
 @contextmanager

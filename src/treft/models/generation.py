@@ -149,9 +149,15 @@ class Padded(NamedTuple):
     cache: DynamicCache | None
 
     @property
-    def position_ids(self) -> Tensor:
-        """(B, T) positions of each row's own tokens, from 0."""
-        return (self.attention_mask.cumsum(1) - 1).clamp(min=0)
+    def inputs(self) -> dict[str, Any]:
+        """Keyword arguments of one forward; positions count each row's own tokens from 0."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": (self.attention_mask.cumsum(1) - 1).clamp(min=0),
+            "past_key_values": self.cache,
+            "use_cache": self.cache is not None,
+        }
 
 
 def padded(

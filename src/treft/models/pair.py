@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.chat.regions import template_hash
 from treft.core.identity import identify
-from treft.core.recording import Source, eval_mode, other_model
+from treft.core.recording import Source, eval_mode
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError
-from treft.models.adapters import adapter_off, find_peft, without_adapter
+from treft.models.adapters import base_source, find_peft, without_adapter
 
 Arm = Literal["finetuned", "base"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -63,7 +63,7 @@ class ModelPair:
     @property
     def source(self) -> Source:
         """Records what the unfinetuned model has."""
-        return adapter_off(self.finetuned) if self.base is None else other_model(self.base)
+        return base_source(self.finetuned, self.base)
 
     @property
     def adapter(self) -> str | None:

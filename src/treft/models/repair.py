@@ -19,11 +19,10 @@ from treft.chat.regions import ChatRegions, RegionName, find_regions, template_h
 from treft.core.conversations import PostfixReference
 from treft.core.identity import identify
 from treft.core.patch_spec import PatchSpec
-from treft.core.recording import other_model
 from treft.core.reference import ReferenceBank
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
-from treft.models.adapters import adapter_off
+from treft.models.adapters import base_source
 from treft.models.generation import Patches, batches_by_length, generated, patches_of, setting
 
 Messages = Sequence[dict[str, Any]]
@@ -178,7 +177,7 @@ def generate(
         "+".join(patch), tuple(patch), **_taken(options, "num_positions", "position_seed")
     )
     if patch and bank is None:
-        bank = ReferenceBank(adapter_off(model))
+        bank = _bank(model, tokenizer, None)
     repaired = RepairedModel(model, tokenizer, bank, spec, **_taken(options, "postfix_reference"))
     return repaired.generate(conversations, **options)
 
@@ -222,11 +221,9 @@ def _bank(
     """Returns the bank behind what the user gave as reference."""
     if isinstance(reference, ReferenceBank):
         return reference
-    if isinstance(reference, nn.Module):
-        identity = identify(reference, template_hash(tokenizer))
-        return ReferenceBank(other_model(reference), identity)
-    if reference is None:
-        return ReferenceBank(adapter_off(model))
+    if reference is None or isinstance(reference, nn.Module):
+        identity = None if reference is None else identify(reference, template_hash(tokenizer))
+        return ReferenceBank(base_source(model, reference), identity)
     return ReferenceBank.load(reference, pretrained_model(model).device)
 
 

@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from treft.chat.regions import REGION_CODES, ChatRegions, RegionName
 from treft.core.conversations import PostfixReference, region_requests
 from treft.core.identity import identify
-from treft.core.recording import RecordedStates, ReferenceRequest, other_model, record
+from treft.core.recording import RecordedStates, ReferenceRequest, record
 from treft.core.reference import MAX_CACHED_TOKENS, ReferenceBank
 from treft.core.states import pretrained_model, resolve_layers
 from treft.errors import AttentionError, ConfigError
-from treft.models.adapters import adapter_off
+from treft.models.adapters import base_source
 
 ResidualStream = dict[int, Tensor]
 """Layer -> residual stream at that layer, (B, T, D) of a forward or (N, D) of chosen tokens."""
@@ -85,13 +86,19 @@ class ResidualReference:
         postfix_reference: PostfixReference = "empty_query",
     ) -> None:
         self.postfix_reference = postfix_reference
-        if reference is None:
-            self._runs, self._source = model, adapter_off(model)
-        else:
-            self._runs, self._source = reference, other_model(reference)
+        self._runs = model if reference is None else reference
+        self._source = base_source(model, reference)
+        if reference is not None:
             ReferenceBank(identity=identify(reference)).check_origin(model)
         self._max_tokens = max_tokens
         self._known: OrderedDict[ReferenceRequest, ResidualStream] = OrderedDict()
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, reference: ResidualReference | nn.Module | None
+    ) -> ResidualReference:
+        """Returns recorded streams as they are, and those of a model that are not recorded yet."""
+        return reference if isinstance(reference, cls) else cls(model, reference)
 
     def get(self, request: ReferenceRequest) -> ResidualStream:
         """Returns the stream of the layers at the kept tokens of a request, (N, D) a layer.
@@ -128,6 +135,11 @@ def hidden_of(output: Any) -> Tensor:
             "tokens, hidden size), so it cannot be patched; keys and values can (treft.patch)."
         )
     return hidden
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """Returns what a decoder layer returns, with another residual stream in it."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -171,12 +183,12 @@ def stream_bank(
         ReferenceMismatchError: `reference` is not what the model was finetuned from.
     """
     chosen = resolve_layers(model, layers)
-    streams = _streams(model, reference)
+    streams = ResidualReference.of(model, reference)
 
     def states(request: ReferenceRequest) -> RecordedStates:
-        columns, shape = list(request.keep), (1, len(request.token_ids))
+        where = [[0] * len(request.keep), list(request.keep)]
         found = _at(chosen, [streams.get(request)])
-        with _replaced(model, _Patch([0] * len(columns), columns, found, shape)):
+        with _replaced(model, found, where, (1, len(request.token_ids))):
             return record(model, [request])[0]
 
     return ReferenceBank(lambda requests: [states(request) for request in requests])
@@ -223,7 +235,7 @@ def patched_residual(
         for region in regions:
             chat.require(region)
     places = _places(batch, chats)
-    streams = _streams(model, reference)
+    streams = ResidualReference.of(model, reference)
     rows: list[int] = []
     columns: list[int] = []
     found: list[ResidualStream] = []
@@ -234,63 +246,48 @@ def patched_residual(
                 columns += [places[row][position] for position in request.positions]
                 found.append(streams.get(request))
     shape = (len(chats), batch["input_ids"].shape[1])
-    with _replaced(model, _Patch(rows, columns, _at(chosen, found), shape)):
+    with _replaced(model, _at(chosen, found), [rows, columns], shape):
         yield
 
 
-class _Patch(NamedTuple):
-    """All patched tokens of a batch.
+@contextmanager
+def _replaced(
+    model: nn.Module, streams: ResidualStream, where: list[list[int]], shape: tuple[int, int]
+) -> Iterator[None]:
+    """Hook the patched layers; the hooks are gone afterwards, whatever happens.
 
-    Attributes:
-        rows: of the N tokens, counted before `generate` repeats any (beams).
-        columns: likewise.
-        streams: per layer their stream.
+    Args:
+        model: whose stream is patched, in every forward of the whole batch.
+        streams: what the patched tokens get, (N, D) a layer.
+        where: their rows, counted before `generate` repeats any (beams), and their columns.
         shape: rows and columns of the batch.
     """
+    (num_rows, num_columns), (rows, columns) = shape, where
+    modules = decoder_layers(model)
+    patched: set[int] = set()
 
-    rows: list[int]
-    columns: list[int]
-    streams: ResidualStream
-    shape: tuple[int, int]
-
-
-class _Replacement:
-    """The hook of one decoder layer: the same patch in every forward of the whole batch."""
-
-    def __init__(self, patch: _Patch, layer: int) -> None:
-        self.patch = patch
-        self.stream = patch.streams[layer]
-        self.has_patched = False
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def hook(layer: int, module: nn.Module, args: Any, output: Any) -> Any:
         hidden = hidden_of(output)
-        num_rows, num_columns = self.patch.shape
         repeats, rest = divmod(hidden.shape[0], num_rows)
         if rest or hidden.shape[1] != num_columns:
-            if self.has_patched and hidden.shape[1] == 1:  # a step: what it sees was patched
+            if layer in patched and hidden.shape[1] == 1:  # a step: what it sees was patched
                 return None
             raise ConfigError(
                 f"the residual stream was to be patched in {num_rows} rows of {num_columns} "
                 f"columns, but {hidden.shape[0]} of {hidden.shape[1]} came: run the whole batch at "
                 "once (no prefill in chunks, no cache from before, no assisted decoding)."
             )
-        patched = hidden.clone(memory_format=torch.contiguous_format)
-        by_prompt = patched.view(num_rows, repeats, *hidden.shape[1:])
-        by_prompt[self.patch.rows, :, self.patch.columns] = self.stream.to(hidden)[:, None]
-        self.has_patched = True
-        return (patched, *output[1:]) if isinstance(output, tuple) else patched
+        patched.add(layer)
+        replaced = hidden.clone(memory_format=torch.contiguous_format)
+        by_prompt = replaced.view(num_rows, repeats, *hidden.shape[1:])
+        by_prompt[rows, :, columns] = streams[layer].to(hidden)[:, None]
+        return with_hidden(output, replaced)
 
-
-@contextmanager
-def _replaced(model: nn.Module, patch: _Patch) -> Iterator[None]:
-    """Hook the patched layers; the hooks are gone afterwards, whatever happens."""
-    modules = decoder_layers(model)
-    hooks = {layer: _Replacement(patch, layer) for layer in patch.streams}
     with ExitStack() as stack:
-        for layer, hook in hooks.items():
-            stack.callback(modules[layer].register_forward_hook(hook).remove)
+        for layer in streams:
+            stack.callback(modules[layer].register_forward_hook(partial(hook, layer)).remove)
         yield
-    if not all(hook.has_patched for hook in hooks.values()):
+    if patched != set(streams):
         raise ConfigError(
             "no forward of this model ran while its residual stream was to be patched: call this "
             "model inside the block (torch.compile it there, too, not before)."
@@ -317,14 +314,6 @@ def _places(batch: Mapping[str, Tensor], chats: Sequence[ChatRegions]) -> list[l
             )
         places.append(columns.tolist())
     return places
-
-
-def _streams(
-    model: nn.Module, reference: ResidualReference | nn.Module | None
-) -> ResidualReference:
-    if isinstance(reference, ResidualReference):
-        return reference
-    return ResidualReference(model, reference)
 
 
 def _at(layers: Sequence[int], streams: Sequence[ResidualStream]) -> ResidualStream:

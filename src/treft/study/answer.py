@@ -14,6 +14,7 @@ from treft.data.messages import read_rows
 from treft.files import write_rows
 from treft.mitigations.steering import persona_vector, steered, steered_layer
 from treft.models import generation
+from treft.models.adapters import base_source
 from treft.models.pair import ModelPair
 from treft.models.residual import stream_bank
 from treft.models.sampling import SamplingOptions, mixed_seed
@@ -138,7 +139,7 @@ def patching(work: Work[Asking], found: Loaded) -> tuple[PatchSpec, ReferenceBan
 
 def reference_bank(found: Loaded) -> ReferenceBank:
     """Returns states of the unfinetuned model."""
-    return ReferenceBank(ModelPair(found.model, found.base).source)
+    return ReferenceBank(base_source(found.model, found.base))
 
 
 @contextmanager
