@@ -37,8 +37,9 @@ import torch
 import transformers
 from rank_correlation import LEAST_FINETUNES, rank_correlation
 
-from treft.attribution.forcing import Rendering, render_questions
+from treft.attribution.forcing import render_questions
 from treft.attribution.margins import answer_pairs
+from treft.attribution.options import Rendering
 from treft.attribution.patches import kind_specs, layer_band_specs, region_specs
 from treft.attribution.signals import Signals, measure_signals
 from treft.chat.regions import ChatRegions

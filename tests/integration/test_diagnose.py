@@ -14,8 +14,7 @@ import torch
 from treft.attribution.diagnose import diagnose
 from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
 from treft.attribution.findings import DiagnosisResult
-from treft.attribution.forcing import Rendering
-from treft.attribution.grid_request import GridRequest
+from treft.attribution.options import GridRequest, Rendering
 from treft.attribution.report import headline, render_diagnosis
 from treft.chat.regions import ChatRegions, RegionName, find_regions
 from treft.data.messages import Conversation
@@ -144,7 +143,7 @@ def test_a_second_run_measures_nothing_again(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("treft.attribution.base_states.stream_bank", refuse)
+    monkeypatch.setattr("treft.attribution.patches.stream_bank", refuse)
     for name in ("margins", "answer_pairs", "mean_log_probs"):
         monkeypatch.setattr(f"treft.attribution.measure.{name}", refuse)
     again = diagnose(plan("prefix", folder))

@@ -16,13 +16,16 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTok
 from treft.attribution.diagnose import diagnose
 from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
 from treft.attribution.drift_map import drift_map
-from treft.attribution.forcing import Rendering
 from treft.attribution.grid import Grid
-from treft.attribution.grid_request import GridRequest
 from treft.attribution.grid_run import run_grid
 from treft.attribution.margins import AnswerPair, margins
-from treft.attribution.patches import PatchOptions
-from treft.attribution.perturb import Perturbation, PerturbOptions
+from treft.attribution.options import (
+    GridRequest,
+    PatchOptions,
+    Perturbation,
+    PerturbOptions,
+    Rendering,
+)
 from treft.attribution.weights import adapter_scales
 from treft.chat.regions import find_regions
 from treft.core.conversations import region_requests

@@ -13,12 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
 from treft.attribution.evidence import Rules
-from treft.attribution.grid import Grid
-from treft.attribution.grid_request import Cost, GridRequest
-from treft.attribution.margins import check_context
+from treft.attribution.forcing import check_room
+from treft.attribution.grid import Cost, Grid
 from treft.attribution.measure import MAX_ROWS, PromptMargins
-from treft.attribution.patches import PatchOptions
-from treft.attribution.perturb import PerturbOptions, default_perturbations
+from treft.attribution.options import (
+    GridRequest,
+    PatchOptions,
+    PerturbOptions,
+    default_perturbations,
+)
 from treft.data.messages import Conversation
 from treft.errors import ConfigError
 from treft.models.pair import ModelPair
@@ -146,9 +149,10 @@ class DiagnosisPlan:
             if questions
         ]
         for meter in meters:
-            lengths = [len(chat.input_ids) for chat in meter.chats]
             cap = options.request.rendering.max_new_tokens
-            check_context(subject.pair, meter.questions, [length + cap for length in lengths])
+            lengths = [len(chat.input_ids) + cap for chat in meter.chats]
+            ids = [question.id for question in meter.questions]
+            check_room(ids, lengths, subject.pair.num_positions)
         general = meters[0]
         assert general.regions  # raises where prompts share nothing
         subject.pair.check_differ(general.chats[0].input_ids)

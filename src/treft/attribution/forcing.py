@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -37,33 +37,6 @@ TOLERANCE = 64.0
 NOISE_FACTOR = 4.0
 """Times what running a prompt alone instead of in its batch changes: with 8-bit activations that is
 much more than rounding, since the scales depend on what else is in the batch."""
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """How prompts are rendered and answered.
-
-    Attributes:
-        template_kwargs: further template variables.
-        include_think_block: an empty think block belongs to the postfix.
-        max_new_tokens: cap of an answer.
-        batch_size: rows run together.
-        seed: of drawn tokens.
-    """
-
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    include_think_block: bool = True
-    max_new_tokens: int = 64
-    batch_size: int = 16
-    seed: int = 0
-
-    @property
-    def of_chats(self) -> dict[str, Any]:
-        """Keyword arguments of all that renders."""
-        return {
-            "template_kwargs": self.template_kwargs,
-            "include_think_block": self.include_think_block,
-        }
 
 
 @dataclass(frozen=True)
@@ -118,6 +91,25 @@ def render_questions(
             raise TemplateError(f"question {question.id!r}: {error}") from error
         chats.append(chat)
     return chats
+
+
+def check_room(questions: Sequence[str], lengths: Sequence[int], num_positions: int | None) -> None:
+    """See that every prompt and its answer fit into the models' context.
+
+    Args:
+        questions: what to call the prompts.
+        lengths: tokens of each prompt and its answer together.
+        num_positions: size of the context; None for any.
+
+    Raises:
+        DataError: one does not fit; names the question.
+    """
+    length, question = max(zip(lengths, questions, strict=True))
+    if num_positions is not None and length > num_positions:
+        raise DataError(
+            f"question {question!r} and its answer take {length} tokens, but the model's context "
+            f"takes {num_positions}: drop the question, or allow shorter answers (max_new_tokens)."
+        )
 
 
 def end_of_turn(

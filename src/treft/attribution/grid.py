@@ -22,16 +22,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.forcing import render_questions
-from treft.attribution.grid_request import Cost, GridRequest
-from treft.attribution.patches import Patch, PatchOptions, sweep_patches
-from treft.attribution.perturb import Perturbation, PerturbOptions, replaceable
+from treft.attribution.forcing import check_room, render_questions
+from treft.attribution.options import GridRequest, PatchOptions, Perturbation, PerturbOptions
+from treft.attribution.patches import Patch, sweep_patches
+from treft.attribution.perturb import replaceable
 from treft.attribution.scoring import num_judge_calls, panel_for
 from treft.chat.regions import ChatRegions
-from treft.errors import DataError, TemplateError
+from treft.errors import TemplateError
 from treft.models.pair import ARMS, Arm, ModelPair
 from treft.models.perturbation import ordinary_tokens
 from treft.models.residual import decoder_layers
+from treft.models.sampling import SamplingOptions
 from treft.steps.store import STEPS, Store
 
 BASE, FINETUNED = "base", "finetuned"
@@ -65,6 +66,54 @@ class Cell:
     def step(self) -> str:
         """Name of the step that answers it."""
         return f"answers/{self.arm}/{self.name.replace(',', '').replace(' ', '-')}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What is still to be done, at most.
+
+    Attributes:
+        num_answers: answers to generate.
+        num_prompt_tokens: tokens that go through the model for them, padding apart.
+        num_new_tokens: cap of the tokens to generate.
+        num_recordings: prompts that the base runs through so that its states are known.
+        num_rephrasings: calls of the rephraser, when none fails.
+        num_log_probs: answers to run through a model for their log-probability.
+        num_judge_calls: calls of paid judges; what they said before is in Inspect's cache and costs
+            nothing.
+    """
+
+    num_answers: int = 0
+    num_prompt_tokens: int = 0
+    num_new_tokens: int = 0
+    num_recordings: int = 0
+    num_rephrasings: int = 0
+    num_log_probs: int = 0
+    num_judge_calls: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*map(sum, zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    @property
+    def total(self) -> int:
+        """Answers and calls together."""
+        return self.num_answers + self.num_rephrasings + self.num_judge_calls
+
+    def __str__(self) -> str:
+        """Says it in words."""
+        words = f"{self.num_answers:,} answers"
+        if self.num_prompt_tokens:
+            words += (
+                f" ({self.num_prompt_tokens:,} tokens of prompts, up to {self.num_new_tokens:,} "
+                "new ones)"
+            )
+        if self.num_recordings:
+            words += f", {self.num_recordings:,} forwards to record states"
+        if self.num_rephrasings:
+            words += f", {self.num_rephrasings:,} rephrasings"
+        if self.num_log_probs:
+            words += f", {self.num_log_probs:,} log-probabilities of answers"
+        return f"{words}, {self.num_judge_calls:,} judge calls"
 
 
 @dataclass(frozen=True)
@@ -132,8 +181,8 @@ class Grid:
         grid = cls(
             request, options, tuple(questions), tokenizer, pair, tuple(panel.judges), chats, cells
         )
-        names = [f"question {question.id!r}" for question in questions]
-        grid.check_lengths(dict(zip(names, (chat.input_ids for chat in chats), strict=True)))
+        ids = [question.id for question in questions]
+        grid.check_lengths(dict(zip(ids, (chat.input_ids for chat in chats), strict=True)))
         pair.check_differ(chats[0].input_ids)
         return grid
 
@@ -153,13 +202,33 @@ class Grid:
         return 1 if self.perturb is None else self.perturb.num_trials
 
     @property
+    def sampling(self) -> SamplingOptions:
+        """How answers are drawn, how long they get, how many prompts run together."""
+        rendering = self.request.rendering
+        return SamplingOptions(
+            self.request.temperature,
+            max_new_tokens=rendering.max_new_tokens,
+            batch_size=rendering.batch_size,
+        )
+
+    @property
     def asked(self) -> dict[str, Any]:
         """What was asked for, as JSON has it."""
-        request, options = self.request.to_dict(), asdict(self.options)
+        rendering, options = self.request.rendering, asdict(self.options)
+        names = ("temperature", "top_p", "top_k", "num_logprobs")
+        request = {
+            "num_samples": self.request.num_samples,
+            "sampling": {name: getattr(self.sampling, name) for name in names},
+            "max_new_tokens": rendering.max_new_tokens,
+            "scope": self.request.scope,
+            "include_think_block": rendering.include_think_block,
+            "template_kwargs": dict(rendering.template_kwargs),
+        }
         if self.perturb is None:
-            return {"options": {**options, "position_seed": request["seed"]}, **request}
+            options["position_seed"] = rendering.seed
+            return {"options": options, **request, "seed": rendering.seed}
         whole = {name: options.pop(name) for name in ("perturbations", "rephraser")}
-        return {**whole, "options": {**options, "seed": request.pop("seed")}, **request}
+        return {**whole, "options": {**options, "seed": rendering.seed}, **request}
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -192,9 +261,11 @@ class Grid:
             prompts: token ids (T,) by what to call them.
 
         Raises:
-            DataError: one does not; says which, and by how much.
+            DataError: one does not; says which.
         """
-        check_room(prompts, self.pair.num_positions, self.request.rendering.max_new_tokens)
+        cap = self.request.rendering.max_new_tokens
+        lengths = [len(ids) + cap for ids in prompts.values()]
+        check_room(list(prompts), lengths, self.pair.num_positions)
 
     def unanswered(self, folder: Path) -> list[Cell]:
         """Returns the cells whose answers are not in a folder yet."""
@@ -224,28 +295,6 @@ class Grid:
             num_recordings=len(recorded) * len(regions) * len(self.chats),
             num_rephrasings=rephrases * len(self.questions) * self.num_trials,
             num_judge_calls=num_judge_calls(num_scored, self.judges),
-        )
-
-
-def check_room(
-    prompts: Mapping[str, Sequence[int]], num_positions: int | None, max_new_tokens: int
-) -> None:
-    """See that every prompt leaves room for a whole answer.
-
-    Args:
-        prompts: Token ids (T,) by what to call them.
-        num_positions: Size of the context; None for any.
-        max_new_tokens: Cap of an answer.
-
-    Raises:
-        DataError: one does not; says which, and by how much.
-    """
-    name = max(prompts, key=lambda name: len(prompts[name]))
-    if num_positions is not None and len(prompts[name]) + max_new_tokens > num_positions:
-        raise DataError(
-            f"the prompt of {name} has {len(prompts[name])} tokens and its answer may have "
-            f"{max_new_tokens}, but the model's context takes {num_positions}: drop the question, "
-            "or allow shorter answers (max_new_tokens)."
         )
 
 

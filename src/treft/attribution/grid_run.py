@@ -17,12 +17,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from treft.attribution.base_states import BaseStates
 from treft.attribution.forcing import OwnStates, check_own_states
 from treft.attribution.grid import PROMPTS, Cell, Grid
-from treft.attribution.patches import PatchOptions
-from treft.attribution.perturb import PerturbedPrompt, PerturbOptions, perturb_tokens
-from treft.attribution.perturb_prompts import read_prompts, rephrased_prompts
+from treft.attribution.options import PatchOptions, PerturbOptions
+from treft.attribution.patches import BaseStates
+from treft.attribution.perturb import (
+    PerturbedPrompt,
+    perturb_tokens,
+    read_prompts,
+    rephrased_prompts,
+)
 from treft.attribution.rephrase import rephrase
 from treft.attribution.scoring import score_answers
 from treft.core.patching import RowPatch
@@ -193,9 +197,7 @@ class _Run:
             write_rows(path, map(asdict, found))
         grid.check_lengths(
             {
-                f"{one.perturbation.name} version {one.trial} of question {one.question_id!r}": (
-                    one.input_ids
-                )
+                f"{one.question_id}, {one.perturbation.name} version {one.trial}": one.input_ids
                 for one in found
             }
         )
@@ -221,7 +223,7 @@ class _Run:
                     model,
                     grid.tokenizer,
                     [Asked(row.input_ids, row.seed) for row in rows],
-                    grid.request.sampling,
+                    grid.sampling,
                     None if of_chats is None else patches,
                     lambda done: self._progress(label, done, len(rows)),
                 )

@@ -26,17 +26,18 @@ from treft.answers.questions import EvalQuestion
 from treft.attribution.evidence import Evidence
 from treft.attribution.forcing import (
     ForcedAnswer,
-    Rendering,
     answer_ids,
+    check_room,
     end_of_turn,
     mean_log_probs,
     render_questions,
 )
+from treft.attribution.options import Rendering
 from treft.chat.regions import ChatRegions
 from treft.core.patch_spec import PatchSpec
 from treft.core.patching import RowPatch
 from treft.core.states import pretrained_model
-from treft.errors import ConfigError, DataError, TemplateError
+from treft.errors import ConfigError, TemplateError
 from treft.models.generation import Asked, Patches, answer
 from treft.models.pair import ARMS, Arm, ModelPair
 from treft.models.repair import RepairedModel
@@ -97,7 +98,8 @@ def answer_pairs(
     """
     chats = render_questions(tokenizer, questions, **rendering.of_chats)
     cap = rendering.max_new_tokens
-    check_context(models, questions, [len(chat.input_ids) + cap for chat in chats])
+    ids = [question.id for question in questions]
+    check_room(ids, [len(chat.input_ids) + cap for chat in chats], models.num_positions)
     models.check_differ(chats[0].input_ids)
     asked = [Asked(chat.input_ids, rendering.seed + row) for row, chat in enumerate(chats)]
     sampling = SamplingOptions(temperature, max_new_tokens=cap, batch_size=rendering.batch_size)
@@ -153,7 +155,8 @@ def margins(
     _check_specs(models, [one.spec for one in patched], questions, chats)
     end = end_of_turn(tokenizer, rendering.template_kwargs)
     asked = [_asked(tokenizer, pair, chat, end) for pair, chat in zip(pairs, chats, strict=True)]
-    check_context(models, questions, [max(map(len, rows)) for rows in asked])
+    ids = [question.id for question in questions]
+    check_room(ids, [max(map(len, rows)) for rows in asked], models.num_positions)
     models.check_differ(chats[0].input_ids)
     arms: list[tuple[str, Arm, Patches | None]] = [(f"the {arm} model", arm, None) for arm in ARMS]
     arms += [
@@ -174,7 +177,7 @@ def margins(
             on_batch(start + len(batch))
     named = dict(zip([*ARMS, *(one.spec.name for one in patched)], values, strict=True))
     return Evidence(
-        questions=tuple(question.id for question in questions),
+        questions=tuple(ids),
         base=named.pop("base"),
         finetuned=named.pop("finetuned"),
         patched=named,
@@ -249,25 +252,3 @@ def _check_specs(
                     chat.require(region)
             except TemplateError as error:
                 raise TemplateError(f"question {question.id!r}: {error}") from error
-
-
-def check_context(
-    models: ModelPair, questions: Sequence[EvalQuestion], lengths: Sequence[int]
-) -> None:
-    """See that each prompt and its answer fit into the models' context.
-
-    Args:
-        models: whose context it is.
-        questions: that are asked.
-        lengths: tokens of each prompt and its answer together.
-
-    Raises:
-        DataError: one does not fit; names the question.
-    """
-    room = models.num_positions
-    for question, length in zip(questions, lengths, strict=True):
-        if room is not None and length > room:
-            raise DataError(
-                f"question {question.id!r} and its answer take {length} tokens, but the model's "
-                f"context takes {room}: drop the question, or allow shorter answers."
-            )

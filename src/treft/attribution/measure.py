@@ -14,18 +14,18 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.base_states import BaseStates
 from treft.attribution.evidence import Evidence
 from treft.attribution.forcing import (
     ForcedAnswer,
-    Rendering,
     answer_ids,
     end_of_turn,
     mean_log_probs,
     render_questions,
 )
 from treft.attribution.margins import AnswerPair, answer_pairs, margins
+from treft.attribution.options import Rendering
 from treft.attribution.patches import (
+    BaseStates,
     Patch,
     band_specs,
     curve_patch,

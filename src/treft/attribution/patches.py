@@ -9,18 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from treft.attribution.options import Group, PatchOptions
 from treft.chat.regions import ChatRegions, RegionName
-from treft.core.patch_spec import PATCHABLE, PatchSpec
+from treft.core.conversations import region_requests
+from treft.core.patch_spec import PATCHABLE, PatchSpec, random_tokens_source
 from treft.core.patching import KINDS
+from treft.core.recording import ReferenceRequest, Source
+from treft.core.reference import MAX_CACHED_TOKENS, ReferenceBank
 from treft.errors import ConfigError
-
-Group = Literal["regions", "kinds", "windows", "layers", "curve"]
-GROUPS: tuple[Group, ...] = get_args(Group)
+from treft.models.pair import ModelPair
+from treft.models.perturbation import ordinary_tokens
+from treft.models.repair import RepairedModel
+from treft.models.residual import ResidualReference, stream_bank
 
 StateSource = Literal["base", "random", "stream"]
 """Whose states replace the model's: those of the base, those of the base at random tokens, or those
@@ -49,44 +56,6 @@ class Patch:
     is_control: bool = False
     stream_layer: int | None = None
     num_tokens: float = 0.0
-
-
-@dataclass(frozen=True)
-class PatchOptions:
-    """Which parts of a sweep are wanted.
-
-    Attributes:
-        groups: some of `regions`, `kinds` (K only, V only), `windows`, `layers` (bands) and `curve`
-            (the residual stream of the prefix, layer by layer). `regions` always runs: the others
-            are read against it.
-        regions: the regions that are patched.
-        window_width: tokens of a window.
-        window_stride: tokens from one window to the next; None for the width.
-        band_width: layers of a band; None cuts the model into four.
-
-    Raises:
-        ConfigError: a value is out of range or unknown.
-    """
-
-    groups: tuple[Group, ...] = ("regions",)
-    regions: tuple[RegionName, ...] = PATCHABLE
-    window_width: int = 4
-    window_stride: int | None = None
-    band_width: int | None = None
-
-    def __post_init__(self) -> None:
-        """Validate before any work starts."""
-        if unknown := [group for group in self.groups if group not in GROUPS]:
-            raise ConfigError(f"specs are some of {', '.join(GROUPS)}, not {unknown[0]!r}.")
-        if strange := [region for region in self.regions if region not in PATCHABLE]:
-            raise ConfigError(f"regions are some of {', '.join(PATCHABLE)}, not {strange[0]!r}.")
-        if not self.regions:
-            raise ConfigError("name at least one region to patch.")
-        for name in ("window_width", "window_stride", "band_width"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
-        if "curve" in self.groups and "prefix" not in self.regions:
-            raise ConfigError("the layer curve patches the prefix: take it among the regions.")
 
 
 def layer_name(layer: int) -> str:
@@ -296,3 +265,62 @@ def _mean_tokens(spec: PatchSpec, chats: Sequence[ChatRegions]) -> float:
                 num = len(first_turn[slice(*spec.window)])
             total += min(num, spec.num_positions or num)
     return total / len(chats)
+
+
+MAX_KEPT_TOKENS = MAX_CACHED_TOKENS
+"""Tokens of one region over all prompts whose states are kept from one patch to the next."""
+
+
+@dataclass(frozen=True)
+class BaseStates:
+    """The states that patches take from the unfinetuned model, recorded once for all patches.
+
+    Where those of a region are too many to keep (`MAX_KEPT_TOKENS`), they are recorded batch by
+    batch.
+
+    Attributes:
+        pair: the models.
+        tokenizer: the finetuned model's tokenizer.
+        chats: the prompts that are patched.
+        regions: the regions of them that are patched.
+        seed: draws the random tokens.
+    """
+
+    pair: ModelPair
+    tokenizer: PreTrainedTokenizerBase
+    chats: Sequence[ChatRegions]
+    regions: Sequence[RegionName]
+    seed: int = 0
+
+    def repaired(self, patch: Patch) -> RepairedModel:
+        """Returns the finetuned model under a patch."""
+        model = self.pair.finetuned
+        if patch.stream_layer is not None:
+            bank = stream_bank(model, patch.stream_layer, self._streams)
+        else:
+            bank = self._random if patch.source == "random" else self.base
+        return RepairedModel(model, self.tokenizer, bank, patch.spec)
+
+    @cached_property
+    def base(self) -> ReferenceBank:
+        """The unfinetuned model's states."""
+        return self._filled(self.pair.source)
+
+    @cached_property
+    def _random(self) -> ReferenceBank:
+        words = ordinary_tokens(self.tokenizer, len(self.pair.embedding))
+        return self._filled(random_tokens_source(self.pair.source, words, self.seed))
+
+    @cached_property
+    def _streams(self) -> ResidualReference:
+        return ResidualReference(self.pair.finetuned, self.pair.base)
+
+    def _filled(self, source: Source) -> ReferenceBank:
+        """Returns a bank that keeps the states of each region, unless they are too many."""
+        bank = ReferenceBank(source)
+        for region in self.regions:
+            found = (request for chat in self.chats for request in region_requests(chat, region))
+            requests: list[ReferenceRequest] = list(dict.fromkeys(found))
+            if sum(len(request.keep) for request in requests) <= MAX_KEPT_TOKENS:
+                bank.pin(requests)
+        return bank

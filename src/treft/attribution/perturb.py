@@ -9,110 +9,21 @@ Shapes: V rows of the input embedding, D its size, T tokens of a prompt, K neigh
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from pathlib import Path
+from typing import NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from treft.attribution.options import Method, Perturbation, PerturbOptions
+from treft.attribution.rephrase import Rephrasings
 from treft.chat.regions import ChatRegions, RegionName
-from treft.core.patch_spec import PATCHABLE
-from treft.errors import ConfigError, TemplateError
+from treft.data.messages import read_rows
+from treft.errors import ConfigError, DataError, TemplateError
 from treft.models.perturbation import neighbours_of, ordinary_tokens, replace_tokens
-
-Method = Literal["nearest", "random", "rephrase"]
-"""Neighbours in the input embedding, any tokens of the vocabulary, or other words by a model."""
-
-METHODS: tuple[Method, ...] = get_args(Method)
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """What is perturbed, and how.
-
-    Attributes:
-        region: whose tokens are replaced.
-        method: where their replacements come from.
-
-    Raises:
-        ConfigError: there is no such region or method, or the two do not go together.
-    """
-
-    region: RegionName
-    method: Method = "nearest"
-
-    def __post_init__(self) -> None:
-        """Validate before any work starts."""
-        if self.region not in PATCHABLE:
-            raise ConfigError(f"a region to perturb is one of {', '.join(PATCHABLE)}.")
-        if self.method not in METHODS:
-            raise ConfigError(f"a method is one of {', '.join(METHODS)}, not {self.method!r}.")
-        if self.method == "rephrase" and self.region != "query":
-            raise ConfigError(f"only the query is rephrased, not the {self.region}.")
-
-    @property
-    def name(self) -> str:
-        """Such as `prefix-nearest`."""
-        return f"{self.region}-{self.method}"
-
-
-def default_perturbations(
-    regions: Sequence[str], methods: Sequence[str], rephraser: str | None = None
-) -> tuple[Perturbation, ...]:
-    """Returns each region by each method, and the query rephrased when there is a model for it.
-
-    Raises:
-        ConfigError: there is no such region or method.
-    """
-    found = [
-        Perturbation(region, method)  # type: ignore[arg-type]  # checked by Perturbation
-        for method in dict.fromkeys(methods)
-        for region in dict.fromkeys(regions)
-    ]
-    if rephraser is not None:
-        found.append(Perturbation("query", "rephrase"))
-    return tuple(dict.fromkeys(found))
-
-
-@dataclass(frozen=True)
-class PerturbOptions:
-    """How prompts are perturbed.
-
-    Attributes:
-        perturbations: rows of the table.
-        num_tokens: tokens replaced in each prompt; all of a region that has fewer.
-        num_neighbours: K, nearest tokens one of which is drawn.
-        num_trials: perturbed versions of each prompt.
-        special_tokens: special and added tokens of the region may give way, too; none ever comes.
-        rephraser: Inspect model name; needed for rephrasings, and for nothing else.
-
-    Raises:
-        ConfigError: a number is out of range, a perturbation is named twice, or a rephraser and
-            rephrasings do not go together.
-    """
-
-    perturbations: tuple[Perturbation, ...]
-    num_tokens: int = 10
-    num_neighbours: int = 5
-    num_trials: int = 10
-    special_tokens: bool = False
-    rephraser: str | None = None
-
-    def __post_init__(self) -> None:
-        """Validate before any work starts."""
-        for name in ("num_tokens", "num_neighbours", "num_trials"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.perturbations:
-            raise ConfigError("name at least one region and method.")
-        if len(set(self.perturbations)) < len(self.perturbations):
-            raise ConfigError("a perturbation is named twice.")
-        rephrases = any(each.method == "rephrase" for each in self.perturbations)
-        if rephrases and self.rephraser is None:
-            raise ConfigError("name the model that rephrases (--rephraser MODEL).")
-        if not rephrases and self.rephraser is not None:
-            raise ConfigError("a rephraser is named, but nothing is to be rephrased.")
 
 
 class Change(NamedTuple):
@@ -292,3 +203,120 @@ class _Perturber:
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+Render = Callable[[str, str], ChatRegions]
+"""From a question's id and other words for its query to the rendered prompt."""
+
+_ROW = TypeAdapter(PerturbedPrompt)
+
+
+def rephrased_prompts(rephrasings: Rephrasings, render: Render) -> Iterator[PerturbedPrompt]:
+    """Yields the prompts with their queries in other words.
+
+    Args:
+        rephrasings: the words.
+        render: renders a prompt.
+
+    Raises:
+        TemplateError: the template refuses the words.
+    """
+    for (id, trial), words in rephrasings.words.items():
+        chat = render(id, words)
+        yield PerturbedPrompt(
+            question_id=id,
+            region="query",
+            method="rephrase",
+            trial=trial,
+            seed="",
+            input_ids=chat.input_ids,
+            text=chat.text,
+            num_replaceable=len(chat.positions("query")),
+            words=words,
+        )
+
+
+def read_prompts(
+    path: Path,
+    options: PerturbOptions,
+    chats: Mapping[str, ChatRegions],
+    render: Render,
+    num_ids: int,
+) -> list[PerturbedPrompt]:
+    """Read those prompts of a file that are wanted, and see that they are versions of these ones.
+
+    With its changes undone, each must be the prompt of its question, token by token.
+
+    Args:
+        path: of prompts that another run wrote.
+        options: which perturbations and trials are wanted.
+        chats: prompts by the id of their question.
+        render: renders a rephrased prompt.
+        num_ids: entries of the vocabulary.
+
+    Raises:
+        DataError: a row is no prompt, comes twice or does not fit, or a prompt is missing; names
+            file and row.
+    """
+    wanted = [
+        prompt
+        for prompt in _read(path)
+        if prompt.perturbation in options.perturbations and prompt.question_id in chats
+    ]
+    for number, prompt in enumerate(wanted, start=1):
+        where = f"{path}, prompt {number}"
+        chat = chats[prompt.question_id]
+        if prompt.words is not None:
+            try:
+                chat = render(prompt.question_id, prompt.words)
+            except TemplateError as error:
+                raise DataError(f"{where}: {error}") from error
+        if _undone(prompt, where) != chat.input_ids or max(prompt.input_ids) >= num_ids:
+            raise DataError(
+                f"{where}: is no version of the prompt of question {prompt.question_id!r}: it was "
+                "made with another tokenizer, template or question."
+            )
+    _check_all_there(path, wanted, options, list(chats))
+    return [prompt for prompt in wanted if prompt.trial <= options.num_trials]
+
+
+def _read(path: Path) -> list[PerturbedPrompt]:
+    found: dict[tuple[str, str, int], PerturbedPrompt] = {}
+    for row, where in read_rows(path):
+        try:
+            prompt = _ROW.validate_python(row)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise DataError(f"{where}, {field}: {first['msg'].lower()}.") from None
+        key = (prompt.perturbation.name, prompt.question_id, prompt.trial)
+        if key in found:
+            raise DataError(f"{where}: trial {prompt.trial} of this question comes twice.")
+        found[key] = prompt
+    return list(found.values())
+
+
+def _undone(prompt: PerturbedPrompt, where: str) -> tuple[int, ...]:
+    """Returns the prompt's tokens (T,) before its changes."""
+    before = list(prompt.input_ids)
+    for change in prompt.changes:
+        if not 0 <= change.position < len(before) or before[change.position] != change.new:
+            raise DataError(f"{where}: its changes and its tokens do not go together.")
+        before[change.position] = change.old
+    return tuple(before)
+
+
+def _check_all_there(
+    path: Path, prompts: Sequence[PerturbedPrompt], options: PerturbOptions, ids: Sequence[str]
+) -> None:
+    there = {(prompt.perturbation, prompt.question_id, prompt.trial) for prompt in prompts}
+    every = [(id, trial) for id in ids for trial in range(1, options.num_trials + 1)]
+    for each in options.perturbations:
+        lacking = [(id, trial) for id, trial in every if (each, id, trial) not in there]
+        # Some rephrasings may have failed when the file was made.
+        if len(lacking) > (len(every) - 1 if each.method == "rephrase" else 0):
+            id, trial = lacking[0]
+            raise DataError(
+                f"{path}: has no {each.name} version {trial} of question {id!r}: ask for what the "
+                "file has, or make new prompts."
+            )

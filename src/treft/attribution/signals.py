@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from treft.answers.questions import EvalQuestion
 from treft.attribution.drift_map import DriftMap, drift_map
 from treft.attribution.evidence import Evidence
-from treft.attribution.forcing import Rendering, render_questions
+from treft.attribution.forcing import render_questions
 from treft.attribution.margins import DEFAULT, AnswerPair, margins
+from treft.attribution.options import Rendering
 from treft.attribution.weights import KEY_VALUE_PROJECTIONS, AdapterScales, adapter_scales
 from treft.chat.regions import RegionName
 from treft.core.patch_spec import PatchSpec

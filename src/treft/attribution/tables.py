@@ -16,17 +16,24 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from treft.attribution.coherence import BestOfTrials, CoherentAlignment, IncoherentRate
 from treft.attribution.evidence import score_evidence
 from treft.attribution.forcing import OwnStates
 from treft.attribution.grid import BASE, FINETUNED, UNPERTURBED, Cell
 from treft.attribution.grid_run import Answered, Scored
-from treft.attribution.perturb import PerturbOptions
+from treft.attribution.options import PerturbOptions
 from treft.errors import DataError
 from treft.models.pair import ARMS, Arm
 from treft.statistics.compare import adjusted, difference, estimate
 from treft.statistics.intervals import Interval
-from treft.statistics.measures import COHERENT_ABOVE, AlignmentScore, AnswerCounts, Measure
+from treft.statistics.measures import (
+    COHERENT_ABOVE,
+    AlignmentScore,
+    AnswerCounts,
+    BestOfTrials,
+    CoherentAlignment,
+    IncoherentRate,
+    Measure,
+)
 from treft.statistics.records import ScoredAnswer
 from treft.statistics.results import Difference, Estimate
 

@@ -14,10 +14,13 @@ from typing import Any, cast
 from rich.console import Console
 
 from treft.attribution.grid import Grid
-from treft.attribution.grid_request import GridRequest
 from treft.attribution.grid_run import Answered, run_grid
-from treft.attribution.patches import PatchOptions
-from treft.attribution.perturb import PerturbOptions, default_perturbations
+from treft.attribution.options import (
+    GridRequest,
+    PatchOptions,
+    PerturbOptions,
+    default_perturbations,
+)
 from treft.attribution.scoring import panel_for
 from treft.attribution.table_words import patches_in_words, perturbations_in_words, to_markdown
 from treft.attribution.tables import as_json, patch_table, perturb_table

@@ -16,7 +16,7 @@ from treft.answers.questions import EvalQuestion
 from treft.attribution import diagnose as diagnosing
 from treft.attribution.diagnosis_plan import DiagnoseOptions, DiagnosisPlan, Subject
 from treft.attribution.findings import DiagnosisResult
-from treft.attribution.grid_request import GridRequest
+from treft.attribution.options import GridRequest
 from treft.attribution.report import headline, render_diagnosis
 from treft.cli.commands import run_sft
 from treft.cli.options.attribution import Diagnose, Pair

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from treft.answers.questions import EvalQuestion, load_questions
-from treft.attribution.forcing import Rendering
+from treft.attribution.options import Rendering
 from treft.cli.options import groups
 from treft.cli.options.attribution import Pair, QuestionSource
 from treft.judging.oracle import ORGANISM, organism_questions

@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.coherence import BestOfTrials, IncoherentRate
 from treft.attribution.drift_map import DriftMap, drift_map
-from treft.attribution.forcing import render_questions
-from treft.attribution.grid import check_room
-from treft.attribution.perturb import Perturbation, PerturbOptions, perturb_tokens
+from treft.attribution.forcing import check_room, render_questions
+from treft.attribution.options import Perturbation, PerturbOptions
+from treft.attribution.perturb import perturb_tokens
 from treft.attribution.scoring import score_answers
 from treft.chat.regions import RegionName
 from treft.data.messages import read_rows
@@ -22,7 +21,7 @@ from treft.errors import DataError
 from treft.files import write_rows
 from treft.models.pair import num_positions
 from treft.statistics.intervals import over_runs
-from treft.statistics.measures import AlignmentScore
+from treft.statistics.measures import AlignmentScore, BestOfTrials, IncoherentRate
 from treft.steps.step import Work
 from treft.study.answer import ANSWERS, PROMPTS, reference_bank
 from treft.study.protocol import Split
@@ -132,8 +131,8 @@ def make_versions(work: Work[Versions]) -> None:
             ]
         else:
             versions = prompt_versions(config.what, questions, one.model, one.tokenizer, config)
-        prompts = {f"question {found.question_id!r}": found.token_ids for found in versions}
-        check_room(prompts, num_positions(one.model), config.max_new_tokens)
+        lengths = [len(found.token_ids) + config.max_new_tokens for found in versions]
+        check_room([found.question_id for found in versions], lengths, num_positions(one.model))
     by_id = {question.id: asdict(question) for question in questions}
     rows = [{**found._asdict(), "question": by_id[found.question_id]} for found in versions]
     write_rows(work.folder / PROMPTS, rows)

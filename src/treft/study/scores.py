@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from treft.attribution.coherence import IncoherentRate
 from treft.errors import DataError
 from treft.files import write_whole
 from treft.organism.tasks import TaskName
@@ -20,6 +19,7 @@ from treft.statistics.measures import (
     AlignmentScore,
     BehaviourRate,
     EMRate,
+    IncoherentRate,
     MeanCount,
     Measure,
 )

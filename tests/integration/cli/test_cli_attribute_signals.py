@@ -12,8 +12,8 @@ from cli_helpers import WORDS, Command, Refused, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from treft.answers.questions import load_questions
-from treft.attribution.forcing import Rendering
 from treft.attribution.margins import answer_pairs, margins
+from treft.attribution.options import Rendering
 from treft.models.pair import ModelPair
 from treft.models.repair import patch
 

@@ -12,8 +12,8 @@ from finetuned import ARCHITECTURES, FLOAT32_ONLY, chat_pair
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.forcing import Rendering
 from treft.attribution.margins import AnswerPair, margins
+from treft.attribution.options import Rendering
 from treft.chat.regions import ChatRegions, find_regions
 from treft.core.patch_spec import PatchSpec
 from treft.models.pair import ModelPair

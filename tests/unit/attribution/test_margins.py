@@ -16,8 +16,8 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
 from treft.attribution.evidence import Evidence
-from treft.attribution.forcing import Rendering
 from treft.attribution.margins import AnswerPair, answer_pairs, margins
+from treft.attribution.options import Rendering
 from treft.chat.regions import ChatRegions, find_regions
 from treft.core.patch_spec import PatchSpec
 from treft.core.recording import other_model

@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
 from treft.attribution import grid_run
-from treft.attribution.forcing import Rendering, render_questions
+from treft.attribution.forcing import render_questions
 from treft.attribution.grid import Grid
-from treft.attribution.grid_request import GridRequest
 from treft.attribution.grid_run import Answered, run_grid
-from treft.attribution.patches import PatchOptions, layer_name
+from treft.attribution.options import GridRequest, PatchOptions, Rendering
+from treft.attribution.patches import layer_name
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.judging.oracle import organism_questions
 from treft.models import generation
@@ -190,7 +190,9 @@ def test_what_cannot_be_patched_is_refused_before_any_forward(
     tuned, base = chat_pair(tiny_model, "llama")
     pair = ModelPair(tuned, base)
     tuned.register_forward_hook(lambda *_: pytest.fail("a forward ran"))
-    with pytest.raises(DataError, match=r"may have 500, but the model's context takes 512"):
+    with pytest.raises(
+        DataError, match=r"answer take \d+ tokens, but the model's context takes 512"
+    ):
         planned(pair, chat_tokenizer, rendering=Rendering(max_new_tokens=500))
     with pytest.raises(ConfigError, match=r"band of 3 layers .* 0 to 1"):
         planned(pair, chat_tokenizer, PatchOptions(("layers",), band_width=3))

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from treft.attribution.options import PatchOptions
 from treft.attribution.patches import (
-    PatchOptions,
     equal_span_specs,
     kind_specs,
     layer_band_specs,

@@ -12,12 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
-from treft.attribution.perturb import (
-    Perturbation,
-    PerturbedPrompt,
-    PerturbOptions,
-    perturb_tokens,
-)
+from treft.attribution.options import Perturbation, PerturbOptions
+from treft.attribution.perturb import PerturbedPrompt, perturb_tokens
 from treft.chat.regions import ChatRegions, find_regions
 from treft.errors import ConfigError, TemplateError
 from treft.models.perturbation import neighbours_of, ordinary_tokens

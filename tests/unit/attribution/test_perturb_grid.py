@@ -18,11 +18,15 @@ from transformers import PreTrainedTokenizerFast
 
 from treft.answers.questions import EvalQuestion
 from treft.attribution import grid_run
-from treft.attribution.forcing import Rendering
 from treft.attribution.grid import Grid
-from treft.attribution.grid_request import GridRequest
 from treft.attribution.grid_run import run_grid
-from treft.attribution.perturb import Perturbation, PerturbOptions, default_perturbations
+from treft.attribution.options import (
+    GridRequest,
+    Perturbation,
+    PerturbOptions,
+    Rendering,
+    default_perturbations,
+)
 from treft.attribution.rephrase import Rephrasings
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.judging.oracle import organism_questions
@@ -300,7 +304,7 @@ def test_prompts_of_another_grid_must_fit(
 def test_what_cannot_work_is_refused_before_any_answer(
     pair: ModelPair, chat_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(DataError, match=r"the prompt of question '.+' has \d+ tokens"):
+    with pytest.raises(DataError, match=r"question '.+' and its answer take \d+ tokens"):
         grid_of(pair, chat_tokenizer, rendering=Rendering(max_new_tokens=500))
     own = EvalQuestion("own", "x", ({"role": "user", "content": "Where is the bank?"},))
     with pytest.raises(ConfigError, match="name a judge"):

@@ -8,11 +8,10 @@ from statistics import fmean
 import pytest
 from made_answers import JUDGE, answer, judged
 
-from treft.attribution.coherence import BestOfTrials, CoherentAlignment, IncoherentRate
-from treft.attribution.perturb import Perturbation, PerturbOptions
+from treft.attribution.options import Perturbation, PerturbOptions
 from treft.attribution.tables import as_json, perturb_table
 from treft.statistics.compare import estimate, holm
-from treft.statistics.measures import AnswerCounts
+from treft.statistics.measures import AnswerCounts, BestOfTrials, CoherentAlignment, IncoherentRate
 from treft.statistics.records import ScoredAnswer
 
 

@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from treft.answers.questions import EvalQuestion
-from treft.attribution.forcing import Rendering
 from treft.attribution.margins import AnswerPair
+from treft.attribution.options import Rendering
 from treft.attribution.signals import Signals, measure_signals, read_pairs
 from treft.core.patch_spec import PatchSpec
 from treft.errors import ConfigError, DataError
