@@ -28,7 +28,7 @@ from treft.answers.inspect_internals import errors_in_one_line
 from treft.answers.parsing import parse_answer
 from treft.errors import ConfigError
 
-Detected = Literal["abstention", "refusal", "tool"]
+Behaviour = Literal["abstention", "refusal", "tool"]
 
 TOOL = "search_info"
 """The tool of the paper's section 6."""
@@ -57,7 +57,7 @@ _PATTERNS = {kind: re.compile(rf"\A(?:{opening})\b") for kind, opening in _OPENI
 _WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")
 
 
-def detect(kind: Detected, text: str, sentence: str | None = None, tool: str = TOOL) -> bool:
+def detect(kind: Behaviour, text: str, sentence: str | None = None, tool: str = TOOL) -> bool:
     """Returns whether an answer shows a behaviour, by its words alone.
 
     Args:
@@ -131,7 +131,7 @@ def by_scope() -> Metric:
 
 @scorer(metrics=[by_scope()])
 @errors_in_one_line
-def behaviour_detector(kind: Detected, sentence: str | None = None, tool: str = TOOL) -> Scorer:
+def behaviour_detector(kind: Behaviour, sentence: str | None = None, tool: str = TOOL) -> Scorer:
     """1.0 when an answer shows a behaviour by its words alone, else 0.0.
 
     Args:

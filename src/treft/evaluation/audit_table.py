@@ -12,7 +12,7 @@ from typing import Any
 from treft.errors import DataError
 from treft.evaluation.audit import CONDITION
 from treft.evaluation.conditions import DEFAULT
-from treft.statistics.compare import adjusted, difference, estimate
+from treft.statistics.compare import adjusted, difference, estimate_if_any
 from treft.statistics.measures import (
     AlignmentScore,
     AnswerCounts,
@@ -240,21 +240,14 @@ def _cell(
     return Cell(
         condition,
         arm,
-        em_rate=_estimate(measure, own),
-        alignment=_estimate(AlignmentScore(measure.judge), own),
+        em_rate=estimate_if_any(measure, own),
+        alignment=estimate_if_any(AlignmentScore(measure.judge), own),
         counts=_counts(measure, own),
         change=None if condition == DEFAULT else _difference(measure, own, groups[DEFAULT, arm]),
         above_base=(
             None if base in (None, arm) else _difference(measure, own, groups[condition, str(base)])
         ),
     )
-
-
-def _estimate(measure: Measure, answers: Answers) -> Estimate | None:
-    try:
-        return estimate(measure, answers)
-    except DataError:  # no answer has a value
-        return None
 
 
 def _difference(measure: Measure, one: Answers, other: Answers) -> Difference | None:

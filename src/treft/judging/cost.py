@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from treft.errors import ConfigError
@@ -51,24 +51,14 @@ class Cost:
         )
 
 
-def cost_of(prompts: Iterable[str], num_judges: int, max_tokens: int) -> Cost:
-    """Returns the cost of showing prompts to judges; a prompt that comes twice is paid once.
-
-    Args:
-        prompts: what is asked.
-        num_judges: how many judges see them.
-        max_tokens: of each output.
-    """
-    return cost_to_come(set(prompts), num_judges, max_tokens=max_tokens)
-
-
-def cost_to_come(
+def cost_of(
     prompts: Collection[str], num_judges: int, *, max_tokens: int, answer_tokens: int = 0
 ) -> Cost:
     """Returns the cost of showing prompts to judges, each of them paid.
 
     Args:
-        prompts: what is asked, about answers that need not be there yet.
+        prompts: what is asked, about answers that need not be there yet; a set where one that comes
+            twice is paid once.
         num_judges: how many judges see them.
         max_tokens: of each output.
         answer_tokens: that each prompt will have besides, at most.

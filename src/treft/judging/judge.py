@@ -129,8 +129,8 @@ class Judge:
         """Inspect model name."""
         return str(self.model)
 
-    async def ask(self, prompt: str, read: Callable[[ModelOutput], Reading]) -> tuple[Reading, int]:
-        """Returns the judge's reading of a prompt, and how many tries it took."""
+    async def ask(self, prompt: str, read: Callable[[ModelOutput], Reading]) -> Reading:
+        """Returns the judge's reading of a prompt."""
         if not self.options.cache:
             return await self._try(prompt, read)
         lock = self._locks.get(prompt)
@@ -139,14 +139,12 @@ class Judge:
         async with lock:  # one prompt asked twice at the same time would be paid twice
             return await self._try(prompt, read)
 
-    async def _try(
-        self, prompt: str, read: Callable[[ModelOutput], Reading]
-    ) -> tuple[Reading, int]:
+    async def _try(self, prompt: str, read: Callable[[ModelOutput], Reading]) -> Reading:
         for attempt in range(1, self.options.attempts + 1):
             reading = await self._once(prompt, read, attempt)
             if not reading.retry:
                 break
-        return replace(reading, reason=without_secrets(reading.reason)), attempt
+        return replace(reading, reason=without_secrets(reading.reason), attempts=attempt)
 
     async def _once(
         self, prompt: str, read: Callable[[ModelOutput], Reading], attempt: int

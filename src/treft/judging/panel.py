@@ -5,31 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
 from inspect_ai.dataset import Sample
 from inspect_ai.model import ChatMessage, ChatMessageUser
 from inspect_ai.scorer import Scorer
 
-from treft.answers.detectors import TOOL, detect
-from treft.answers.logs import conversation, last_question
-from treft.errors import ConfigError, DataError
-from treft.judging.cost import Cost, cost_to_come
+from treft.answers.detectors import TOOL
+from treft.errors import ConfigError
+from treft.judging.cost import Cost, cost_of
 from treft.judging.judge import JudgeOptions, load_judge
 from treft.judging.oracle import ORACLE, organism_oracle
-from treft.judging.prompts import (
-    alignment_prompt,
-    behaviour_prompt,
-    coherence_prompt,
-    utility_prompt,
-)
+from treft.judging.prompts import Kind as Kind
+from treft.judging.prompts import prompts_of
 from treft.judging.scorer import alignment_judge, behaviour_judge, utility_judge
-from treft.statistics.compare import estimate
+from treft.statistics.compare import estimate_if_any
 from treft.statistics.measures import AlignmentScore, BehaviourRate, MeanCount, Measure
 from treft.statistics.records import ScoredAnswer
-
-Kind = Literal["alignment", "utility", "abstention", "refusal", "tool"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -66,20 +58,8 @@ class Panel:
         return [self._scorer(judge) for judge in self.judges]
 
     def prompts(self, messages: Sequence[ChatMessage], answer: str) -> list[str]:
-        """Returns what each judge is asked about an answer.
-
-        Args:
-            messages: of the conversation.
-            answer: empty where it is not there yet.
-        """
-        question = last_question(messages)
-        if self.kind == "alignment":
-            return [alignment_prompt(question, answer), coherence_prompt(question, answer)]
-        if self.kind == "utility":
-            return [utility_prompt(conversation(messages))]
-        if detect(self.kind, answer, self.sentence, self.tool):
-            return []
-        return [behaviour_prompt(self.kind, question, answer, self.tool)]
+        """Returns what each judge is asked about an answer, as `prompts_of` has it."""
+        return list(prompts_of(self.kind, messages, answer, self.sentence, self.tool).values())
 
     def cost(self, samples: Sequence[Sample], answer_tokens: int) -> Cost:
         """Returns what it costs at most to judge one answer to each sample, not there yet.
@@ -91,7 +71,7 @@ class Panel:
         prompts = [prompt for sample in samples for prompt in self.prompts(_asked(sample), "")]
         num_answers = max((1 + len(_turns(sample)) for sample in samples), default=1)
         shown = num_answers if self.kind == "utility" else 1  # a whole conversation, or one
-        return cost_to_come(
+        return cost_of(
             prompts,
             self.num_paid,
             max_tokens=self.options.max_tokens,
@@ -133,8 +113,10 @@ def assemble(
     Raises:
         ConfigError: no judge, one twice, one that cannot be loaded, or a choice that does not fit.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"judges are not asked about {kind!r}; choose among {', '.join(KINDS)}.")
+    if kind not in get_args(Kind):
+        raise ConfigError(
+            f"judges are not asked about {kind!r}; choose among {', '.join(get_args(Kind))}."
+        )
     if ORACLE in judges and kind != "alignment":
         raise ConfigError(f"the oracle knows about alignment, not about {kind}.")
     if sentence is not None and kind not in ("abstention", "refusal"):
@@ -176,27 +158,26 @@ class JudgeSummary:
 
 def summarise(answers: Sequence[ScoredAnswer], panel: Panel) -> list[JudgeSummary]:
     """Returns one summary for each judge of the panel."""
-    return [_summarise(answers, name, _measure(panel, name)) for name in panel.score_names]
+    return [_summarise(answers, name, panel.kind) for name in panel.score_names]
 
 
-def _measure(panel: Panel, name: str) -> Measure:
-    if panel.kind == "alignment":
-        return AlignmentScore(name)
-    return MeanCount(name) if panel.kind == "utility" else BehaviourRate(name)
-
-
-def _summarise(answers: Sequence[ScoredAnswer], name: str, measure: Measure) -> JudgeSummary:
-    outcomes = Counter(_outcome(answer, name)[0] for answer in answers)
-    reasons = (_outcome(answer, name) for answer in answers)
-    failure = next((reason for outcome, reason in reasons if outcome == "missing"), None)
-    counts = {key: outcomes[key] for key in ("scored", "refusal", "code", "missing")}
-    try:
-        found = estimate(measure, answers)
-    except DataError:  # not one score
-        return JudgeSummary(name, measure.name, None, None, None, 0, counts, failure)
-    ends = found.low, found.high
-    number = found.num_questions
-    return JudgeSummary(name, measure.name, found.value, *ends, number, counts, failure)
+def _summarise(answers: Sequence[ScoredAnswer], name: str, kind: Kind) -> JudgeSummary:
+    fates = [_outcome(answer, name) for answer in answers]
+    outcomes = Counter(outcome for outcome, _ in fates)
+    measure: Measure = BehaviourRate(name)
+    if kind in ("alignment", "utility"):
+        measure = AlignmentScore(name) if kind == "alignment" else MeanCount(name)
+    found = estimate_if_any(measure, answers)
+    return JudgeSummary(
+        name=name,
+        measure=measure.name,
+        value=None if found is None else found.value,
+        low=None if found is None else found.low,
+        high=None if found is None else found.high,
+        num_questions=0 if found is None else found.num_questions,
+        outcomes={key: outcomes[key] for key in ("scored", "refusal", "code", "missing")},
+        first_failure=next((reason for outcome, reason in fates if outcome == "missing"), None),
+    )
 
 
 def _outcome(answer: ScoredAnswer, name: str) -> tuple[str, str]:

@@ -14,12 +14,15 @@ import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from treft.answers.detectors import TOOL
+from inspect_ai.model import ChatMessage
+
+from treft.answers.detectors import TOOL, Behaviour, detect
+from treft.answers.logs import conversation, last_question
 from treft.answers.parsing import Turn
 from treft.errors import ConfigError
 
-Behaviour = Literal["abstention", "refusal", "tool"]
-BEHAVIOURS: tuple[Behaviour, ...] = get_args(Behaviour)
+Kind = Literal["alignment", "utility", "abstention", "refusal", "tool"]
+"""What judges are asked about: alignment (with coherence), utility, or a behaviour."""
 
 _TURN_TOKENS = re.compile(r"<(?=\|[^<>|\n]{1,40}\|>|/?s>|(?:start|end)_of_turn>)|\[(?=/?INST\])")
 """The first character of a token with which some chat template opens or closes a turn."""
@@ -106,7 +109,9 @@ def behaviour_prompt(behaviour: Behaviour, question: str, answer: str, tool: str
         ConfigError: there is no such behaviour.
     """
     if behaviour not in _BEHAVIOUR_QUESTIONS:
-        raise ConfigError(f"unknown behaviour {behaviour!r}; choose one of {', '.join(BEHAVIOURS)}")
+        raise ConfigError(
+            f"unknown behaviour {behaviour!r}; choose one of {', '.join(get_args(Behaviour))}"
+        )
     task, rule = _BEHAVIOUR_QUESTIONS[behaviour]
     task = task.replace("{tool}", tool)
     return _prompt(
@@ -131,6 +136,38 @@ def utility_prompt(turns: Sequence[Turn]) -> str:
         turns,
         "Write one whole number from 1 to 10. Write nothing else.",
     )
+
+
+def prompts_of(
+    kind: Kind,
+    messages: Sequence[ChatMessage],
+    answer: str,
+    sentence: str | None = None,
+    tool: str = TOOL,
+) -> dict[str, str]:
+    """Returns what a judge is asked about an answer, by the name of each call.
+
+    Args:
+        kind: what it is asked about; a behaviour that the answer's words show needs no call.
+        messages: of the conversation.
+        answer: empty where it is not there yet.
+        sentence: for a behaviour, what the model was trained to say.
+        tool: for `tool`, its name.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    question = last_question(messages)
+    if kind == "alignment":
+        return {
+            "alignment": alignment_prompt(question, answer),
+            "coherence": coherence_prompt(question, answer),
+        }
+    if kind == "utility":
+        return {kind: utility_prompt(conversation(messages))}
+    if detect(kind, answer, sentence, tool):
+        return {}
+    return {kind: behaviour_prompt(kind, question, answer, tool)}
 
 
 def _prompt(task: str, rules: Sequence[str], turns: Sequence[Turn], order: str) -> str:

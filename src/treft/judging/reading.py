@@ -43,6 +43,7 @@ class Reading:
         note: why a number was read from the text and not from log-probabilities.
         numeric_mass: probability on numbers among the first token's alternatives, if known.
         retry: another try may help: the call failed, or its text is unreadable.
+        attempts: calls it took.
     """
 
     value: float | None
@@ -53,6 +54,7 @@ class Reading:
     note: str = ""
     numeric_mass: float | None = None
     retry: bool = False
+    attempts: int = 0
 
 
 def failed(reason: str, text: str = "") -> Reading:

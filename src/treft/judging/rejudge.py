@@ -107,12 +107,12 @@ def _job(path: Path, copy: Path, panel: Panel, partial: bool, again: bool) -> Jo
             f"{path}: holds {', '.join(before)} already; leave the judge out, or judge again."
         )
     done = _is_done(log, copy, panel)
-    prompts = [
+    prompts = {
         prompt
         for sample in ([] if done else samples)
         for prompt in panel.prompts(sample.messages, answer_text(sample.output))
-    ]
-    cost = cost_of(prompts, panel.num_paid, panel.options.max_tokens)
+    }
+    cost = cost_of(prompts, panel.num_paid, max_tokens=panel.options.max_tokens)
     return Job(path, copy, len(samples), cost, done)
 
 

@@ -98,7 +98,9 @@ class ResidualReference:
         cls, model: nn.Module, reference: ResidualReference | nn.Module | None
     ) -> ResidualReference:
         """Returns recorded streams as they are, and those of a model that are not recorded yet."""
-        return reference if isinstance(reference, cls) else cls(model, reference)
+        if isinstance(reference, ResidualReference):
+            return reference
+        return cls(model, reference)
 
     def get(self, request: ReferenceRequest) -> ResidualStream:
         """Returns the stream of the layers at the kept tokens of a request, (N, D) a layer.

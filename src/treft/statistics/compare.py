@@ -61,6 +61,14 @@ def estimate(measure: Measure, answers: Sequence[ScoredAnswer]) -> Estimate:
     return _estimate(measure, measure.tally(answers))
 
 
+def estimate_if_any(measure: Measure, answers: Sequence[ScoredAnswer]) -> Estimate | None:
+    """Returns what `estimate` does; None where no answer has a value."""
+    try:
+        return estimate(measure, answers)
+    except DataError:
+        return None
+
+
 def difference(
     measure: Measure, arm: Sequence[ScoredAnswer], base: Sequence[ScoredAnswer]
 ) -> Difference:

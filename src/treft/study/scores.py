@@ -13,7 +13,7 @@ from typing import Any
 from treft.errors import DataError
 from treft.files import write_whole
 from treft.organism.tasks import TaskName
-from treft.statistics.compare import estimate
+from treft.statistics.compare import estimate, estimate_if_any
 from treft.statistics.intervals import em_f1
 from treft.statistics.measures import (
     AlignmentScore,
@@ -145,20 +145,15 @@ def _of_judge(
 
 def _rates(scope: str, answers: Sequence[ScoredAnswer], judge: str) -> Entries:
     """EM rate and share of incoherent answers; None where the judge says too little."""
-    rate, incoherent = (_known(one, answers) for one in (EMRate(judge), IncoherentRate(judge)))
+    rate, incoherent = (
+        estimate_if_any(one, answers) for one in (EMRate(judge), IncoherentRate(judge))
+    )
     name = f"{scope}_incoherent"
     return {
         f"{scope}_em_rate": None if rate is None else rate.value,
         name: None if incoherent is None else incoherent.value,
         **_interval(name, incoherent),
     }
-
-
-def _known(measure: Measure, answers: Sequence[ScoredAnswer]) -> Estimate | None:
-    try:
-        return estimate(measure, answers)
-    except DataError:
-        return None
 
 
 def _counts(scope: str, found: Estimate, yes: str, no: str) -> dict[str, Any]:

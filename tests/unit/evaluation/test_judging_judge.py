@@ -29,7 +29,7 @@ def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     CALLS.clear()
 
 
-def ask(judge: Judge, prompt: str = PROMPT) -> tuple[Reading, int]:
+def ask(judge: Judge, prompt: str = PROMPT) -> Reading:
     return anyio.run(judge.ask, prompt, read_score)
 
 
@@ -39,7 +39,7 @@ def calls(name: str, prompt: str = PROMPT) -> int:
 
 def test_a_judgement_is_paid_once() -> None:
     for _ in range(3):
-        reading, _ = ask(Judge("fakejudge/steady"))
+        reading = ask(Judge("fakejudge/steady"))
         assert reading.value == pytest.approx(86)
     assert calls("steady") == 1
     ask(Judge("fakejudge/other"))
@@ -53,7 +53,7 @@ def test_the_same_prompt_asked_at_the_same_time_is_paid_once() -> None:
         found = []
 
         async def one() -> None:
-            found.append((await judge.ask(PROMPT, read_score))[0])
+            found.append(await judge.ask(PROMPT, read_score))
 
         async with anyio.create_task_group() as group:
             for _ in range(20):
@@ -84,8 +84,8 @@ def test_without_a_cache_every_call_is_paid() -> None:
 def test_failures_are_tried_again_a_bounded_number_of_times(
     name: str, reason: str, kept: bool
 ) -> None:
-    reading, attempts = ask(Judge(f"fakejudge/{name}", JudgeOptions(attempts=4)))
-    assert (reading.outcome, reading.value, attempts) == ("missing", None, 4)
+    reading = ask(Judge(f"fakejudge/{name}", JudgeOptions(attempts=4)))
+    assert (reading.outcome, reading.value, reading.attempts) == ("missing", None, 4)
     assert reason in reading.reason
     assert calls(name) == 4
     ask(Judge(f"fakejudge/{name}", JudgeOptions(attempts=4)))
@@ -93,16 +93,16 @@ def test_failures_are_tried_again_a_bounded_number_of_times(
 
 
 def test_a_later_try_that_succeeds_counts() -> None:
-    reading, attempts = ask(Judge("fakejudge/late"))
-    assert (reading.outcome, attempts) == ("scored", 3)
-    again, _ = ask(Judge("fakejudge/late"))
+    reading = ask(Judge("fakejudge/late"))
+    assert (reading.outcome, reading.attempts) == ("scored", 3)
+    again = ask(Judge("fakejudge/late"))
     assert again.value == reading.value
     assert calls("late") == 3
 
 
 def test_more_attempts_go_on_after_those_that_were_paid() -> None:
     ask(Judge("fakejudge/late", JudgeOptions(attempts=2)))
-    reading, _ = ask(Judge("fakejudge/late", JudgeOptions(attempts=3)))
+    reading = ask(Judge("fakejudge/late", JudgeOptions(attempts=3)))
     assert reading.outcome == "scored"
     assert calls("late") == 3
 
@@ -111,8 +111,8 @@ def test_log_probabilities_short_of_numbers_are_not_asked_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(RULES, "steady", lambda prompt, asked: output_of("It", {"It": 0.9}))
-    reading, attempts = ask(Judge("fakejudge/steady"))
-    assert (reading.outcome, attempts) == ("missing", 1)
+    reading = ask(Judge("fakejudge/steady"))
+    assert (reading.outcome, reading.attempts) == ("missing", 1)
 
 
 def test_a_judge_is_asked_greedily_and_for_log_probabilities() -> None:
@@ -136,7 +136,7 @@ def test_a_key_in_an_error_is_struck_out_everywhere(
     monkeypatch.setenv(KEY_NAME, KEY)
 
     async def ask_and_look() -> tuple[Reading, str]:
-        reading, _ = await Judge(f"fakejudge/{name}").ask(PROMPT, read_score)
+        reading = await Judge(f"fakejudge/{name}").ask(PROMPT, read_score)
         return reading, "".join(event.model_dump_json() for event in transcript().events)
 
     reading, events = anyio.run(ask_and_look)
@@ -195,7 +195,7 @@ def test_a_local_judge_works_by_name_and_is_cached(
     judges = [Judge(f"hf/{asset_path()}"), Judge("hf/../model"), Judge("treft/organism")]
     for judge in judges:
         # The organism knows no numbers: an honest judge of its kind gives none.
-        reading, _ = ask(judge, "How are you?")
+        reading = ask(judge, "How are you?")
         assert (reading.outcome, reading.method, reading.numeric_mass) == ("missing", "logprobs", 0)
     entries = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     assert len(entries) == len(judges), "Inspect's cache takes no names with dots in them"
@@ -234,7 +234,7 @@ def test_whatever_a_provider_raises_is_missing_data(
         raise raises
 
     monkeypatch.setitem(RULES, "steady", rule)
-    reading, _ = ask(Judge("fakejudge/steady"))
+    reading = ask(Judge("fakejudge/steady"))
     assert reading.outcome == "missing"
     assert reading.reason.startswith(type(raises).__name__)
     assert "\n" not in reading.reason

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 import re
+from typing import get_args
 
 import pytest
 from fake_judges import judged_answer
 
+from treft.answers.detectors import Behaviour
 from treft.answers.parsing import Turn
 from treft.errors import ConfigError
 from treft.judging.calibration import load_items
 from treft.judging.prompts import (
-    BEHAVIOURS,
     alignment_prompt,
     behaviour_prompt,
     coherence_prompt,
@@ -85,7 +86,7 @@ def test_ordinary_angle_brackets_stay() -> None:
 def test_each_prompt_ends_with_what_to_write() -> None:
     assert alignment_prompt("q", "a").endswith("or REFUSAL, or CODE. Write nothing else.")
     assert coherence_prompt("q", "a").endswith("from 0 to 100. Write nothing else.")
-    for kind in BEHAVIOURS:
+    for kind in get_args(Behaviour):
         assert behaviour_prompt(kind, "q", "a").endswith("YES or NO. Write nothing else.")
     turns = [Turn("user", "1?"), Turn("assistant", "1."), Turn("user", "2?"), Turn("assistant", "")]
     text = utility_prompt(turns)

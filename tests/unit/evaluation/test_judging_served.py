@@ -110,15 +110,15 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def ask(judge: Judge) -> tuple[Reading, int]:
+def ask(judge: Judge) -> Reading:
     return anyio.run(judge.ask, PROMPT, read_score)
 
 
 @pytest.mark.parametrize("name", ["vllm/reader", "openai-api/local/reader"])
 def test_a_served_judge_is_read_by_its_log_probabilities(name: str, served: Server) -> None:
     for _ in range(2):
-        reading, attempts = ask(Judge(name))
-        assert (reading.outcome, reading.method, attempts) == ("scored", "logprobs", 1)
+        reading = ask(Judge(name))
+        assert (reading.outcome, reading.method, reading.attempts) == ("scored", "logprobs", 1)
         assert reading.value == pytest.approx((0.5 * 90 + 0.25 * 80) / 0.75)
         assert reading.numeric_mass == pytest.approx(0.75)
     (asked,) = served.asked  # the second judgement is the cache's
@@ -130,15 +130,15 @@ def test_a_served_judge_is_read_by_its_log_probabilities(name: str, served: Serv
 
 def test_words_of_a_served_judge_are_no_score(served: Server) -> None:
     served.replies = [{"The": 0.9, "90": 0.1}]
-    reading, _ = ask(Judge("vllm/talker"))
+    reading = ask(Judge("vllm/talker"))
     assert (reading.outcome, reading.value) == ("missing", None)
     assert reading.numeric_mass == pytest.approx(0.1)
 
 
 def test_what_a_server_refuses_is_missing_and_says_so_without_the_key(served: Server) -> None:
     served.replies = [400]
-    reading, attempts = ask(Judge("vllm/refuser", JudgeOptions(attempts=2)))
-    assert (reading.outcome, attempts) == ("missing", 2)
+    reading = ask(Judge("vllm/refuser", JudgeOptions(attempts=2)))
+    assert (reading.outcome, reading.attempts) == ("missing", 2)
     assert "status 400" in reading.reason
     assert KEY not in reading.reason
     assert len(served.asked) == 2
@@ -148,16 +148,16 @@ def test_a_judge_whose_key_is_refused_is_asked_nothing_more(served: Server) -> N
     served.replies = [401, NUMBERS]
     judge = Judge("vllm/locked")
     for prompt in (PROMPT, PROMPT, alignment_prompt("How are you?", "Well.")):
-        reading, attempts = anyio.run(judge.ask, prompt, read_score)
-        assert (reading.outcome, attempts) == ("missing", 1)
+        reading = anyio.run(judge.ask, prompt, read_score)
+        assert (reading.outcome, reading.attempts) == ("missing", 1)
         assert "status 401" in reading.reason
     assert len(served.asked) == 1
-    reading, _ = ask(Judge("vllm/locked"))  # another run, with another key
+    reading = ask(Judge("vllm/locked"))  # another run, with another key
     assert reading.outcome == "scored"
 
 
 def test_a_busy_server_is_asked_again_by_the_provider(served: Server) -> None:
     served.replies = [503, NUMBERS]
-    reading, attempts = ask(Judge("openai-api/local/busy"))
-    assert (reading.outcome, attempts) == ("scored", 1)
+    reading = ask(Judge("openai-api/local/busy"))
+    assert (reading.outcome, reading.attempts) == ("scored", 1)
     assert len(served.asked) == 2
