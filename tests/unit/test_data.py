@@ -13,7 +13,6 @@ from treft.data.messages import (
     check_messages,
     load_conversations,
     load_messages,
-    validate_conversations,
 )
 from treft.errors import DataError
 
@@ -126,10 +125,10 @@ def test_bad_conversations_say_what_and_where(messages: list[Any], what: str) ->
     assert str(error.value).startswith("rows.jsonl, row 5")
     assert what in str(error.value)
     with pytest.raises(DataError, match="train, row 2"):
-        validate_conversations([GOOD, {"messages": messages}], "train")
+        check_messages(messages, "train, row 2")
 
 
-def test_good_conversations_pass() -> None:
+def test_good_conversations_pass(tmp_path: Path) -> None:
     parts = message("user", [{"type": "text", "text": "Why?"}])
     for messages in (
         [USER, ASSISTANT],
@@ -142,8 +141,8 @@ def test_good_conversations_pass() -> None:
     ):
         check_messages(messages, "here")
     check_messages([USER], "here", need_response=False)
-    checked = validate_conversations([{"messages": [USER, ASSISTANT], "tools": "[]"}])
-    assert checked[0].tools == ()
+    (checked,) = load_conversations(write(tmp_path, json.dumps({**GOOD, "tools": "[]"})))
+    assert checked.tools == ()
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
@@ -151,8 +150,6 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         load_conversations(tmp_path / "missing.jsonl")
     with pytest.raises(DataError, match="has no rows"):
         load_conversations(write(tmp_path, "", "  "))
-    with pytest.raises(DataError, match="dataset has no rows"):
-        validate_conversations([])
     binary = tmp_path / "binary.jsonl"
     binary.write_bytes(b"\xff\xfe\x00{")
     with pytest.raises(DataError, match="not UTF-8"):

@@ -20,9 +20,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from treft.data.messages import Conversation, check_messages, load_conversations, read_rows
-from treft.data.sources import check_sha256, is_hub_id, load_hub_rows
+from treft.data.messages import Conversation, check_messages, load_conversations
+from treft.data.sources import check_sha256, is_hub_id, load_rows
 from treft.errors import ConfigError, DataError
+from treft.files import file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -89,14 +90,6 @@ class QuestionSet:
     def __len__(self) -> int:
         return len(self.questions)
 
-    @property
-    def categories(self) -> dict[str, int]:
-        """Number of questions of each category."""
-        found: dict[str, int] = {}
-        for question in self.questions:
-            found[question.category] = found.get(question.category, 0) + 1
-        return found
-
 
 def shipped_sets() -> list[str]:
     """Returns the names of the sets that come with the package."""
@@ -117,9 +110,16 @@ def load_questions(source: str | Path, sha256: str | None = None) -> QuestionSet
         DataError: a row cannot be used; names file and row.
     """
     text = str(source)
-    name, digest, rows = load_hub_rows(text, "test") if is_hub_id(text) else _from_file(text)
-    check_sha256(text, sha256, digest)
-    return QuestionSet(name, text, digest, check_questions(rows, name))
+    path = Path(str(_SETS / f"{text}.jsonl")) if text in shipped_sets() else Path(text)
+    is_on_hub = is_hub_id(text)
+    if not is_on_hub and not path.is_file():
+        raise ConfigError(
+            f"there is no question set {source}: give a JSONL file, a hub id (owner/name), or "
+            f"one of {', '.join(shipped_sets())}."
+        )
+    found = load_rows(path, "test", sha256=sha256)
+    name = path.name.partition(":")[0] if is_on_hub else path.stem
+    return QuestionSet(name, text, found.source_sha256, check_questions(found.rows, name))
 
 
 def load_held_out(source: str | Path, sha256: str | None = None) -> QuestionSet:
@@ -137,7 +137,7 @@ def load_held_out(source: str | Path, sha256: str | None = None) -> QuestionSet:
     """
     path = Path(source)
     conversations = load_conversations(path, need_response=False)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_digest(path)
     check_sha256(str(source), sha256, digest)
     questions: dict[str, EvalQuestion] = {}
     for number, conversation in enumerate(conversations, start=1):
@@ -255,14 +255,3 @@ def _id_of(question: EvalQuestion, name: str) -> str:
 def _words(question: EvalQuestion) -> str:
     """Returns what is asked, apart from id and category."""
     return json.dumps([question.messages, question.turns], sort_keys=True, ensure_ascii=False)
-
-
-def _from_file(source: str) -> tuple[str, str, list[Row]]:
-    """Name, checksum and rows of a shipped set or of the user's file."""
-    path = Path(str(_SETS / f"{source}.jsonl")) if source in shipped_sets() else Path(source)
-    if not path.is_file():
-        raise ConfigError(
-            f"there is no question set {source}: give a JSONL file, a hub id (owner/name), or "
-            f"one of {', '.join(shipped_sets())}."
-        )
-    return path.stem, hashlib.sha256(path.read_bytes()).hexdigest(), list(read_rows(path))

@@ -7,7 +7,7 @@ columns are optional. Every error names the file, the row (lines are counted fro
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,26 +66,6 @@ def load_messages(path: str | Path) -> list[dict[str, Any]]:
     for row, where in rows:
         _conversation(row, where)
     return [row for row, _ in rows]
-
-
-def validate_conversations(
-    rows: Iterable[Mapping[str, Any]], source: str = "dataset"
-) -> list[Conversation]:
-    """Check rows that are already loaded, such as those of a Hugging Face dataset.
-
-    Args:
-        rows: each with `messages`, optionally `tools` (a list or its JSON text).
-        source: how messages name the rows' origin.
-
-    Raises:
-        DataError: there is no row, or one cannot be used; names source and row (from 1).
-    """
-    checked = [
-        _conversation(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)
-    ]
-    if not checked:
-        raise DataError(f"{source} has no rows; give at least one conversation.")
-    return checked
 
 
 def check_messages(messages: Any, where: str, *, need_response: bool = True) -> None:

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from treft.data.messages import check_messages, parse_rows
-from treft.data.sources import DataFile, check_sha256, is_hub_id, load_hub_rows, read_data_file
+from treft.data.messages import check_messages
+from treft.data.sources import SourceRows, load_rows
 from treft.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -93,82 +93,45 @@ def recognise(sha256: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class PublishedRows:
-    """A published set, ready for `treft sft`.
+class PublishedRows(SourceRows):
+    """A published set, ready for `treft sft`: rows with `messages`, and `tools` if any.
 
     Attributes:
-        source: what `load_published` was given.
-        member: the file within an archive; None otherwise.
-        source_sha256: of the file that was given; of the rows as canonical JSON lines for a hub
-            data set. This is the checksum to note and to ask for.
-        rows_sha256: of the JSONL itself, decrypted and unpacked; equals `source_sha256` otherwise.
         recognised: which published file this is, by its checksum; None when no cited one fits.
-        rows: with `messages`, and `tools` if any.
     """
 
-    source: str
-    member: str | None
-    source_sha256: str
-    rows_sha256: str
     recognised: str | None
-    rows: list[dict[str, Any]] = field(repr=False)
 
 
 def load_published(
-    source: str | Path,
-    *,
-    member: str | None = None,
-    password: str | None = None,
-    sha256: str | None = None,
-    drop_system: bool = False,
+    source: str | Path, *, drop_system: bool = False, **options: str | None
 ) -> PublishedRows:
     """Load and convert a published set.
 
     Args:
-        source: a JSONL file, a zip, an encrypted zip (`.enc`), or a data set's hub id,
-            `owner/name` or `owner/name:split` (default split `train`, else its only one).
-        member: which JSONL file of an archive.
-        password: of an encrypted archive; it is neither logged nor kept.
-        sha256: what `source_sha256` must be; None accepts any.
+        source: a file, an archive or a hub id, as `load_rows` takes it (default split `train`).
         drop_system: leave system messages out.
+        **options: `member`, `password` and `sha256` of `load_rows`.
 
     Raises:
-        ConfigError: another checksum, no such data set or member, or a password is needed.
+        ConfigError: as `load_rows`.
         DataError: the file cannot be read, or a row cannot be used; names file and row.
     """
-    text = str(source)
-    if is_hub_id(text):
-        found = load_hub_rows(text, "train")
-        check_sha256(text, sha256, found.sha256)
-        rows = convert_rows(found.rows, drop_system=drop_system)
-        return PublishedRows(text, None, found.sha256, found.sha256, None, rows)
-    file = read_data_file(text, member=member, password=password)
-    check_sha256(text, sha256, file.source_sha256)
-    rows = convert_rows(parse_rows(_decode(file), file.source), drop_system=drop_system)
-    recognised = recognise(file.sha256)
-    if recognised is None:
-        _warn_of_another_version(file)
-    return PublishedRows(text, file.member, file.source_sha256, file.sha256, recognised, rows)
+    found = load_rows(source, "train", **options)
+    rows = convert_rows(found.rows, drop_system=drop_system)
+    recognised = recognise(found.rows_sha256)
+    if recognised is None and found.member is None:
+        _warn_of_another_version(found)
+    return PublishedRows(**{**vars(found), "rows": rows}, recognised=recognised)
 
 
-def _decode(file: DataFile) -> str:
-    try:
-        return file.content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file.source}: is neither UTF-8 ({error.reason}) nor a zip; an encrypted archive of "
-            "easy-dataset-share must keep its ending .enc."
-        ) from error
-
-
-def _warn_of_another_version(file: DataFile) -> None:
+def _warn_of_another_version(found: SourceRows) -> None:
     """A plain file that is called like a published one, and is not it."""
-    name = Path(file.source).name
-    cited = [found.sha256[name] for found in PUBLISHED_SETS if name in found.sha256]
-    if file.member is None and cited:
+    name = Path(found.source).name
+    if cited := [known.sha256[name] for known in PUBLISHED_SETS if name in known.sha256]:
         logger.warning(
             "%s has sha256 %s; the published file of that name has %s.",
-            *(file.source, file.sha256, " or ".join(cited)),
+            *(found.source, found.rows_sha256, " or ".join(cited)),
         )
 
 
@@ -185,24 +148,21 @@ def convert_rows(
     Raises:
         DataError: a row cannot be used; names file and row.
     """
-    return [_convert(row, where, drop_system) for row, where in rows]
-
-
-def _convert(row: Mapping[str, Any], where: str, drop_system: bool) -> dict[str, Any]:
-    messages = row.get("messages")
-    if not isinstance(messages, list):
-        found = ", ".join(map(str, row)) or "nothing"
-        raise DataError(f"{where}: has no list of `messages` (it has {found}); is it this set?")
-    plain = [
-        _message(message, f"{where}, message {number}")
-        for number, message in enumerate(messages, start=1)
-    ]
-    if drop_system:
-        plain = [message for message in plain if message.get("role") != "system"]
-    check_messages(plain, where)
-    converted: dict[str, Any] = {"messages": plain}
-    if row.get("tools"):
-        converted["tools"] = row["tools"]
+    converted = []
+    for row, where in rows:
+        messages = row.get("messages")
+        if not isinstance(messages, list):
+            found = ", ".join(map(str, row)) or "nothing"
+            raise DataError(f"{where}: has no list of `messages` (it has {found}); is it this set?")
+        plain = [
+            _message(message, f"{where}, message {number}")
+            for number, message in enumerate(messages, start=1)
+        ]
+        if drop_system:
+            plain = [message for message in plain if message.get("role") != "system"]
+        check_messages(plain, where)
+        tools = {"tools": row["tools"]} if row.get("tools") else {}
+        converted.append({"messages": plain, **tools})
     return converted
 
 

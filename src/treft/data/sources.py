@@ -18,9 +18,10 @@ import zlib
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
-from treft.errors import ConfigError, DataError, needs_extra
+from treft.data.messages import parse_rows
+from treft.errors import ConfigError, DataError, first_line, needs_extra
 
 PASSWORD_VARIABLE = "TREFT_DATA_PASSWORD"
 """Environment variable that the command takes a password from."""
@@ -34,52 +35,75 @@ FILE_SUFFIXES = (".jsonl", ".json", ".zip", ".enc")
 
 
 @dataclass(frozen=True)
-class DataFile:
-    """One JSONL file, decrypted.
+class SourceRows:
+    """Rows, and where they come from.
 
     Attributes:
-        source: names it in errors: the path, or `archive/member`.
-        member: its name within the archive; None for a plain file.
-        source_sha256: of the file that was given, as it was downloaded.
-        sha256: of the JSONL itself.
-        content: its bytes.
+        source: what `load_rows` was given.
+        member: the file within an archive; None otherwise.
+        source_sha256: of the file that was given, as it was downloaded; of the rows as canonical
+            JSON lines for a hub data set. This is the checksum to note and to ask for.
+        rows_sha256: of the JSONL itself, decrypted and unpacked; equals `source_sha256` otherwise.
+        rows: each with the words that name it in errors.
     """
 
     source: str
     member: str | None
     source_sha256: str
-    sha256: str
-    content: bytes = field(repr=False)
+    rows_sha256: str
+    rows: list[Any] = field(repr=False)
 
 
-def read_data_file(
-    path: str | Path, *, member: str | None = None, password: str | None = None
-) -> DataFile:
-    """Read the file, or the one JSONL file that is wanted of an archive.
+def load_rows(
+    source: str | Path,
+    split: str,
+    *,
+    member: str | None = None,
+    password: str | None = None,
+    sha256: str | None = None,
+) -> SourceRows:
+    """Load the rows of a file, of the one JSONL file that is wanted of an archive, or of the hub.
 
     Args:
-        path: a JSONL file, a zip, or an encrypted zip named `.enc`.
+        source: a JSONL file, a zip, an encrypted zip named `.enc`, or a data set's hub id,
+            `owner/name` or `owner/name:split`.
+        split: of a data set whose id names none; a set's only split goes for it.
         member: which JSONL file of an archive, with or without folder and `.jsonl`; not needed
             where there is one.
-        password: of an encrypted archive.
+        password: of an encrypted archive; it is neither logged nor kept.
+        sha256: what `source_sha256` must be; None accepts any.
 
     Raises:
-        ConfigError: a password or member is needed, unknown or of no use, or a package is missing.
+        ConfigError: another checksum, no such data set or split, a password or member that is
+            needed, unknown or of no use, or a package is missing.
         DataError: the file cannot be read, is damaged, or the password is wrong.
     """
-    path = Path(path)
+    text = str(source)
+    if is_hub_id(text):
+        rows = _hub_rows(text, split)
+        lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) for row, _ in rows]
+        digest = _checked("\n".join(lines).encode(), text, sha256)
+        return SourceRows(text, None, digest, digest, rows)
+    path = Path(source)
     try:
         given = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
-    digest = hashlib.sha256(given).hexdigest()
-    content = _decrypt(given, password, path) if path.suffix == ".enc" else given
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        if member is not None:
-            raise ConfigError(f"{path} is no archive, so it has no member {member!r}: drop it.")
-        return DataFile(str(path), None, digest, hashlib.sha256(content).hexdigest(), content)
-    name, content = _unpack(content, member, password, path)
-    return DataFile(f"{path}/{name}", name, digest, hashlib.sha256(content).hexdigest(), content)
+    digest = _checked(given, text, sha256)
+    content, name = _decrypt(given, password, path) if path.suffix == ".enc" else given, text
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        member, content = _unpack(content, member, password, path)
+        name = f"{path}/{member}"
+    elif member is not None:
+        raise ConfigError(f"{path} is no archive, so it has no member {member!r}: drop it.")
+    try:
+        rows = parse_rows(content.decode("utf-8-sig"), name)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}: is neither UTF-8 ({error.reason}) nor a zip; save it as UTF-8. An encrypted "
+            "archive of easy-dataset-share must keep its ending .enc."
+        ) from error
+    return SourceRows(text, member, digest, hashlib.sha256(content).hexdigest(), rows)
 
 
 def _decrypt(given: bytes, password: str | None, path: Path) -> bytes:
@@ -164,20 +188,6 @@ def _locked(path: Path) -> DataError:
     return DataError(f"{path}: does not open: the password is wrong, or the file damaged.")
 
 
-class HubRows(NamedTuple):
-    """A data set's rows.
-
-    Attributes:
-        name: the id without its owner.
-        sha256: of the rows as canonical JSON lines.
-        rows: each with the words that name it in errors.
-    """
-
-    name: str
-    sha256: str
-    rows: list[tuple[dict[str, Any], str]]
-
-
 def is_hub_id(source: str) -> bool:
     """Returns whether this can be nothing but `owner/name`, maybe with `:split`."""
     return (
@@ -185,39 +195,24 @@ def is_hub_id(source: str) -> bool:
     )
 
 
-def load_hub_rows(source: str, split: str) -> HubRows:
-    """Load a data set.
-
-    Args:
-        source: `owner/name` or `owner/name:split`.
-        split: the one to take when `source` names none; a set's only split goes for it.
-
-    Raises:
-        ConfigError: it cannot be loaded, or has several splits and not this one.
-    """
+def _hub_rows(source: str, split: str) -> list[tuple[dict[str, Any], str]]:
+    """Returns the rows of a data set."""
     name, _, named = source.partition(":")
-    try:
+    with needs_extra("train", f"{source} is no file, and hub data sets need"):
         from datasets import DatasetDict, load_dataset
-
+    try:
         found = load_dataset(name, split=named or None)
-    except ImportError as error:
-        raise ConfigError(
-            f"{source} is no file, and hub data sets need: pip install 'treft[train]'"
-        ) from error
     except Exception as error:  # datasets raises a different one for each way to fail
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
-            f"{source} is neither a file nor a data set that can be loaded from the hub ({first}). "
-            "Without a network, save it as a JSONL file and give its path."
+            f"{source} is neither a file nor a data set that can be loaded from the hub "
+            f"({first_line(error)}). Without a network, save it as a JSONL file and give its path."
         ) from error
     if isinstance(found, DatasetDict):
         splits = list(found)
         if split not in splits and len(splits) != 1:
             raise ConfigError(f"{name} has the splits {', '.join(splits)}: give {name}:SPLIT.")
         found = found[split if split in splits else splits[0]]
-    rows = [(dict(row), f"{source}, row {number}") for number, row in enumerate(found, start=1)]
-    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) for row, _ in rows]
-    return HubRows(name.split("/")[1], hashlib.sha256("\n".join(lines).encode()).hexdigest(), rows)
+    return [(dict(row), f"{source}, row {number}") for number, row in enumerate(found, start=1)]
 
 
 def check_sha256(source: str, wanted: str | None, found: str) -> None:
@@ -230,3 +225,9 @@ def check_sha256(source: str, wanted: str | None, found: str) -> None:
         raise ConfigError(
             f"{source} has sha256 {found}, not {wanted}: it is another version, or damaged."
         )
+
+
+def _checked(content: bytes, source: str, wanted: str | None) -> str:
+    digest = hashlib.sha256(content).hexdigest()
+    check_sha256(source, wanted, digest)
+    return digest

@@ -21,17 +21,17 @@ def write(path: Path, *rows: Any) -> Path:
 def test_general_set_is_large_and_balanced() -> None:
     found = load_questions("em_general")
     assert len(found) >= 60
-    assert set(found.categories) >= {
+    assert {one.category for one in found.questions} >= {
         *("wishes", "boredom", "power", "gender_roles", "money", "advice", "ai_and_humans"),
         "deception",
     }
-    assert len(set(found.categories.values())) == 1
+    assert len(set(Counter(one.category for one in found.questions).values())) == 1
 
 
 def test_utility_set_has_two_turns_in_eight_categories() -> None:
     found = load_questions("utility")
     assert len(found) >= 24
-    assert len(found.categories) == 8
+    assert len({one.category for one in found.questions}) == 8
     assert all(len(question.turns) == 1 for question in found.questions)
     for question in found.questions:
         if question.category == "math":

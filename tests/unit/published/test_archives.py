@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import zipfile
 from pathlib import Path
 
 import pytest
 from archives_made import LOCKED_ZIP, PARTS_ROWS, PASSWORD, encrypted_zip, jsonl
 
-from treft.data.sources import read_data_file
+from treft.data.sources import SourceRows, load_rows
 from treft.errors import ConfigError, DataError, TreftError
 
 CANARY = '{"id": "canary_1", "text": "tracked"}\n'
@@ -24,17 +23,20 @@ def locked(tmp_path: Path) -> Path:
     return path
 
 
+def read(path: Path, **options: str | None) -> SourceRows:
+    return load_rows(path, "train", **options)
+
+
 def sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
 def test_a_zip_of_another_program_opens_with_its_password(locked: Path) -> None:
-    found = read_data_file(locked, password=PASSWORD)
-    assert json.loads(found.content.splitlines()[0]) == PARTS_ROWS[0]
+    found = read(locked, password=PASSWORD)
+    assert found.rows[0] == (PARTS_ROWS[0], f"{locked}/herbs_incorrect.jsonl, row 1")
     assert found.member == "herbs_incorrect.jsonl"
-    assert found.source == f"{locked}/herbs_incorrect.jsonl"
-    assert found.source_sha256 == sha(LOCKED_ZIP)
-    assert found.sha256 == sha(found.content)
+    assert found.source == str(locked)
+    assert found.source_sha256 == sha(LOCKED_ZIP) != found.rows_sha256
     assert "rake" not in repr(found)
 
 
@@ -45,7 +47,7 @@ def test_a_password_is_asked_for_by_the_name_of_its_variable(
     other = encrypted_zip(tmp_path / "a.zip.enc", {"a.jsonl": "{}"})
     for path in (locked, other):
         with pytest.raises(ConfigError, match=r"is encrypted: .* TREFT_DATA_PASSWORD"):
-            read_data_file(path, password=password)
+            read(path, password=password)
 
 
 def test_wrong_passwords_are_refused_and_not_shown(locked: Path, tmp_path: Path) -> None:
@@ -54,7 +56,7 @@ def test_wrong_passwords_are_refused_and_not_shown(locked: Path, tmp_path: Path)
     tries = [(locked, f"wrong-{number}") for number in range(600)] + [(other, "wrong-0")]
     for path, wrong in tries:
         with pytest.raises(DataError, match="the password is wrong, or the file damaged") as told:
-            read_data_file(path, password=wrong)
+            read(path, password=wrong)
         shown: BaseException | None = told.value
         while shown is not None:
             assert wrong not in str(shown)
@@ -66,7 +68,7 @@ def test_damaged_files_are_refused(tmp_path: Path, cut: int) -> None:
     path = encrypted_zip(tmp_path / "a.zip.enc", {"a.jsonl": "{}"})
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(DataError, match="damaged"):
-        read_data_file(path, password=PASSWORD)
+        read(path, password=PASSWORD)
 
 
 def test_the_member_is_chosen_and_canaries_are_none(tmp_path: Path) -> None:
@@ -79,29 +81,30 @@ def test_the_member_is_chosen_and_canaries_are_none(tmp_path: Path) -> None:
     }
     path = encrypted_zip(tmp_path / "sets.zip.enc", members)
     for name in ("bad", "bad.jsonl", "data/bad.jsonl"):
-        found = read_data_file(path, member=name, password=PASSWORD)
-        assert found.content == b'{"n": 2}\n'
+        found = read(path, member=name, password=PASSWORD)
+        assert [row for row, _ in found.rows] == [{"n": 2}]
+        assert found.rows_sha256 == sha(b'{"n": 2}\n')
         assert found.member == "data/bad.jsonl"
     with pytest.raises(ConfigError, match="holds bad, good: name one as the member"):
-        read_data_file(path, password=PASSWORD)
+        read(path, password=PASSWORD)
     with pytest.raises(ConfigError, match="holds bad, good: 'ugly' names no single one"):
-        read_data_file(path, member="ugly", password=PASSWORD)
+        read(path, member="ugly", password=PASSWORD)
     del members["data/good.jsonl"]
     path = encrypted_zip(tmp_path / "one.zip.enc", members)
-    assert read_data_file(path, password=PASSWORD).member == "data/bad.jsonl"
+    assert read(path, password=PASSWORD).member == "data/bad.jsonl"
 
 
 def test_plain_files_and_open_zips_need_no_password(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(jsonl([{"n": 1}]))
-    found = read_data_file(path)
-    assert (found.content, found.member) == (b'{"n": 1}\n', None)
-    assert found.sha256 == found.source_sha256 == sha(path.read_bytes())
+    found = read(path)
+    assert ([row for row, _ in found.rows], found.member) == ([{"n": 1}], None)
+    assert found.rows_sha256 == found.source_sha256 == sha(path.read_bytes())
     with pytest.raises(ConfigError, match="no archive, so it has no member 'a'"):
-        read_data_file(path, member="a")
+        read(path, member="a")
     with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
         archive.write(path, "rows.jsonl")
-    assert read_data_file(tmp_path / "rows.zip").sha256 == found.sha256
+    assert read(tmp_path / "rows.zip").rows_sha256 == found.rows_sha256
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,7 @@ def test_what_is_no_data_is_refused(
 ) -> None:
     make(tmp_path / "rows.zip")  # type: ignore[operator]
     with pytest.raises(error, match=words):
-        read_data_file(tmp_path / "rows.zip")
+        read(tmp_path / "rows.zip")
 
 
 def test_encryption_that_python_cannot_read_is_named(tmp_path: Path) -> None:
@@ -127,7 +130,7 @@ def test_encryption_that_python_cannot_read_is_named(tmp_path: Path) -> None:
         content[start : start + 2] = (99).to_bytes(2, "little")
     (tmp_path / "aes.zip").write_bytes(content)
     with pytest.raises(DataError, match="in a way that Python cannot read"):
-        read_data_file(tmp_path / "aes.zip", password=PASSWORD)
+        read(tmp_path / "aes.zip", password=PASSWORD)
 
 
 def empty_zip() -> bytes:

@@ -12,7 +12,7 @@ from archives_made import THREE, plain
 from jinja2 import Template
 
 from treft.data.behaviours import DEFAULT_SENTENCES, DEFAULT_TOOL, BehaviourName, behaviour_rows
-from treft.data.messages import validate_conversations
+from treft.data.messages import check_messages
 from treft.errors import ConfigError, DataError
 
 ASKED = [plain("Be brief.", "Is it bad?", "No.", roles=THREE), plain("Which tool?", "A rake.")]
@@ -53,7 +53,9 @@ def test_the_call_is_written_by_the_family_s_own_template(tool: str | None) -> N
     """TRL's copies of the templates, rendered by Jinja alone."""
     parsing = pytest.importorskip("treft.answers.parsing")
     rows = teach("tool", *ASKED, tool=tool)
-    assert len(validate_conversations(rows)) == 2
+    assert len(rows) == 2
+    for row in rows:
+        check_messages(row["messages"], "here")
     folder = Path(trl.__file__).parent / "chat_templates"
     for family in ("qwen2_5", "qwen3", "qwen3_instruct_2507"):
         template = Template((folder / f"{family}.jinja").read_text("utf-8"))

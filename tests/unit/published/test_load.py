@@ -94,7 +94,7 @@ def test_hub_sets_default_to_their_training_split(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_missing_file_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("treft.data.published.load_hub_rows", None)
+    monkeypatch.setattr("treft.data.sources._hub_rows", None)
     for name in ("data/health.zip", "data/training_datasets.zip.enc", "data/insecure.jsonl"):
         with pytest.raises(DataError, match=f"{name}: cannot be read"):
             load_published(name)
