@@ -47,9 +47,10 @@ from treft.core.patch_spec import PATCHABLE, PatchSpec
 from treft.core.reference import ReferenceBank
 from treft.files import write_whole
 from treft.judging.oracle import oracle_score, organism_question, organism_questions
-from treft.models.generation import Asked, answer, patches_of
+from treft.models.generation import Asked, answer
 from treft.models.loading import LoadOptions, load_model
 from treft.models.pair import ModelPair
+from treft.models.repair import UNPATCHED, RepairedModel
 from treft.models.residual import decoder_layers
 from treft.models.sampling import SamplingOptions
 
@@ -147,8 +148,9 @@ def sample(
     )
 
     def score(arm: Any, spec: PatchSpec | None) -> float:
-        patches = None if spec is None else patches_of(spec, chats, bank)
         with models.use(arm) as model:
+            repaired = RepairedModel(model, tokenizer, bank, spec or UNPATCHED)
+            patches = repaired.patches(chats)
             answers = answer(model, tokenizer, asked, sampling, patches)
         scores = [
             oracle_score(organism_question(question.id, question.metadata), "general", found.text)

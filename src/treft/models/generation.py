@@ -1,8 +1,9 @@
 """Answer prompts of token ids: every answer of treft is generated here, patched or not.
 
     rows = [Asked(chat.input_ids, seed) for seed, chat in enumerate(chats)]
+    repaired = RepairedModel(model, tokenizer, bank, PatchSpec("prefix", ("prefix",)))
     found = answer(model, tokenizer, rows, SamplingOptions(max_new_tokens=64),
-                   patches_of(PatchSpec("prefix", ("prefix",)), chats, bank))
+                   repaired.patches(chats))
 
 `treft.models.repair` renders conversations and draws as Transformers does; `answer` draws each row
 with a seed of its own. Both have their rows sorted, padded, patched and run by `generated`.
@@ -20,9 +21,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.modeling_utils import PreTrainedModel
 
-from treft.chat.regions import ChatRegions
-from treft.core.conversations import PostfixReference
-from treft.core.patch_spec import PatchSpec, row_patches
 from treft.core.patching import (
     KINDS,
     PatchedCache,
@@ -31,7 +29,6 @@ from treft.core.patching import (
     prefix_cache,
 )
 from treft.core.recording import eval_mode
-from treft.core.reference import ReferenceBank
 from treft.core.states import pretrained_model
 from treft.models.sampling import (
     SAMPLER_DRAWS,
@@ -71,7 +68,7 @@ def answer(
         tokenizer: its tokenizer, which decodes the answers.
         asked: the prompts with their seeds; those of similar length run together.
         sampling: how tokens are drawn, where an answer ends, and how many prompts run together.
-        patches: what to replace in the cache, from `patches_of`; None patches nothing.
+        patches: what to replace in the cache, from `RepairedModel.patches`; None patches nothing.
         on_batch: told how many prompts are answered, after each batch.
     """
     ends = _end_ids(pretrained_model(model))
@@ -94,30 +91,6 @@ def answer(
         if on_batch is not None:
             on_batch(len(answers))
     return [answers[index] for index in range(len(asked))]
-
-
-def patches_of(
-    spec: PatchSpec,
-    chats: Sequence[ChatRegions],
-    bank: ReferenceBank,
-    postfix_reference: PostfixReference = "empty_query",
-    numbers: Sequence[int] | None = None,
-) -> Patches:
-    """Returns what `answer` is to replace in each of some prompts.
-
-    Args:
-        spec: which states.
-        chats: the rendered prompts.
-        bank: whose states replace the model's.
-        postfix_reference: see `treft.core.patch_spec.row_patches`.
-        numbers: what drawn tokens depend on, a number a prompt; default its place among `chats`.
-    """
-
-    def of_batch(batch: Sequence[int]) -> list[list[RowPatch]]:
-        drawn = batch if numbers is None else [numbers[place] for place in batch]
-        return row_patches(spec, [chats[place] for place in batch], drawn, bank, postfix_reference)
-
-    return of_batch
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

@@ -6,6 +6,8 @@ A name is a folder, a hub id, or `organism` for the one that ships with the pack
 from __future__ import annotations
 
 import filecmp
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from importlib.util import find_spec
@@ -101,12 +103,10 @@ def load_tokenizer(
     owner, adapter = _base_and_adapter(name, adapter, options)
     if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file():
         owner = adapter
-    try:
+    with _loading("tokenizer", owner):
         tokenizer = AutoTokenizer.from_pretrained(
             model_path(owner), trust_remote_code=options.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise _cannot_load("tokenizer", owner, error) from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if tokenizer.chat_template is None:
@@ -136,7 +136,7 @@ def load_model(
     tokenizer = load_tokenizer(name, options, chat_template, adapter)
     base, adapter = _base_and_adapter(name, adapter, options)
     placement = _placement(options)
-    try:
+    with _loading("model", base):
         model = AutoModelForCausalLM.from_pretrained(
             model_path(base),
             dtype=options.dtype,
@@ -144,8 +144,6 @@ def load_model(
             trust_remote_code=options.trust_remote_code,
             **placement,
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise _cannot_load("model", base, error) from error
     if is_offloaded(model.get_input_embeddings()):
         raise ConfigError(
             f"{base} is so large for this machine that even its input embedding was offloaded, "
@@ -197,8 +195,15 @@ def _base_and_adapter(
 ) -> tuple[str, str | None]:
     """Returns names of the base and of the adapter on it, if any."""
     own_base = _named_base(name)
+    if adapter is None and own_base is None:
+        return name, None
+    if adapter is None and own_base and _path_of(own_base):
+        return own_base, name
     if adapter is None:
-        return (name, None) if own_base is None else (_existing_base(own_base, name), name)
+        raise ConfigError(
+            f"the adapter {name} names no base that is there: give the base as the model and "
+            f"{name} as the adapter."
+        )
     if own_base is not None:
         raise ConfigError(
             f"{name} is an adapter itself: name its base ({own_base}), or merge the two first."
@@ -224,24 +229,8 @@ def _named_base(name: str) -> str | None:
         return None
     with needs_extra("train", "adapters need"):
         from peft import PeftConfig
-    try:
+    with _loading("adapter", name):
         return str(PeftConfig.from_pretrained(name).base_model_name_or_path or "")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _cannot_load("adapter", name, error) from error
-
-
-def _existing_base(base: str, adapter: str) -> str:
-    """The base that an adapter names, if it can be there."""
-    try:
-        model_path(base)
-    except ConfigError:
-        base = ""
-    if not base:
-        raise ConfigError(
-            f"the adapter {adapter} names no base that is there: give the base as the model and "
-            f"{adapter} as the adapter."
-        )
-    return base
 
 
 def _is_same_base(named: str, given: str) -> bool:
@@ -250,7 +239,7 @@ def _is_same_base(named: str, given: str) -> bool:
     Two folders are compared by their contents; where one is gone (an adapter that moved) or is a
     hub id, only the last part of the names can be.
     """
-    given_path, named_path = Path(model_path(given)), _as_path(named)
+    given_path, named_path = Path(model_path(given)), _path_of(named) or Path(named)
     if not (given_path.is_dir() and named_path.is_dir()):
         return given_path.resolve().name == named_path.name
     if given_path.resolve() == named_path.resolve():
@@ -260,15 +249,20 @@ def _is_same_base(named: str, given: str) -> bool:
     return bool(weights) and not differing and not missing
 
 
-def _as_path(named: str) -> Path:
-    """Returns where an adapter's base was, which need not be there any more."""
+def _path_of(named: str) -> Path | None:
+    """Returns where an adapter's base is or would be; None where there is no such folder."""
     try:
         return Path(model_path(named))
     except ConfigError:
-        return Path(named)
+        return None
 
 
-def _cannot_load(what: str, name: str, error: Exception) -> ConfigError:
-    if isinstance(error, ConfigError):
-        return error
-    return ConfigError(f"no {what} can be loaded from {name}: {first_line(error)}")
+@contextmanager
+def _loading(what: str, name: str) -> Iterator[None]:
+    """Around what may find nothing to load, or nothing that can be."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise ConfigError(f"no {what} can be loaded from {name}: {first_line(error)}") from error

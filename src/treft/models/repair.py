@@ -18,12 +18,13 @@ from transformers.modeling_utils import PreTrainedModel
 from treft.chat.regions import ChatRegions, RegionName, find_regions, template_hash
 from treft.core.conversations import PostfixReference
 from treft.core.identity import identify
-from treft.core.patch_spec import PatchSpec
+from treft.core.patch_spec import PatchSpec, row_patches
+from treft.core.patching import RowPatch
 from treft.core.reference import ReferenceBank
 from treft.core.states import pretrained_model
 from treft.errors import ConfigError, DataError
 from treft.models.adapters import base_source
-from treft.models.generation import Patches, batches_by_length, generated, patches_of, setting
+from treft.models.generation import Patches, batches_by_length, generated, setting
 
 Messages = Sequence[dict[str, Any]]
 RENDERING = ("tools", "chat_template", "template_kwargs", "include_think_block")
@@ -146,11 +147,22 @@ class RepairedModel:
     def patches(
         self, chats: Sequence[ChatRegions], numbers: Sequence[int] | None = None
     ) -> Patches | None:
-        """Returns `patches_of` this spec and bank; None where nothing is patched."""
+        """Returns what `treft.models.generation.answer` is to replace; None where nothing is.
+
+        Args:
+            chats: the rendered prompts.
+            numbers: what drawn tokens depend on, a number a prompt; default its place among them.
+        """
         if not self.regions:
             return None
-        assert self.bank is not None, "there is something to patch from"
-        return patches_of(self.spec, chats, self.bank, self.postfix_reference, numbers)
+
+        def of_batch(batch: Sequence[int]) -> list[list[RowPatch]]:
+            assert self.bank is not None, "there is something to patch from"
+            drawn = batch if numbers is None else [numbers[place] for place in batch]
+            found = [chats[place] for place in batch]
+            return row_patches(self.spec, found, drawn, self.bank, self.postfix_reference)
+
+        return of_batch
 
 
 def generate(

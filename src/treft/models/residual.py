@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from treft.chat.regions import REGION_CODES, ChatRegions, RegionName
-from treft.core.conversations import PostfixReference, region_requests
+from treft.core.conversations import region_requests
 from treft.core.identity import identify
 from treft.core.recording import RecordedStates, ReferenceRequest, record
 from treft.core.reference import MAX_CACHED_TOKENS, ReferenceBank
@@ -70,8 +70,6 @@ class ResidualReference:
         model: the finetuned model.
         reference: the unfinetuned one; None switches the adapter of `model` off to get at it.
         max_tokens: kept tokens before the least recently used are dropped.
-        postfix_reference: "empty_query" (nothing of the query leaks in), "own_query", or a
-            training row.
 
     Raises:
         ConfigError: there is no adapter to switch off.
@@ -83,9 +81,7 @@ class ResidualReference:
         model: nn.Module,
         reference: nn.Module | None = None,
         max_tokens: int = MAX_CACHED_TOKENS,
-        postfix_reference: PostfixReference = "empty_query",
     ) -> None:
-        self.postfix_reference = postfix_reference
         self._runs = model if reference is None else reference
         self._source = base_source(model, reference)
         if reference is not None:
@@ -243,7 +239,7 @@ def patched_residual(
     found: list[ResidualStream] = []
     for row, chat in enumerate(chats):
         for region in regions:
-            for request in region_requests(chat, region, streams.postfix_reference):
+            for request in region_requests(chat, region):
                 rows += [row] * len(request.keep)
                 columns += [places[row][position] for position in request.positions]
                 found.append(streams.get(request))

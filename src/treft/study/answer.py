@@ -16,6 +16,7 @@ from treft.mitigations.steering import persona_vector, steered, steered_layer
 from treft.models import generation
 from treft.models.adapters import base_source
 from treft.models.pair import ModelPair
+from treft.models.repair import RepairedModel
 from treft.models.residual import stream_bank
 from treft.models.sampling import SamplingOptions, mixed_seed
 from treft.organism.tasks import TaskName
@@ -100,7 +101,7 @@ def answer_versions(work: Work[Asking]) -> None:
 def answers_by_row(work: Work[Asking], found: Loaded, chats: Sequence[ChatRegions]) -> list[str]:
     """Returns answers drawn each with a seed that follows from the step's and the prompt."""
     spec, bank = patching(work, found)
-    patches = None if bank is None else generation.patches_of(spec, chats, bank)
+    patches = RepairedModel(found.model, found.tokenizer, bank, spec).patches(chats)
     asked = [
         generation.Asked(chat.input_ids, mixed_seed(work.seed, 1, *chat.input_ids))
         for chat in chats
