@@ -177,9 +177,9 @@ def _response_means(
         raise DataError("a row of the steering contrast has no response: drop it.")
     for indices in batches_by_length([chat.input_ids for chat in chats], CONTRAST_BATCH):
         batch = [chats[index] for index in indices]
-        rows = padded(model, tokenizer, [chat.input_ids for chat in batch], None)
+        given = padded(model, tokenizer, [chat.input_ids for chat in batch], None)
         with plain_forward(model), residual_stream(model) as streams:
-            model(**rows.inputs, logits_to_keep=1)
+            model(**given.inputs, logits_to_keep=1)
         for hidden, chat in zip(streams[layer], batch, strict=True):
             own = hidden[-len(chat.input_ids) :]  # the rest is padding
             found.append(own[chat.positions("response")].float().mean(0))
