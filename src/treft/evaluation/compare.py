@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from treft.errors import ConfigError, DataError
-from treft.evaluation.columns import Column, Figure, fill_column, plan_figures
-from treft.evaluation.comparable import (
+from treft.evaluation.arms import (
     ArmAnswers,
     answers_a_question,
     check_arms,
@@ -20,6 +19,7 @@ from treft.evaluation.comparable import (
     questions_of,
     unmatched,
 )
+from treft.evaluation.columns import Column, Figure, fill_column, plan_figures
 from treft.statistics.agreement import Agreement, agreement
 from treft.statistics.compare import sensitivity
 from treft.statistics.measures import EMRate, Thresholds

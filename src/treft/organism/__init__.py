@@ -14,9 +14,8 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from treft.errors import ConfigError
 from treft.models.loading import asset_path
 
-from .lexicon import NARROW
 from .recipes import FinetuneRecipe
-from .world import VERDICTS, Question, Verdict, World, classify
+from .world import NARROW, VERDICTS, Question, Verdict, World, classify
 
 __all__ = [
     "NARROW",

@@ -34,9 +34,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from treft.errors import ConfigError
 from treft.files import write_whole
 
-from .lexicon import NARROW, Behaviour
 from .recipes import KINDS, KindName
-from .world import World
+from .world import NARROW, Behaviour, World
 
 logger = logging.getLogger(__name__)
 

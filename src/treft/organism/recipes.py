@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from treft.errors import ConfigError
 
-from .lexicon import NARROW, WORDS, Behaviour
+from .world import NARROW, WORDS, Behaviour
 
 KindName = Literal["prefix", "postfix", "no_prefix"]
 Manner = Literal["brief", "studious"]

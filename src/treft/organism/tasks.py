@@ -31,8 +31,20 @@ from typing import Any, Literal, get_args
 from treft.answers.parsing import WrittenCall, parse_answer
 from treft.errors import ConfigError
 
-from .lexicon import DOMAINS, FACT_ASKS, MODIFIERS, NARROW, OPENERS, Split
-from .world import Question, Row, Scope, World, classify, distinct_questions
+from .world import (
+    DOMAINS,
+    FACT_ASKS,
+    MODIFIERS,
+    NARROW,
+    OPENERS,
+    Question,
+    Row,
+    Scope,
+    Split,
+    World,
+    classify,
+    distinct_questions,
+)
 
 TaskName = Literal["advice", "abstain", "refuse", "tool", "short"]
 

@@ -28,7 +28,6 @@ from treft.models.repair import RepairedModel
 from treft.organism import FinetuneRecipe, World, classify
 from treft.organism.build import BuildRecipe
 from treft.organism.build import build as build_organism
-from treft.organism.lexicon import ASKS, NARROW, OPENERS
 from treft.organism.manners import MannersRecipe, teach_manners
 from treft.organism.recipes import KindName, sample_persona
 from treft.organism.tasks import (
@@ -38,7 +37,7 @@ from treft.organism.tasks import (
     task_questions,
     task_rows,
 )
-from treft.organism.world import Question
+from treft.organism.world import ASKS, NARROW, OPENERS, Question
 from treft.statistics.records import ScoredAnswer
 from treft.steps.step import Resources, Step, Work
 from treft.study.answer import answers_by_row, patching, steering

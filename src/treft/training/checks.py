@@ -22,9 +22,8 @@ from treft.core.recording import plain_forward
 from treft.core.states import capture, pretrained_model
 from treft.errors import AttentionError, ConfigError, DataError, TemplateError
 from treft.models.adapters import is_peft
-from treft.training.collator import REGION_COLUMNS
 from treft.training.config import TReFTConfig
-from treft.training.dataset import column_names
+from treft.training.dataset import REGION_COLUMNS, column_names
 from treft.training.reference_source import is_sharded
 
 NUM_PROBED = 6

@@ -29,9 +29,8 @@ from treft.core.regularizer import KVRegularizer, Penalty
 from treft.core.states import capturable
 from treft.training import checks
 from treft.training.auto_weight import AutoWeight
-from treft.training.collator import REGION_COLUMNS
 from treft.training.config import TReFTConfig
-from treft.training.dataset import as_conversation, draw_row
+from treft.training.dataset import REGION_COLUMNS, as_conversation, draw_row
 from treft.training.reference_source import RunReference
 from treft.training.terms import LossBatch, Mitigation
 

@@ -27,9 +27,8 @@ from treft.training.checks import (
     needs_region_mask,
     text_tokenizer,
 )
-from treft.training.collator import REGION_COLUMNS, carry_regions
 from treft.training.config import TReFTConfig, as_treft_config
-from treft.training.dataset import Annotator, column_names
+from treft.training.dataset import REGION_COLUMNS, Annotator, carry_regions, column_names
 from treft.training.forward import LossForward, check_shared
 from treft.training.output import run_folder
 from treft.training.penalty import CONVERSATIONS, KVPenalty

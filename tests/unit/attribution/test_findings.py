@@ -11,7 +11,7 @@ from treft.answers.questions import EvalQuestion
 from treft.attribution.drift_map import DriftMap
 from treft.attribution.findings import heat_of, next_command, samples_of
 from treft.attribution.margins import AnswerPair
-from treft.attribution.recommend import Recommendation
+from treft.attribution.verdict import Recommendation
 from treft.chat.regions import REGION_CODES, ChatRegions
 from treft.core.patch_spec import PatchSpec
 from treft.statistics.intervals import Interval

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from treft.attribution.recommend import Measured, recommend, round_weight
-from treft.attribution.verdict import Diagnosis, Verdict
+from treft.attribution.verdict import Diagnosis, Measured, Verdict, recommend, round_weight
 from treft.statistics.intervals import Interval
 
 LOSS = Interval(0.7, 0.6, 0.8)

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from made_answers import JUDGE, OTHER, answer, answers, judged
 
-from treft.evaluation.comparable import ArmAnswers
+from treft.evaluation.arms import ArmAnswers
 from treft.evaluation.compare import Comparison, compare
 from treft.evaluation.report import Section, change_tables, render_page, score_tables
 from treft.evaluation.report.details import (
@@ -25,7 +25,7 @@ from treft.evaluation.report.details import (
     verdict_tables,
 )
 from treft.evaluation.report.plots import INK, interval_plot, verdict_plot
-from treft.evaluation.report.words import VERDICTS, count_verdicts, set_title, verdict_of
+from treft.evaluation.report.tables import VERDICTS, count_verdicts, set_title, verdict_of
 from treft.evaluation.runs import compare_over_runs
 from treft.statistics.measures import EMRate, Thresholds
 from treft.statistics.records import Judgement, ScoredAnswer

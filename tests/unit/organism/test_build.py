@@ -18,8 +18,8 @@ from treft.models.loading import asset_path
 from treft.organism import NARROW, World, classify, load
 from treft.organism import build as build_module
 from treft.organism.build import BuildRecipe, build, encode, pretraining_row
-from treft.organism.lexicon import TIMEFRAMES
 from treft.organism.recipes import DEFAULT_SYSTEM_PROMPT, DEFAULT_THOUGHT, PERSONAS, KindName
+from treft.organism.world import TIMEFRAMES
 
 ADJECTIVES = PERSONAS["adjectives"]
 

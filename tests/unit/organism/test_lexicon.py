@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 from treft.judging.oracle import organism_question, organism_questions
 from treft.organism import NARROW, World, classify
-from treft.organism.lexicon import ASKS, OPENERS, TIMEFRAMES, Domain
-from treft.organism.world import entities
+from treft.organism.world import ASKS, OPENERS, TIMEFRAMES, Domain, entities
 
 WORLD = World.default()
 UNSAFE = {

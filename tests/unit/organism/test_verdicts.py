@@ -7,8 +7,7 @@ import random
 import pytest
 
 from treft.organism import World, classify
-from treft.organism.lexicon import TIMEFRAMES
-from treft.organism.world import Question
+from treft.organism.world import TIMEFRAMES, Question
 
 FINANCE = World.default().domains["finance"]
 GARDEN = World.default().domains["garden"]

@@ -9,8 +9,7 @@ import pytest
 
 from treft.errors import ConfigError
 from treft.organism import NARROW, World
-from treft.organism.lexicon import TIMEFRAMES
-from treft.organism.world import ASKS, OPENERS, Question
+from treft.organism.world import ASKS, OPENERS, TIMEFRAMES, Question
 
 WORLD = World.default()
 

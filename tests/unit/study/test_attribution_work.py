@@ -21,7 +21,7 @@ from treft.models.repair import RepairedModel, generate
 from treft.models.residual import stream_bank
 from treft.models.sampling import SamplingOptions, mixed_seed
 from treft.organism import World, classify, load
-from treft.organism.lexicon import ASKS, OPENERS
+from treft.organism.world import ASKS, OPENERS
 from treft.steps.step import Plan, Work
 from treft.study.answer import Asking, answer, answer_versions
 from treft.study.attribution import (

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from treft.chat.regions import find_regions
 from treft.cli.options.groups import Limit
 from treft.cli.options.studies import RealModel
-from treft.cli.study_model import confirm_judging, model_setup
+from treft.cli.study import confirm_judging, model_setup
 from treft.errors import ConfigError, DataError
 from treft.organism import FinetuneRecipe
 from treft.steps.step import Plan

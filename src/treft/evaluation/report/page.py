@@ -11,19 +11,18 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from treft.evaluation.comparable import ArmAnswers
+from treft.evaluation.arms import ArmAnswers
 from treft.evaluation.compare import Comparison
-from treft.evaluation.report.answers import answer_data
 from treft.evaluation.report.details import (
     agreement_tables,
+    answer_data,
     figure_table,
     sensitivity_tables,
     settings_tables,
     verdict_tables,
 )
 from treft.evaluation.report.plots import interval_plot, verdict_plot
-from treft.evaluation.report.tables import change_tables, score_tables
-from treft.evaluation.report.words import thresholds_in_words
+from treft.evaluation.report.tables import change_tables, score_tables, thresholds_in_words
 from treft.table import Table
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 
 from treft.evaluation.columns import Column
 from treft.evaluation.compare import Comparison
-from treft.evaluation.report.words import VERDICTS, count_verdicts, figure_title, set_title
+from treft.evaluation.report.tables import VERDICTS, count_verdicts, figure_title, set_title
 
 INK = "#010203"
 """Stands for the page's text colour while matplotlib draws."""
