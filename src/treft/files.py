@@ -1,4 +1,4 @@
-"""Read text; write files whole or not at all; tell files by their contents."""
+"""Read text; write files whole or not at all; values as JSON has them; digests of files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +36,21 @@ def write_whole(path: Path, text: str) -> None:
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSONL file, whole: one object a line."""
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def as_json(value: Any) -> Any:
+    """Returns results as JSON has them: an object's fields by name, unless it has a `to_dict`."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if hasattr(value, "_asdict"):
+        return as_json(value._asdict())
+    if is_dataclass(value):
+        return {each.name: as_json(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(each) for each in value]
+    return value
 
 
 def read_text(path: Path) -> str:

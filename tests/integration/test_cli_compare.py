@@ -14,6 +14,7 @@ from made_answers import JUDGE, OTHER, answer, answers, judged, write_log
 
 from treft.cli import main
 from treft.evaluation.arms import ArmAnswers, question_set
+from treft.files import as_json
 from treft.judging.oracle import oracle_judgement
 from treft.statistics.compare import difference, estimate
 from treft.statistics.measures import AlignmentScore, EMRate
@@ -68,7 +69,7 @@ def test_json_holds_the_statistics_figures(
     }
     general = by_name["alignment_score", "general", JUDGE]
     expected = estimate(AlignmentScore(JUDGE), GOOD)
-    assert general["results"]["base"] == json.loads(json.dumps(expected.to_dict()))
+    assert general["results"]["base"] == json.loads(json.dumps(as_json(expected)))
     assert general["results"]["base"]["counts"]["missing"] == 1
     change = difference(EMRate(JUDGE), BAD, GOOD)
     written = by_name["em_rate", "general", JUDGE]["changes"]["sft"]

@@ -12,12 +12,12 @@ from typing import Any
 
 from treft.attribution.drift_map import DriftMap
 from treft.attribution.margins import AnswerPair
-from treft.attribution.tables import as_json
 from treft.attribution.verdict import Diagnosis, Recommendation
 from treft.attribution.weights import KEY_VALUE_PROJECTIONS, adapter_scales
 from treft.chat.regions import REGION_CODES, ChatRegions
 from treft.core.patch_spec import PatchSpec
 from treft.errors import ConfigError
+from treft.files import as_json
 from treft.models.pair import ModelPair
 from treft.statistics.intervals import Interval
 

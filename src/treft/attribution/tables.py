@@ -12,7 +12,7 @@ Shapes: Q questions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -22,6 +22,7 @@ from treft.attribution.grid import BASE, FINETUNED, UNPERTURBED, Cell
 from treft.attribution.grid_run import Answered, Scored
 from treft.attribution.options import PerturbOptions
 from treft.errors import DataError
+from treft.files import as_json
 from treft.models.pair import ARMS, Arm
 from treft.statistics.compare import adjusted, difference, estimate
 from treft.statistics.intervals import Interval
@@ -36,21 +37,6 @@ from treft.statistics.measures import (
 )
 from treft.statistics.records import ScoredAnswer
 from treft.statistics.results import Difference, Estimate
-
-
-def as_json(value: Any) -> Any:
-    """Returns a figure or a table as JSON has it: intervals by name, keys as text."""
-    if isinstance(value, (Estimate, Difference, OwnStates, PatchRow)):
-        return value.to_dict()
-    if isinstance(value, Interval):
-        return value._asdict()
-    if is_dataclass(value):
-        return {each.name: as_json(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): as_json(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_json(each) for each in value]
-    return value
 
 
 @dataclass(frozen=True)

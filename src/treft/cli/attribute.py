@@ -23,11 +23,11 @@ from treft.attribution.options import (
 )
 from treft.attribution.scoring import panel_for
 from treft.attribution.table_words import patches_in_words, perturbations_in_words, to_markdown
-from treft.attribution.tables import as_json, patch_table, perturb_table
+from treft.attribution.tables import patch_table, perturb_table
 from treft.cli.options.attribution import GridCommand, Patch, Perturb
 from treft.cli.output import emit, interruptible, progress_bars, stdout_aside
 from treft.cli.pairs import how, load_pair, read_questions, tokenizer_of
-from treft.files import write_whole
+from treft.files import as_json, write_whole
 from treft.table import Table
 
 

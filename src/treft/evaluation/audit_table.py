@@ -12,6 +12,7 @@ from typing import Any
 from treft.errors import DataError
 from treft.evaluation.audit import CONDITION
 from treft.evaluation.conditions import DEFAULT
+from treft.files import as_json
 from treft.statistics.compare import adjusted, difference, estimate_if_any
 from treft.statistics.measures import (
     AlignmentScore,
@@ -68,14 +69,6 @@ class Cell:
             mark = f" {FLAG}" if self.flagged else " ?" if self.silent else ""
             lines.append(f"base {_moved(above)} {p_in_words(above.p_holm)}{mark}")
         return lines
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON has them."""
-        figures = {
-            name: None if (found := getattr(self, name)) is None else found.to_dict()
-            for name in ("em_rate", "alignment", "change", "above_base")
-        }
-        return {**asdict(self), **figures}
 
 
 @dataclass(frozen=True)
@@ -178,7 +171,7 @@ class AuditTable:
                 if arm != self.base
             },
             "cells": [
-                self.cells[condition, arm].to_dict()
+                as_json(self.cells[condition, arm])
                 for condition in self.conditions
                 for arm in self.arms
             ],

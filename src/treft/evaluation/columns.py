@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from treft.errors import DataError
 from treft.evaluation.arms import GENERAL, IN_DOMAIN, ArmAnswers, question_sets
+from treft.files import as_json
 from treft.statistics.compare import (
     Arm,
     adjusted,
@@ -130,8 +131,8 @@ class Column:
             "question_set": self.figure.question_set,
             "seen_by": self.figure.seen_by,
             "better": self.figure.better,
-            "results": {label: found.to_dict() for label, found in self.results.items()},
-            "changes": {label: found.to_dict() for label, found in self.changes.items()},
+            "results": as_json(self.results),
+            "changes": as_json(self.changes),
             "absent": dict(self.absent),
         }
 

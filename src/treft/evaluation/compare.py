@@ -20,6 +20,7 @@ from treft.evaluation.arms import (
     unmatched,
 )
 from treft.evaluation.columns import Column, Figure, fill_column, plan_figures
+from treft.files import as_json
 from treft.statistics.agreement import Agreement, agreement
 from treft.statistics.compare import sensitivity
 from treft.statistics.measures import EMRate, Thresholds
@@ -73,12 +74,9 @@ class Comparison:
             "thresholds": asdict(self.thresholds),
             "intervals": self.intervals,
             "arms": {arm.label: _arm_dict(arm) for arm in self.arms},
-            "figures": [column.to_dict() for column in self.columns],
-            "sensitivity": {
-                name: {label: [row.to_dict() for row in rows] for label, rows in arms.items()}
-                for name, arms in self.sensitivity.items()
-            },
-            "agreement": {name: found.to_dict() for name, found in self.agreements.items()},
+            "figures": as_json(self.columns),
+            "sensitivity": as_json(self.sensitivity),
+            "agreement": as_json(self.agreements),
             "notes": list(self.notes),
         }
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,10 +86,6 @@ class Agreement:
     alpha_scores: Coefficient
     pairs: tuple[PairAgreement, ...]
     caution: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON has them."""
-        return asdict(self)
 
 
 def agreement(

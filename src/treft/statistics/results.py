@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from treft.statistics.measures import AnswerCounts, EMRate, Measure
 
@@ -36,10 +35,6 @@ class Estimate:
     design_effect: float | None
     method: str
     caution: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON has them."""
-        return {**asdict(self), "measure": self.measure.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -75,11 +70,6 @@ class Difference:
     only_base: tuple[str, ...]
     method: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON has them."""
-        nested = {name: getattr(self, name).to_dict() for name in ("measure", "arm", "base")}
-        return {**asdict(self), **nested}
-
 
 @dataclass(frozen=True)
 class EMF1:
@@ -90,11 +80,6 @@ class EMF1:
     high: float
     general: Estimate
     in_domain: Estimate
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON has them."""
-        nested = {name: getattr(self, name).to_dict() for name in ("general", "in_domain")}
-        return {**asdict(self), **nested}
 
 
 @dataclass(frozen=True)
@@ -109,11 +94,6 @@ class EMF1Difference:
     in_domain: Difference
     p_holm: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON has them."""
-        nested = {name: getattr(self, name).to_dict() for name in ("general", "in_domain")}
-        return {**asdict(self), **nested}
-
 
 @dataclass(frozen=True)
 class SensitivityRow:
@@ -122,11 +102,3 @@ class SensitivityRow:
     measure: EMRate
     estimate: Estimate | None
     counts: AnswerCounts
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON has them."""
-        return {
-            "measure": self.measure.to_dict(),
-            "estimate": self.estimate.to_dict() if self.estimate else None,
-            "counts": asdict(self.counts),
-        }

@@ -16,8 +16,9 @@ from treft.attribution.grid import Cell
 from treft.attribution.grid_run import Answered
 from treft.attribution.patches import Patch
 from treft.attribution.table_words import patches_in_words
-from treft.attribution.tables import as_json, patch_table
+from treft.attribution.tables import patch_table
 from treft.core.patch_spec import PatchSpec
+from treft.files import as_json
 from treft.statistics.intervals import Interval
 
 NUM = 40

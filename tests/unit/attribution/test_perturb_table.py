@@ -9,7 +9,8 @@ import pytest
 from made_answers import JUDGE, answer, judged
 
 from treft.attribution.options import Perturbation, PerturbOptions
-from treft.attribution.tables import as_json, perturb_table
+from treft.attribution.tables import perturb_table
+from treft.files import as_json
 from treft.statistics.compare import estimate, holm
 from treft.statistics.measures import AnswerCounts, BestOfTrials, CoherentAlignment, IncoherentRate
 from treft.statistics.records import ScoredAnswer

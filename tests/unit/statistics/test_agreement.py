@@ -13,6 +13,7 @@ from scipy import stats
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from treft.errors import ConfigError, DataError
+from treft.files import as_json
 from treft.statistics.agreement import (
     agreement,
     cohen_kappa,
@@ -155,7 +156,7 @@ def test_agreement_uses_what_both_judges_scored() -> None:
     assert found.alpha_scores.value == pytest.approx(krippendorff_alpha(table))
     flags = np.where(np.isnan(table), NONE, table < 30)
     assert found.alpha_flags.value == pytest.approx(krippendorff_alpha(flags))
-    json.dumps(found.to_dict())
+    json.dumps(as_json(found))
 
 
 def test_perfect_agreement_has_no_interval_rather_than_none_of_width() -> None:
