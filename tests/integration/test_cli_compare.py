@@ -13,7 +13,8 @@ from inspect_ai.model import GenerateConfig
 from made_answers import JUDGE, OTHER, answer, answers, judged, write_log
 
 from treft.cli import main
-from treft.evaluation.arms import ArmAnswers, question_set
+from treft.evaluation.comparable import ArmAnswers
+from treft.evaluation.logged_arms import question_set
 from treft.files import as_json
 from treft.judging.oracle import oracle_judgement
 from treft.statistics.compare import difference, estimate

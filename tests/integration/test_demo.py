@@ -14,7 +14,7 @@ from here import Here
 
 from treft.cli import main
 from treft.errors import ConfigError
-from treft.evaluation.arms import ArmAnswers
+from treft.evaluation.comparable import ArmAnswers
 from treft.files import new_output
 from treft.judging.oracle import oracle_judgement
 from treft.models.repair import generate

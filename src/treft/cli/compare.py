@@ -16,7 +16,7 @@ from treft.cli.options.judging import Compare
 from treft.cli.output import emit
 from treft.errors import ConfigError
 from treft.evaluation import compare as comparing
-from treft.evaluation.arms import doubts, read_arms
+from treft.evaluation.logged_arms import doubts, read_arms
 from treft.evaluation.report import change_tables, render_page, score_tables
 from treft.files import new_output, write_whole
 from treft.statistics.measures import Thresholds

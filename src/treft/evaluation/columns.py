@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from treft.errors import DataError
-from treft.evaluation.arms import GENERAL, IN_DOMAIN, ArmAnswers, question_sets
+from treft.evaluation.comparable import GENERAL, IN_DOMAIN, ArmAnswers, question_sets
 from treft.files import as_json
 from treft.statistics.compare import (
     Arm,

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from treft.errors import ConfigError, DataError
-from treft.evaluation.arms import (
+from treft.evaluation.columns import Column, Figure, fill_column, plan_figures
+from treft.evaluation.comparable import (
     ArmAnswers,
     answers_a_question,
     check_arms,
@@ -19,7 +20,6 @@ from treft.evaluation.arms import (
     questions_of,
     unmatched,
 )
-from treft.evaluation.columns import Column, Figure, fill_column, plan_figures
 from treft.files import as_json
 from treft.statistics.agreement import Agreement, agreement
 from treft.statistics.compare import sensitivity

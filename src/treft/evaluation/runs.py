@@ -15,8 +15,8 @@ import numpy as np
 from scipy import stats
 
 from treft.errors import DataError
-from treft.evaluation.arms import ArmAnswers, check_arms, common_judges
 from treft.evaluation.columns import Change, Column, Figure, Result, plan_figures
+from treft.evaluation.comparable import ArmAnswers, check_arms, common_judges
 from treft.evaluation.compare import Comparison, misalign_draws
 from treft.statistics.compare import adjusted
 from treft.statistics.intervals import over_runs

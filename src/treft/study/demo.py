@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from treft.chat.regions import RegionName, find_regions
 from treft.errors import ConfigError
-from treft.evaluation.arms import GENERAL, IN_DOMAIN, ArmAnswers
+from treft.evaluation.comparable import GENERAL, IN_DOMAIN, ArmAnswers
 from treft.files import write_whole
 from treft.models.loading import asset_path
 from treft.organism import VERDICTS, FinetuneRecipe

@@ -11,8 +11,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from treft.errors import ConfigError, DataError
-from treft.evaluation.arms import ArmAnswers
 from treft.evaluation.columns import Column
+from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.compare import Comparison, compare
 from treft.evaluation.runs import compare_over_runs
 from treft.judging.oracle import oracle_judgement

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from made_answers import JUDGE, OTHER, answer, answers, judged
 
-from treft.evaluation.arms import ArmAnswers
+from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.compare import Comparison, compare
 from treft.evaluation.report import Section, change_tables, render_page, score_tables
 from treft.evaluation.report.details import (

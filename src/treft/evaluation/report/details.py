@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from treft.evaluation.arms import ArmAnswers, question_sets
 from treft.evaluation.columns import Column
+from treft.evaluation.comparable import ArmAnswers, question_sets
 from treft.evaluation.compare import Comparison
 from treft.evaluation.report.tables import (
     VERDICTS,

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from treft.evaluation.arms import ArmAnswers
+from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.compare import Comparison
 from treft.evaluation.report.details import (
     agreement_tables,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from treft.evaluation.arms import GENERAL, IN_DOMAIN
 from treft.evaluation.columns import Change, Column, Figure, Result
+from treft.evaluation.comparable import GENERAL, IN_DOMAIN
 from treft.evaluation.compare import Comparison
 from treft.statistics.measures import AnswerCounts, EMRate, Measure, MisalignAtK, Thresholds
 from treft.statistics.records import Judgement, ScoredAnswer
