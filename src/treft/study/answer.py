@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from treft.chat.regions import ChatRegions, RegionName
+from treft.chat.regions import ChatRegions
 from treft.core.patch_spec import PatchSpec
-from treft.core.patching import StateKind
 from treft.core.reference import ReferenceBank
 from treft.data.messages import read_rows
 from treft.files import write_rows
@@ -21,7 +20,7 @@ from treft.models.residual import stream_bank
 from treft.models.sampling import SamplingOptions, mixed_seed
 from treft.organism.tasks import TaskName
 from treft.steps.step import Work
-from treft.study.protocol import Split
+from treft.study.protocol import Handling, Split
 from treft.study.subject import Loaded, Subject, loaded
 
 PROMPTS, ANSWERS = "prompts.jsonl", "answers.jsonl"
@@ -29,7 +28,7 @@ PROMPTS, ANSWERS = "prompts.jsonl", "answers.jsonl"
 
 
 @dataclass(frozen=True)
-class Asking:
+class Asking(Handling):
     """Questions of one scope, and what is done to the model meanwhile.
 
     Attributes:
@@ -43,16 +42,8 @@ class Asking:
         max_new_tokens: Cap of an answer.
         enable_thinking: Template variable; None leaves it unset.
         task: What was taught.
-        patch: Regions that get the unfinetuned model's keys and values.
-        num_positions: Number of each of them, drawn at random; None for all.
-        kinds: Keys, values or both.
-        window: Tokens [start, end) of the region alone; None for all.
-        stream_layer: Patch the residual stream of the prefix at this layer instead of keys and
-            values in all layers; None for these.
         system_prompt: Of the questions; None for the template's default.
-        alpha: Of W0 + α ΔW.
-        steering: Coefficient of the persona vector that is taken away; 0 for none.
-        domains: Of the rows that it is taken from.
+        domains: Of the rows that a persona vector is taken from.
         row_seeds: Each of an organism's answers is drawn with a seed of its own, so that answers
             with and without a patch are paired; else a batch has one.
     """
@@ -67,14 +58,7 @@ class Asking:
     max_new_tokens: int
     enable_thinking: bool | None = None
     task: TaskName = "advice"
-    patch: tuple[RegionName, ...] = ()
-    num_positions: int | None = None
-    kinds: tuple[StateKind, ...] = ("key", "value")
-    window: tuple[int, int] | None = None
-    stream_layer: int | None = None
     system_prompt: str | None = None
-    alpha: float = 1.0
-    steering: float = 0.0
     domains: tuple[str, ...] = ()
     row_seeds: bool = False
 

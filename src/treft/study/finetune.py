@@ -12,27 +12,25 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from treft.chat.regions import RegionName
 from treft.files import write_whole
 from treft.mitigations.interleave import Interleave
 from treft.mitigations.registry import MITIGATIONS, make
 from treft.mitigations.steering import steered_layer
 from treft.mitigations.system_prompt import under
 from treft.models.loading import load_model
-from treft.organism.tasks import TaskName
 from treft.steps.step import Work
+from treft.study.protocol import Teaching
 from treft.study.subject import ADAPTER, MODEL, Rows, Subject, model_name
 from treft.training import TReFTConfig, TReFTTrainer
-from treft.training.config import States
 from treft.training.terms import Mitigation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class Finetune:
-    """One finetune; fields as in `treft.study.protocol.Method` and the subject's recipe.
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Teaching):
+    """One finetune; the other fields are those of the subject's recipe.
 
     What the method does not use is at its default, so that equal finetunes of two studies are one
     step.
@@ -40,15 +38,12 @@ class Finetune:
     Attributes:
         subject: is finetuned.
         domain: that questions in the domain will be of.
-        domains: of the rows.
         interleaved_share: of the rows; 0 without interleaving.
         kv_weight: λ, or auto to hold `kv_budget`; 0 without held regions.
-        answer_system: system prompt of use, for `prompt_split`.
     """
 
     subject: Subject
     domain: str
-    domains: tuple[str, ...]
     num_rows: int | None
     max_steps: int
     batch_size: int
@@ -63,18 +58,9 @@ class Finetune:
     share_prefix: bool = True
     lora_target_modules: str = "all-linear"
     lora_target_parameters: str = ""
-    task: TaskName = "advice"
-    system_prompt: str | None = None
-    interleave: str = "none"
     interleaved_share: float = 0.0
-    held: tuple[RegionName, ...] = ()
     kv_weight: float | Literal["auto"] = 0.0
     kv_budget: float | None = None
-    kv_states: States = "both"
-    mitigation: str = ""
-    strength: float = 0.0
-    answer_system: str | None = None
-    is_full: bool = False
 
 
 def finetune(work: Work[Finetune]) -> None:

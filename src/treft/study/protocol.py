@@ -103,65 +103,82 @@ class StudyConfig:
             raise ConfigError(f"organism folders share a name ({', '.join(names)}); rename one.")
 
 
-@dataclass(frozen=True)
-class Method:
-    """How a finetune is made and asked; the defaults are a plain finetune that answers as it is.
-
-    One row of a study's table, on whatever subject. Methods that differ only in how they are asked
-    (`patch` and below) share their finetune.
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """How a finetune is made, apart from numbers of a recipe; the default is plain SFT on advice.
 
     Attributes:
-        is_base: there is no finetune at all.
-        domain: that is trained on, and asked about in-domain; None for the recipe's.
         task: what the rows teach; asked about with its own questions, scored by its detector.
-        domains: of the rows, where they are of several; empty for `domain`.
+        domains: of the rows, where they are of several.
         system_prompt: of the rows.
         interleave: where careful rows come from: none, narrow, general, all, or a domain.
-        interleaved_share: of the rows; None for the recipe's.
         held: regions that TReFT holds.
-        kv_weight: λ; None for the recipe's.
         kv_states: that are held.
         mitigation: by name, of `treft.mitigations.registry`.
         strength: its number.
-        learning_rate: None for the recipe's.
-        step_share: of the recipe's steps, for an organism; a real model is trained for its recipe's
-            epochs.
         is_full: all weights are trained.
+        answer_system: system prompt of use.
+    """
+
+    task: TaskName = "advice"
+    domains: tuple[str, ...] = ()
+    system_prompt: str | None = None
+    interleave: str = "none"
+    held: tuple[RegionName, ...] = ()
+    kv_states: Literal["both", "key", "value"] = "both"
+    mitigation: str = ""
+    strength: float = 0.0
+    is_full: bool = False
+    answer_system: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handling:
+    """What is done to a model while it answers; the default is nothing.
+
+    Attributes:
         patch: regions that get the unfinetuned model's keys and values.
         num_positions: of each patched region, drawn at random; None for all.
         kinds: that are patched: keys, values or both.
         window: tokens [start, end) of the patched region alone; None for all.
         stream_layer: the residual stream of the prefix is patched at this layer, instead of keys
             and values in all layers.
-        answer_system: system prompt of the questions.
-        alpha: the change of weights that is kept.
+        alpha: of W0 + α ΔW, the change of weights that is kept.
         steering: coefficient of the persona vector that is taken away.
-        scopes: of the questions.
     """
 
-    is_base: bool = False
-    domain: str | None = None
-    task: TaskName = "advice"
-    domains: tuple[str, ...] = ()
-    system_prompt: str | None = None
-    interleave: str = "none"
-    interleaved_share: float | None = None
-    held: tuple[RegionName, ...] = ()
-    kv_weight: float | None = None
-    kv_states: Literal["both", "key", "value"] = "both"
-    mitigation: str = ""
-    strength: float = 0.0
-    learning_rate: float | None = None
-    step_share: float = 1.0
-    is_full: bool = False
     patch: tuple[RegionName, ...] = ()
     num_positions: int | None = None
     kinds: tuple[StateKind, ...] = ("key", "value")
     window: tuple[int, int] | None = None
     stream_layer: int | None = None
-    answer_system: str | None = None
     alpha: float = 1.0
     steering: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Teaching, Handling):
+    """One row of a study's table, on whatever subject: a finetune, and how it is asked.
+
+    Methods that differ in their `Handling` alone share their finetune.
+
+    Attributes:
+        is_base: there is no finetune at all.
+        domain: that is trained on, and asked about in-domain; None for the recipe's.
+        interleaved_share: of the rows; None for the recipe's.
+        kv_weight: λ; None for the recipe's.
+        learning_rate: None for the recipe's.
+        step_share: of the recipe's steps, for an organism; a real model is trained for its recipe's
+            epochs.
+        scopes: of the questions.
+    """
+
+    is_base: bool = False
+    domain: str | None = None
+    interleaved_share: float | None = None
+    kv_weight: float | None = None
+    learning_rate: float | None = None
+    step_share: float = 1.0
     scopes: tuple[Scope, ...] = ("general", "in_domain")
 
 
