@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from treft.core.drift import HeldToken, HeldTokens, drift_by_part, token_drift
+from treft.core.drift import HeldToken, HeldTokens, token_drift
 
 
 def test_a_token_is_one_vector_over_all_heads() -> None:
@@ -43,28 +43,28 @@ def test_low_precision_states_are_compared_in_float32() -> None:
 
 
 def test_tokens_of_one_list_are_averaged_by_part() -> None:
-    reference = torch.ones(2, 1, 2, 1)  # keys and values of two reference tokens, one head
-    states = torch.tensor([[[[2.0], [1.0], [4.0]]], [[[3.0], [0.0], [1.0]]]])
+    reference = torch.ones(1, 2, 1)  # two reference tokens, one head
+    states = torch.zeros(2, 1, 3, 1)
+    states[0, 0, 2], states[0, 0, 1], states[1, 0, 0] = 2.0, 1.0, 4.0
     tokens = HeldTokens.of(
-        [HeldToken(0, 0, 0, 0.5, 0), HeldToken(0, 1, 1, 0.5, 0), HeldToken(1, 0, 0, 1.0, 1)],
+        [HeldToken(0, 2, 0, 0.5, 0), HeldToken(0, 1, 1, 0.5, 0), HeldToken(1, 0, 0, 1.0, 1)],
         num_parts=2,
         device=torch.device("cpu"),
     )
-    assert drift_by_part(states, reference, tokens).tolist() == [[0.5, 9.0], [2.5, 0.0]]
+    assert tokens.drift(states, reference).tolist() == [0.5, 9.0]
 
 
-def test_taken_tokens_pass_their_gradient_on_and_save_nothing() -> None:
+def test_gradient_reaches_the_held_tokens_alone() -> None:
     states = torch.randn(2, 3, 5, 4, requires_grad=True)
+    reference = torch.randn(3, 2, 4)
     tokens = HeldTokens.of(
-        [HeldToken(1, 4, 0, 1.0, 0), HeldToken(0, 2, 1, 1.0, 0)], 1, torch.device("cpu")
+        [HeldToken(1, 4, 1, 0.5, 0), HeldToken(0, 2, 0, 1.0, 0)], 1, torch.device("cpu")
     )
-    saved: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda found: saved.append(found), lambda _: _):
-        taken = tokens.take(states)
-    assert not saved
-    assert torch.equal(taken, torch.stack([states[1, :, 4], states[0, :, 2]], dim=1))
-    factor = torch.randn(3, 2, 4)
-    (taken * factor).sum().backward()
+    tokens.drift(states, reference).sum().backward()
     expected = torch.zeros(2, 3, 5, 4)
-    expected[1, :, 4], expected[0, :, 2] = factor[:, 0], factor[:, 1]
-    assert torch.equal(states.grad, expected)
+    with torch.no_grad():
+        for (row, column), known, share in (((1, 4), 1, 0.5), ((0, 2), 0, 1.0)):
+            moved = states[row, :, column] - reference[:, known]
+            norm = reference[:, known].square().sum()
+            expected[row, :, column] = 2 * share * moved / norm
+    torch.testing.assert_close(states.grad, expected)

@@ -296,6 +296,45 @@ def test_checkpointing_does_not_change_the_gradient(
         torch.testing.assert_close(other[key], gradient)
 
 
+def test_each_forward_is_replayed_with_its_own_tokens(tiny_model: TinyModel) -> None:
+    """Two batches of unlike length, whose backward passes come after both forwards, in turn."""
+    batches = [padded(CHATS[:1]), padded(CHATS[1:])]
+
+    def gradients(checkpointing: bool) -> list[Tensor]:
+        model = lora(tiny_model("llama")).train()
+        if checkpointing:
+            model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        regularizer = KVRegularizer(model, ReferenceBank(adapter_off(model)), weight=2.0)
+        losses = [measure(model, regularizer, batch).weighted for batch in batches]
+        for loss in losses:
+            loss.backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    for mine, theirs in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_checkpointing_keeps_no_held_token_between_the_passes(tiny_model: TinyModel) -> None:
+    def num_saved(weight: float) -> int:
+        model = lora(tiny_model("llama")).train()
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+        regularizer = KVRegularizer(model, ReferenceBank(adapter_off(model)), weight=weight)
+        saved: list[Tensor] = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            saved.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            penalty = measure(model, regularizer, padded(CHATS))
+        assert penalty.raw.requires_grad == (weight > 0)
+        return sum(tensor.numel() for tensor in saved)
+
+    assert num_saved(1.0) - num_saved(0.0) < 8  # a few numbers, not a vector of one token
+
+
 def test_gradient_reaches_every_layer_and_no_reference(tiny_model: TinyModel) -> None:
     model = lora(tiny_model("llama"), dropout=0.2).train()
     bank = ReferenceBank(adapter_off(model))

@@ -1,24 +1,21 @@
 """Eq. (2): how far keys and values have moved from the reference, on one flat list of tokens.
 
-The held tokens of a batch, of whatever regions and conversations, are one list of N. `take` copies
-their states out of a layer while it runs; `drift_by_part` compares them with the reference in few
-operations, for as many layers at once as have states of one shape.
+The held tokens of a batch, of whatever regions and conversations, are one list of N. A layer's keys
+or values are compared with the reference's in few operations while the layer runs, so that under
+gradient checkpointing nothing of them outlives it.
 
 Shapes: B batch rows, C batch columns, H key/value heads, D head dimension, N held tokens, M tokens
-of the reference, S tensors (a layer's keys or values) stacked together, P parts of the penalty (the
-held regions, or one part for all of them together); `...` any leading axes.
+of the reference, P parts of the penalty (the held regions, or one part for all of them together);
+`...` any leading axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-MAX_STACKED_VECTORS = 65_536
-"""Token vectors that are compared in one operation; this bounds the memory of the copies."""
 
 
 def squared_norm(states: Tensor) -> Tensor:
@@ -95,58 +92,16 @@ class HeldTokens(NamedTuple):
         by_part = torch.nn.functional.one_hot(parts, num_parts) * shares[:, None]
         return cls(rows, columns, references, by_part)
 
-    def to(self, device: torch.device) -> HeldTokens:
-        """Returns the same on the device of a later layer."""
-        return HeldTokens(*(tensor.to(device) for tensor in self))
+    def drift(self, states: Tensor, reference: Tensor) -> Tensor:
+        """Eq. (2) for one layer's keys or values: token means by part, summed over conversations.
 
-    def take(self, states: Tensor) -> Tensor:
-        """Copy the held tokens' vectors out of (B, H, C, D), so that the rest need not be kept.
+        Args:
+            states: (B, H, C, D), part of the model's graph.
+            reference: (H, M, D), on the same device.
 
         Returns:
-            (H, N, D), part of the model's graph.
+            (P,) in float32, with gradient.
         """
-        taken: Tensor = _Take.apply(  # type: ignore[no-untyped-call]
-            states, self.rows.to(states.device), self.columns.to(states.device)
-        )
-        return taken
-
-
-class _Take(torch.autograd.Function):
-    """Advanced indexing that saves no tensor, so that checkpointing's replay may leave it out.
-
-    No token is taken twice, so the backward pass may write instead of adding up.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        ctx.rows, ctx.columns, ctx.shape = rows, columns, states.shape
-        return states.transpose(0, 1)[:, rows, columns]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        full = gradient.new_zeros(ctx.shape)
-        full.transpose(0, 1)[:, ctx.rows, ctx.columns] = gradient
-        return full, None, None
-
-
-def drift_by_part(states: Tensor, reference: Tensor, tokens: HeldTokens) -> Tensor:
-    """Eq. (2) for S tensors: token means of the drift by part, summed over the conversations.
-
-    Args:
-        states: of the held tokens, (S, H, N, D).
-        reference: (S, H, M, D).
-        tokens: of the batch.
-
-    Returns:
-        (S, P) in float32, with gradient.
-    """
-    tokens = tokens.to(states.device)
-    drift = token_drift(states, reference.index_select(2, tokens.references))
-    return (drift[..., None] * tokens.shares).sum(dim=1)
-
-
-def chunks(num_tensors: int, num_tokens: int) -> Iterator[slice]:
-    """Yields which of S tensors of N tokens each to compare together, see `MAX_STACKED_VECTORS`."""
-    size = max(1, MAX_STACKED_VECTORS // num_tokens)
-    yield from (slice(start, start + size) for start in range(0, num_tensors, size))
+        rows, columns, references, shares = (tensor.to(states.device) for tensor in self)
+        held = states.transpose(0, 1)[:, rows, columns]
+        return token_drift(held, reference.index_select(1, references)) @ shares

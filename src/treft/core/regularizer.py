@@ -1,46 +1,29 @@
 """Eq. (3): a penalty on the drift of keys and values, to add to any loss.
 
 Shapes: L layers, K kinds (keys, values or both), P parts (regions with weights of their own, or one
-part for all held regions), S tensors of one shape; the tensor work is in `treft.core.drift`.
+part for all held regions); the tensor work is in `treft.core.drift`.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from treft.chat.regions import REGION_CODES, RegionName
 from treft.core.conversations import Conversation, PostfixReference, held_requests
-from treft.core.drift import HeldToken, HeldTokens, chunks, drift_by_part
-from treft.core.recording import ReferenceRequest
+from treft.core.drift import HeldToken, HeldTokens
+from treft.core.recording import RecordedStates, ReferenceRequest
 from treft.core.reference import ReferenceBank
-from treft.core.states import KeyValue, listen, pretrained_model, resolve_layers
+from treft.core.states import KeyValue, in_backward, listen, pretrained_model, resolve_layers
 from treft.errors import AttentionError, ConfigError, DataError
 
-MAX_PREPARED = 32
-"""Shared references that stay stacked and ready on the device."""
-
-LayerKind = tuple[int, int]
-"""One tensor that is held: a layer's keys (kind 0) or values (kind 1)."""
-
-Alike = dict[tuple[torch.Size, torch.device], list[LayerKind]]
-"""Tensors that are compared together, by their shape and device."""
-
-
-class _Heard(NamedTuple):
-    """What one forward left."""
-
-    tokens: HeldTokens
-    requests: Mapping[ReferenceRequest, bool]
-    """In the order of their reference tokens; whether other conversations may have the same."""
-    taken: dict[LayerKind, Tensor]
-    """(H, N, D) each, layer by layer, part of the model's graph."""
+DriftByLayer = dict[int, Tensor]
+"""Layer -> drift of its keys and values by part, summed over the conversations, (K, P)."""
 
 
 @dataclass(frozen=True)
@@ -145,63 +128,71 @@ class KVRegularizer:
             for part, name in enumerate(self.regions)
         }
         self._num_conversations = 0
-        self._heard: _Heard | None = None
-        self._prepared: OrderedDict[ReferenceRequest, list[Tensor]] = OrderedDict()
+        self._drift: DriftByLayer | None = None
 
     @contextmanager
     def capture(self, conversations: Sequence[Conversation]) -> Iterator[None]:
-        """Take the held tokens' keys and values from the forward made inside the block.
+        """Compare the held tokens' keys and values in the forward made inside the block.
 
         Args:
-            conversations: those of that forward's batch, from `conversations_of_batch`. Nothing but
-                their held tokens is kept in memory.
+            conversations: those of that forward's batch, from `conversations_of_batch`. Their
+                references are looked up, or recorded, before the model runs.
 
         Raises:
             AttentionError: keys and values cannot be captured from this model.
-            DataError: there is no conversation, or one lacks a held region; the model is not run.
+            DataError: there is no conversation, or one lacks a held region.
+            ReferenceMismatchError: the bank lacks a reference and cannot record it.
+            ReferenceStatesError: a recorded reference is NaN, infinite or zero.
         """
-        self._num_conversations, self._heard = len(conversations), None
+        self._num_conversations, self._drift = len(conversations), None
         if self.weight == 0:
             yield
             return
         tokens, requests = self._held(conversations)
-        taken: dict[LayerKind, Tensor] = {}
+        references = self._states(requests)
+        drift: DriftByLayer = {}
 
         def receive(layer: int, states: KeyValue) -> None:
-            if self.layers is None or layer in self.layers:
-                taken.update({(layer, kind): tokens.take(states[kind]) for kind in self._kinds})
+            if self.layers is not None and layer not in self.layers:
+                return
+            found = []
+            for kind in self._kinds:
+                reference = torch.cat([known[layer][kind] for known in references], dim=1)
+                found.append(tokens.drift(states[kind], reference.to(states[kind].device)))
+            by_part = torch.stack(found)
+            if not in_backward():  # a replay makes the same again, for the checkpoint alone
+                drift[layer] = by_part
 
         with listen(self.model, receive):
             yield
-        self._heard = _Heard(tokens, requests, taken)
+        self._drift = drift
 
     def penalty(self) -> Penalty:
-        """Eq. (3) for the forward that was captured last; its states are let go.
+        """Eq. (3) for the forward that was captured last, which is then let go.
 
         Raises:
             AttentionError: no forward was captured.
             ConfigError: a layer to hold has no attention.
-            ReferenceMismatchError: the bank lacks a reference and cannot record it.
-            ReferenceStatesError: a recorded reference is NaN, infinite or zero.
         """
         num = self._num_conversations
         if self.weight == 0:
             nothing = torch.zeros((), device=pretrained_model(self.model).device)
             return Penalty(nothing, num, 0.0, (), nothing[None][:0])
-        heard, self._heard = self._heard, None
-        if heard is None:
+        found, self._drift = self._drift, None
+        if found is None:
             raise AttentionError("run the model inside capture() before asking for a penalty.")
-        layers = tuple(dict.fromkeys(layer for layer, _ in heard.taken))
+        layers = tuple(found)
         if absent := sorted(set(self.layers or ()) - set(layers)):
             raise ConfigError(f"layers {absent} have no attention whose keys could be held.")
-        by_part = self._compare(heard)  # (L K, P)
+        device = pretrained_model(self.model).device
+        by_part = torch.stack([by_kind.sum(dim=0).to(device) for by_kind in found.values()])  # L, P
         given = self.region_weights
         weights = {} if given is None else {region: given[region] for region in self.regions}
-        parts = torch.tensor(list(weights.values()) or [1.0], device=by_part.device)
-        drift = (by_part * parts).sum(dim=1)  # (L K,)
-        by_layer = (drift.detach().view(len(layers), -1) / num).sum(dim=1)
+        parts = torch.tensor(list(weights.values()) or [1.0], device=device)
+        drift = (by_part * parts).sum(dim=1)  # (L,)
         own = by_part.detach().sum(dim=0) * (1 / (len(layers) * num))  # (P,)
         by_region = dict(zip(weights, own.unbind(), strict=False))
+        by_layer = drift.detach() / num
         return Penalty(drift.sum() / len(layers), num, self.weight, layers, by_layer, by_region)
 
     def _held(
@@ -236,47 +227,13 @@ class KVRegularizer:
         device = pretrained_model(self.model).device
         return HeldTokens.of(tokens, num_parts, device), requests
 
-    def _compare(self, heard: _Heard) -> Tensor:
-        """Drift by layer and kind, summed over the conversations, (L K, P), on the first device."""
-        order = list(heard.taken)
-        alike: Alike = {}
-        for entry, found in heard.taken.items():
-            alike.setdefault((found.shape, found.device), []).append(entry)
-        drift: dict[LayerKind, Tensor] = {}
-        references = self._prepare(heard.requests, alike)
-        for entries, prepared in zip(alike.values(), references, strict=True):
-            for chunk in chunks(len(entries), len(heard.tokens.rows)):
-                states = torch.stack([heard.taken.pop(entry) for entry in entries[chunk]])
-                reference = torch.cat([stacked[chunk] for stacked in prepared], dim=2)
-                summed = drift_by_part(states, reference, heard.tokens)
-                drift.update(zip(entries[chunk], summed.unbind(), strict=True))
-        device = heard.tokens.rows.device
-        return torch.stack([drift[entry].to(device) for entry in order])
-
-    def _prepare(
-        self, requests: Mapping[ReferenceRequest, bool], alike: Alike
-    ) -> list[list[Tensor]]:
-        """Stacked references, (S, H, T, D) of each request for each group of like tensors.
-
-        The bank keeps what other conversations can use, and forgets the rest; the former also stay
-        stacked, which spares later batches the work.
-        """
-        waiting = {one: shared for one, shared in requests.items() if one not in self._prepared}
-        shared = [request for request in waiting if waiting[request]]
-        own = [request for request in waiting if not waiting[request]]
+    def _states(self, requests: Mapping[ReferenceRequest, bool]) -> list[RecordedStates]:
+        """The reference of each request; the bank keeps what other conversations can use."""
+        shared = [request for request, is_shared in requests.items() if is_shared]
+        own = [request for request, is_shared in requests.items() if not is_shared]
         recorded = [*self.bank.get(shared), *self.bank.look_up(own)]
-        fresh = {
-            request: [
-                torch.stack([states[layer][kind] for layer, kind in entries]).to(device).float()
-                for (_, device), entries in alike.items()
-            ]
-            for request, states in zip([*shared, *own], recorded, strict=True)
-        }
-        found = [self._prepared.get(request) or fresh[request] for request in requests]
-        self._prepared.update({request: fresh[request] for request in shared})
-        while len(self._prepared) > MAX_PREPARED:
-            self._prepared.popitem(last=False)
-        return [list(group) for group in zip(*found, strict=True)]
+        found = dict(zip([*shared, *own], recorded, strict=True))
+        return [found[request] for request in requests]
 
 
 def check_region_weights(

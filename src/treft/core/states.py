@@ -13,12 +13,14 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import noop_context_fn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -29,6 +31,8 @@ PREFIX = "treft_"
 """Names of capturing attention functions: this, then the name of the function they wrap."""
 
 AttentionFunction = Callable[..., Any]
+ContextPair = tuple[AbstractContextManager[None], AbstractContextManager[None]]
+"""What surrounds a checkpoint's forward, and what its replay."""
 
 
 class KeyValue(NamedTuple):
@@ -57,6 +61,9 @@ class _Listener:
 
 
 _listeners: list[_Listener] = []
+
+_replayed: ContextVar[tuple[_Listener, ...]] = ContextVar("_replayed", default=())
+"""Who heard the forward that a checkpoint replays, which the engine does in its own threads."""
 
 
 def pretrained_model(model: nn.Module) -> PreTrainedModel:
@@ -104,19 +111,33 @@ def capturable(model: nn.Module) -> Iterator[None]:
     Raises:
         AttentionError: the model's attention is of a kind that cannot be captured.
     """
-    switched: list[tuple[PretrainedConfig, str]] = []
-    try:
-        for config in _decoder_configs(pretrained_model(model)):
+    configs = _decoder_configs(pretrained_model(model))
+    for config in configs:
+        _ensure_registered(config._attn_implementation)
+    with _on_twins(configs):
+        yield
+
+
+@contextmanager
+def _on_twins(configs: Sequence[PretrainedConfig]) -> Iterator[None]:
+    """Let modules that read `configs` run on the capturing twins inside the block."""
+    with ExitStack() as stack:
+        for config in configs:
             name = config._attn_implementation
-            if name is None or name.startswith(PREFIX):
-                continue
-            _ensure_registered(name)
-            switched.append((config, name))
-            config._attn_implementation_internal = PREFIX + name
+            if name is not None and not name.startswith(PREFIX):
+                stack.enter_context(_named(config, PREFIX + name))
+        yield
+
+
+@contextmanager
+def _named(config: Any, name: str) -> Iterator[None]:
+    """Let `config` name the attention function `name` inside the block."""
+    before = config._attn_implementation
+    config._attn_implementation_internal = name
+    try:
         yield
     finally:
-        for config, name in switched:
-            config._attn_implementation_internal = name
+        config._attn_implementation_internal = before
 
 
 @contextmanager
@@ -133,7 +154,12 @@ def capture(model: nn.Module) -> Iterator[States]:
         Layer -> `KeyValue` of (B, H, T, D) tensors, part of the model's graph.
     """
     states: States = {}
-    with listen(model, states.__setitem__):
+
+    def receive(layer: int, found: KeyValue) -> None:
+        if not in_backward():
+            states[layer] = found
+
+    with listen(model, receive):
         yield states
 
 
@@ -141,9 +167,9 @@ def capture(model: nn.Module) -> Iterator[States]:
 def listen(model: nn.Module, receive: Receiver) -> Iterator[None]:
     """Call `receive` with the keys and values of each layer as `model` runs inside the block.
 
-    The replay of gradient checkpointing in a backward pass is not a forward and is not told. For
-    the same reason `receive` must not save tensors for its own backward: under checkpointing they
-    would be missed in the replay. When blocks for one model nest, the innermost is told.
+    Gradient checkpointing runs a layer again in the backward pass. `receive` is then called again,
+    wherever that pass is made, since what it computes is part of what the checkpoint replays; ask
+    `in_backward()` to tell the two. When blocks for one model nest, the innermost is told.
 
     Args:
         model: a Transformers model, possibly wrapped.
@@ -154,9 +180,8 @@ def listen(model: nn.Module, receive: Receiver) -> Iterator[None]:
             exit when no forward passed through the capturing functions.
     """
     pretrained = pretrained_model(model)
-    _refuse_reentrant_checkpointing(pretrained)
     listener = _Listener(_attention_layers(pretrained), receive)
-    with capturable(model):
+    with capturable(model), _told_of_replays(pretrained, listener):
         _listeners.append(listener)
         try:
             yield
@@ -171,10 +196,8 @@ def listen(model: nn.Module, receive: Receiver) -> Iterator[None]:
 
 
 def _hear(module: nn.Module, key: Tensor, value: Tensor) -> None:
-    """Tell the innermost listener to this module."""
-    if in_backward():  # a checkpoint replays the layer
-        return
-    for listener in reversed(_listeners):
+    """Tell the innermost listener to this module; in a replay, the one that heard the forward."""
+    for listener in _replayed.get() if in_backward() else reversed(_listeners):
         layer = listener.layers.get(id(module))
         if layer is not None:
             listener.has_heard = True
@@ -187,36 +210,18 @@ def in_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _wrap(name: str) -> AttentionFunction:
-    """Returns a capturing function for the registered attention function `name`."""
+def _twin(name: str) -> AttentionFunction:
+    """Returns the capturing function for the registered attention function `name`."""
     original: AttentionFunction = ALL_ATTENTION_FUNCTIONS[name]
+    # Flash functions look up their kernel by the name in the module's config.
+    looks_up_its_name = "flash" in name
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        if _listeners:
-            _hear(module, key, value)
-        return original(module, query, key, value, *args, **kwargs)
-
-    return attention
-
-
-def _wrap_by_name(name: str) -> AttentionFunction:
-    """Do as `_wrap` for functions that look up their kernel by the name in the module's config."""
-    original: AttentionFunction = ALL_ATTENTION_FUNCTIONS[name]
-
-    def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        if _listeners:
-            _hear(module, key, value)
-        config: Any = module.config
-        switched = config._attn_implementation
-        config._attn_implementation_internal = name
-        try:
+        _hear(module, key, value)
+        with _named(module.config, name) if looks_up_its_name else nullcontext():
             return original(module, query, key, value, *args, **kwargs)
-        finally:
-            config._attn_implementation_internal = switched
 
     return attention
 
@@ -225,8 +230,7 @@ def _eager(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> Any:
     """Capture, then call the eager function of the model's own file (sinks, soft caps)."""
-    if _listeners:
-        _hear(module, key, value)
+    _hear(module, key, value)
     return _own_eager_function(type(module))(module, query, key, value, *args, **kwargs)
 
 
@@ -250,25 +254,19 @@ def _own_eager_function(kind: type) -> AttentionFunction:
     return function
 
 
-def _ensure_registered(name: str) -> None:
+def _ensure_registered(name: str | None) -> None:
     """Register the capturing twin of attention `name`, with its mask function.
 
     Without the mask registration Transformers would build no mask at all.
     """
-    if PREFIX + name in ALL_ATTENTION_FUNCTIONS:
+    if name is None or name.startswith(PREFIX) or PREFIX + name in ALL_ATTENTION_FUNCTIONS:
         return
     if name.startswith("paged|") or (name != "eager" and name not in ALL_ATTENTION_FUNCTIONS):
         raise AttentionError(
             f"keys and values cannot be captured with attention implementation {name!r}: choose "
             'one with model.set_attn_implementation(...), e.g. "sdpa" or "eager".'
         )
-    if name == "eager":
-        function = _eager
-    elif "flash" in name:
-        function = _wrap_by_name(name)
-    else:
-        function = _wrap(name)
-    AttentionInterface.register(PREFIX + name, function)
+    AttentionInterface.register(PREFIX + name, _eager if name == "eager" else _twin(name))
     if name in ALL_MASK_ATTENTION_FUNCTIONS:
         AttentionMaskInterface.register(PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
 
@@ -293,21 +291,57 @@ def _attention_layers(pretrained: PreTrainedModel) -> dict[int, int]:
     return {identity: layer for identity, layer in indices if isinstance(layer, int)}
 
 
-def _refuse_reentrant_checkpointing(pretrained: PreTrainedModel) -> None:
-    """Reentrant checkpointing cuts the graph inside each layer, silently losing gradient."""
+@contextmanager
+def _told_of_replays(pretrained: PreTrainedModel, listener: _Listener) -> Iterator[None]:
+    """Let checkpoints that are made inside the block tell `listener` when they are replayed.
+
+    Raises:
+        AttentionError: checkpointing is reentrant, which cuts the graph inside each layer and so
+            silently loses gradient.
+    """
+    configs = _decoder_configs(pretrained)
+
+    @contextmanager
+    def replay(given: AbstractContextManager[None]) -> Iterator[None]:
+        with _on_twins(configs), given:
+            before = _replayed.set((listener,))
+            try:
+                yield
+            finally:
+                _replayed.reset(before)
+
+    def contexts(given: Callable[[], ContextPair]) -> ContextPair:
+        forward, recompute = given()
+        return forward, replay(recompute)
+
+    with ExitStack() as restored:
+        for module in _checkpointed(pretrained):
+            function = module._gradient_checkpointing_func
+            given = _keywords(function).get("context_fn", noop_context_fn)
+            told = functools.partial(function, context_fn=functools.partial(contexts, given))
+            module._gradient_checkpointing_func = told
+            restored.callback(setattr, module, "_gradient_checkpointing_func", function)
+        yield
+
+
+def _checkpointed(pretrained: PreTrainedModel) -> Iterator[Any]:
+    """Yields the modules that the next backward pass replays."""
     if not (pretrained.training and torch.is_grad_enabled()):
         return
     for module in pretrained.modules():
-        attributes = vars(module)
-        if not attributes.get("gradient_checkpointing"):
+        if not vars(module).get("gradient_checkpointing"):
             continue
-        function: Any = attributes.get("_gradient_checkpointing_func")
-        keywords = function.keywords if isinstance(function, functools.partial) else {}
-        if keywords.get("use_reentrant", True):  # torch's own default is reentrant
-            raise AttentionError(
+        if _keywords(module._gradient_checkpointing_func).get("use_reentrant", True):
+            raise AttentionError(  # torch's own default is reentrant
                 "reentrant gradient checkpointing gives captured keys and values no gradient: pass "
                 'gradient_checkpointing_kwargs={"use_reentrant": False}.'
             )
+        yield module
+
+
+def _keywords(function: Any) -> dict[str, Any]:
+    """Returns what a checkpointing function has been given beforehand."""
+    return function.keywords if isinstance(function, functools.partial) else {}
 
 
 for _name in ("sdpa", "eager"):
