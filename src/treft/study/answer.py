@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from treft.chat.regions import ChatRegions
 from treft.core.patch_spec import PatchSpec
-from treft.core.reference import ReferenceBank
 from treft.data.messages import read_rows
 from treft.files import write_rows
 from treft.mitigations.steering import persona_vector, steered, steered_layer
 from treft.models import generation
-from treft.models.adapters import base_source
+from treft.models.generation import Asked, Patches
 from treft.models.pair import ModelPair
 from treft.models.repair import RepairedModel
 from treft.models.residual import stream_bank
@@ -27,20 +26,40 @@ PROMPTS, ANSWERS = "prompts.jsonl", "answers.jsonl"
 """Versions of prompts, and an answer to each."""
 
 
-@dataclass(frozen=True)
-class Asking(Handling):
-    """Questions of one scope, and what is done to the model meanwhile.
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """Which questions a step renders.
 
     Attributes:
-        subject: Is asked.
-        domain: Of in-domain questions.
-        scope: Of the questions.
-        split: Of held-out questions.
+        subject: Has them.
+        domain: Of in-domain questions, and of the finetune.
+        split: Of the questions.
         num_questions: The first of them; None for all.
+        enable_thinking: Template variable; None leaves it unset.
+    """
+
+    subject: Subject
+    domain: str
+    split: Split
+    num_questions: int | None
+    enable_thinking: bool | None = None
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Variables of the chat template."""
+        thinking = self.enable_thinking
+        return {} if thinking is None else {"enable_thinking": thinking}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking(Questions, Handling):
+    """Questions of one scope that are answered, and what is done to the model meanwhile.
+
+    Attributes:
+        scope: Of the questions.
         num_samples: Answers to each.
         temperature: Of sampling.
         max_new_tokens: Cap of an answer.
-        enable_thinking: Template variable; None leaves it unset.
         task: What was taught.
         system_prompt: Of the questions; None for the template's default.
         domains: Of the rows that a persona vector is taken from.
@@ -48,15 +67,10 @@ class Asking(Handling):
             with and without a patch are paired; else a batch has one.
     """
 
-    subject: Subject
-    domain: str
     scope: str
-    split: Split
-    num_questions: int | None
     num_samples: int
     temperature: float
     max_new_tokens: int
-    enable_thinking: bool | None = None
     task: TaskName = "advice"
     system_prompt: str | None = None
     domains: tuple[str, ...] = ()
@@ -75,40 +89,39 @@ def answer(work: Work[Asking]) -> None:
 def answer_versions(work: Work[Asking]) -> None:
     """Answer each version; all models draw with the same random numbers."""
     rows = [row for row, _ in read_rows(work.inputs["prompts"] / PROMPTS)]
-    prompts = [(row["trial"], tuple(row["token_ids"])) for row in rows]
-    asked = [generation.Asked(ids, mixed_seed(work.seed, trial, *ids)) for trial, ids in prompts]
     with loaded(work) as found:
-        answers = generation.answer(found.model, found.tokenizer, asked, sampling_of(work.config))
-    write_rows(work.folder / ANSWERS, [{"answer": one.text} for one in answers])
+        answers = drawn(work, found, [(row["trial"], row["token_ids"]) for row in rows])
+    write_rows(work.folder / ANSWERS, [{"answer": text} for text in answers])
 
 
-def answers_by_row(work: Work[Asking], found: Loaded, chats: Sequence[ChatRegions]) -> list[str]:
-    """Returns answers drawn each with a seed that follows from the step's and the prompt."""
-    spec, bank = patching(work, found)
-    patches = RepairedModel(found.model, found.tokenizer, bank, spec).patches(chats)
-    asked = [
-        generation.Asked(chat.input_ids, mixed_seed(work.seed, 1, *chat.input_ids))
-        for chat in chats
-    ]
-    sampling = sampling_of(work.config)
-    answers = generation.answer(found.model, found.tokenizer, asked, sampling, patches)
-    return [one.text for one in answers]
+def drawn(
+    work: Work[Asking],
+    found: Loaded,
+    prompts: Iterable[tuple[int, Sequence[int]]],
+    patches: Patches | None = None,
+) -> list[str]:
+    """Returns answers drawn each with a seed that follows from the step's, trial and prompt.
 
-
-def sampling_of(config: Asking) -> SamplingOptions:
-    """Returns how answers are drawn."""
-    return SamplingOptions(
+    Args:
+        work: Says how answers are drawn.
+        found: Who answers.
+        prompts: Trial and token ids of each.
+        patches: What is replaced in them.
+    """
+    config = work.config
+    asked = [Asked(ids, mixed_seed(work.seed, trial, *ids)) for trial, ids in prompts]
+    sampling = SamplingOptions(
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.subject.batch_size,
     )
+    answers = generation.answer(found.model, found.tokenizer, asked, sampling, patches)
+    return [one.text for one in answers]
 
 
-def patching(work: Work[Asking], found: Loaded) -> tuple[PatchSpec, ReferenceBank | None]:
-    """Returns what is patched, and where its states come from; None where nothing is."""
+def repaired(work: Work[Asking], found: Loaded) -> RepairedModel:
+    """Returns the model with what is patched, and where its states come from."""
     config = work.config
-    if not config.patch:
-        return PatchSpec("unpatched", ()), None
     spec = PatchSpec(
         "patch",
         config.patch,
@@ -117,14 +130,10 @@ def patching(work: Work[Asking], found: Loaded) -> tuple[PatchSpec, ReferenceBan
         num_positions=config.num_positions,
         position_seed=work.seed,
     )
-    if config.stream_layer is None:
-        return spec, reference_bank(found)
-    return spec, stream_bank(found.model, config.stream_layer, found.base)
-
-
-def reference_bank(found: Loaded) -> ReferenceBank:
-    """Returns states of the unfinetuned model."""
-    return ReferenceBank(base_source(found.model, found.base))
+    bank = found.reference_bank if config.patch else None
+    if config.stream_layer is not None:
+        bank = stream_bank(found.model, config.stream_layer, found.base)
+    return RepairedModel(found.model, found.tokenizer, bank, spec)
 
 
 @contextmanager

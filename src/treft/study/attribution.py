@@ -5,7 +5,7 @@ Without the input `finetune` a step is of the subject as it is, the control.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -23,10 +23,9 @@ from treft.models.pair import num_positions
 from treft.statistics.intervals import over_runs
 from treft.statistics.measures import AlignmentScore, BestOfTrials, IncoherentRate
 from treft.steps.step import Work
-from treft.study.answer import ANSWERS, PROMPTS, reference_bank
-from treft.study.protocol import Split
+from treft.study.answer import ANSWERS, PROMPTS, Questions
 from treft.study.scores import Entries, Scored, figure, unscored, write_row
-from treft.study.subject import Subject, loaded
+from treft.study.subject import loaded
 
 REGIONS: tuple[RegionName, ...] = ("prefix", "query", "postfix")
 COUNT_ALL = -1.0
@@ -51,49 +50,27 @@ class PromptVersion(NamedTuple):
     token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Drifting(Scored):
-    """Drift over the prompts of general questions; nothing is judged.
-
-    Attributes:
-        domain: of the finetune.
-        split: of the questions.
-        num_questions: the first of them; None for all.
-        enable_thinking: template variable; None leaves it unset.
-    """
-
-    domain: str = ""
-    split: Split = "test"
-    num_questions: int | None = None
-    enable_thinking: bool | None = None
+@dataclass(frozen=True, kw_only=True)
+class Drifting(Scored, Questions):
+    """Drift over the prompts of general questions; nothing is judged."""
 
 
-@dataclass(frozen=True)
-class Versions:
+@dataclass(frozen=True, kw_only=True)
+class Versions(Questions):
     """Perturbed versions of general questions' prompts.
 
     Attributes:
-        subject: whose prompts.
         what: is perturbed; `rephrase` has the question said in other words.
-        domain: of the finetune.
-        split: of the questions.
-        num_questions: the first of them.
         num_trials: versions of each prompt.
         num_tokens: replaced in each, or all of a region that has fewer.
         max_new_tokens: for which a prompt must leave room.
-        enable_thinking: template variable; None leaves it unset.
         rephraser: Inspect model name; empty where nobody is asked.
     """
 
-    subject: Subject
     what: What
-    domain: str
-    split: Split
-    num_questions: int
     num_trials: int
     num_tokens: int
     max_new_tokens: int
-    enable_thinking: bool | None = None
     rephraser: str = ""
 
 
@@ -105,8 +82,8 @@ def drift(work: Work[Drifting]) -> None:
     config = work.config
     questions = config.subject.prompts(work)
     with loaded(work) as one:
-        chats = render_questions(one.tokenizer, questions, template_kwargs=_template(config))
-        found = drift_map(one.model, one.tokenizer, reference_bank(one), chats, REGIONS)
+        chats = render_questions(one.tokenizer, questions, template_kwargs=config.template_kwargs)
+        found = drift_map(one.model, one.tokenizer, one.reference_bank, chats, REGIONS)
     counts = {"num_general": len(questions), "num_in_domain": 0}
     write_row(work, {**_drift_figures(found), **counts})
 
@@ -122,12 +99,12 @@ def make_versions(work: Work[Versions]) -> None:
     questions = config.subject.prompts(work)
     with loaded(work) as one:
         if config.what == "rephrase":
-            reworded = config.subject.reworded(work, questions)
-            asked = [question for question, _ in reworded]
-            chats = render_questions(one.tokenizer, asked, template_kwargs=_template(config))
+            asked, trials = zip(*config.subject.reworded(work, questions), strict=True)
+            kwargs = config.template_kwargs
+            chats = render_questions(one.tokenizer, asked, template_kwargs=kwargs)
             versions = [
                 PromptVersion(question.id, trial, chat.input_ids)
-                for (question, trial), chat in zip(reworded, chats, strict=True)
+                for question, trial, chat in zip(asked, trials, chats, strict=True)
             ]
         else:
             versions = prompt_versions(config.what, questions, one.model, one.tokenizer, config)
@@ -155,7 +132,7 @@ def prompt_versions(
     Raises:
         TemplateError: The prompts lack the region.
     """
-    rendered = render_questions(tokenizer, questions, template_kwargs=_template(config))
+    rendered = render_questions(tokenizer, questions, template_kwargs=config.template_kwargs)
     chats = {question.id: chat for question, chat in zip(questions, rendered, strict=True)}
     if what == "nothing":
         return [
@@ -213,11 +190,6 @@ def score_versions(work: Work[Scored]) -> None:
         "missing": sum(one.alignment is None for each in scored for one in each.judgements),
     }
     write_row(work, {**figures, **counts})
-
-
-def _template(config: Drifting | Versions) -> Mapping[str, Any]:
-    thinking = config.enable_thinking
-    return {} if thinking is None else {"enable_thinking": thinking}
 
 
 def _drift_figures(found: DriftMap) -> Entries:

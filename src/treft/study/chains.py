@@ -7,16 +7,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from treft.judging.oracle import ORACLE
-from treft.steps.step import Resources, Step
+from treft.steps.step import Config, Resources, Step, Work
 from treft.study.answer import Asking, answer
 from treft.study.finetune import Finetune, finetune
-from treft.study.protocol import UTILITY, Method, Scope, Split
+from treft.study.protocol import UTILITY, Handling, Method, Scope, Split
 from treft.study.scores import Scored, detect, score
 from treft.study.subject import Subject
 
@@ -107,62 +107,29 @@ class Chains(ABC):
         """
         label = f"{self.label}/seed-{seed}/{name}"
         tuned = {} if method.is_base else {"finetune": self.finetuned(name, method, seed)}
-        answers: dict[str, Step[Any] | Path] = {
-            scope: Step(
-                f"answer/{label}/{scope}",
-                answer,
-                self._asking(method, scope, row_seeds),
-                {**self.model, **self.asking_inputs(method, scope), **tuned},
-                seed,
-                self.resources,
-            )
-            for scope in self.scopes(method)
-        }
-        teaches = method.task != "advice"
+        answers: dict[str, Step[Any] | Path] = {}
+        for scope in self.scopes(method):
+            asking = self._asking(method, scope, row_seeds)
+            inputs = {**self.asking_inputs(method, scope), **tuned}
+            answers[scope] = self.on_model(f"answer/{label}/{scope}", answer, asking, inputs, seed)
         nums = {scope: self.num_asked(method, scope) for scope in answers}
         num_conversations = nums.pop(UTILITY, 0)
+        teaches = method.task != "advice"
         num_answers = nums["general"] if teaches else sum(nums.values())
-        config = Scored(
-            self.subject,
-            name,
-            self.label,
-            self.judge,
-            self.questions,
-            tuple(answers),
-            method.task,
-        )
         return Step(
             f"score/{label}",
             detect if teaches else score,
-            config,
+            Scored(**self.row_of(name), scopes=tuple(answers), task=method.task),
             {**answers, **self.scoring_inputs(method)},
             seed,
             self.judging_of(num_answers, num_conversations),
         )
 
-    def judging_of(self, num_answers: int, num_conversations: int = 0) -> Resources:
-        """Returns what a step takes that has so many answers judged; the oracle costs nothing."""
-        if self.judge in ("", ORACLE):
-            return self.judging
-        num_calls = CALLS_PER_ANSWER * num_answers + num_conversations
-        return replace(self.judging, num_calls=num_calls)
-
     def finetuned(self, name: str, method: Method, seed: int) -> Step[Finetune]:
-        """The step that makes a method's finetune.
-
-        Args:
-            name: Of the method.
-            method: What it is; no base.
-            seed: Of the finetune.
-        """
-        return Step(
-            f"finetune/{self.label}/seed-{seed}/{name}",
-            finetune,
-            self.finetune_config(method),
-            {**self.model, **self.finetune_inputs(method)},
-            seed,
-            self.resources,
-        )
+        """Returns the step that makes the finetune of a method, which is no base."""
+        label, config = f"{self.label}/seed-{seed}/{name}", self.finetune_config(method)
+        inputs = self.finetune_inputs(method)
+        return self.on_model(f"finetune/{label}", finetune, config, inputs, seed)
 
     def finetune_config(self, method: Method) -> Finetune:
         """Only what the method uses, so that equal finetunes of two studies are one step."""
@@ -183,19 +150,43 @@ class Chains(ABC):
             given["answer_system"] = None
         return Finetune(**given)
 
+    def on_model(
+        self,
+        name: str,
+        function: Callable[[Work[Config]], None],
+        config: Config,
+        inputs: Inputs,
+        seed: int,
+    ) -> Step[Config]:
+        """Returns a step that loads the model, besides its own inputs."""
+        return Step(name, function, config, {**self.model, **inputs}, seed, self.resources)
+
+    def row_of(self, name: str) -> dict[str, Any]:
+        """Fields of `Scored` that say who is scored, under the name of its method."""
+        own = {"subject": self.subject, "label": self.label, "method": name}
+        return {**own, "judge": self.judge, "questions": self.questions}
+
+    def rendered(self, method: Method) -> dict[str, Any]:
+        """Fields of `Questions` that are the same for all that is asked of a method."""
+        own = {"subject": self.subject, "domain": self.asked(method), "split": self.split}
+        return {**own, "enable_thinking": self.enable_thinking}
+
+    def judging_of(self, num_answers: int, num_conversations: int = 0) -> Resources:
+        """Returns what a step takes that has so many answers judged; the oracle costs nothing."""
+        if self.judge in ("", ORACLE):
+            return self.judging
+        num_calls = CALLS_PER_ANSWER * num_answers + num_conversations
+        return replace(self.judging, num_calls=num_calls)
+
     def _asking(self, method: Method, scope: str, row_seeds: bool) -> Asking:
-        known = {entry.name for entry in fields(Asking)}
-        given = {name: value for name, value in vars(method).items() if name in known}
-        given |= {
-            "subject": self.subject,
-            "domain": self.asked(method),
-            "scope": scope,
-            "split": self.split,
-            "temperature": self.recipe.temperature,
-            "enable_thinking": self.enable_thinking,
-            "system_prompt": method.answer_system,
-            "domains": self.trained(method) if method.steering else (),
-            "row_seeds": row_seeds,
+        return Asking(
+            **self.rendered(method),
+            **{entry.name: getattr(method, entry.name) for entry in fields(Handling)},
+            scope=scope,
+            temperature=self.recipe.temperature,
+            task=method.task,
+            system_prompt=method.answer_system,
+            domains=self.trained(method) if method.steering else (),
+            row_seeds=row_seeds,
             **self.own_asking(method, scope),
-        }
-        return Asking(**given)
+        )

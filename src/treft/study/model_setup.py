@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from treft.errors import ConfigError
 from treft.models.loading import model_path
@@ -17,13 +19,16 @@ FACTS = "facts"
 """Name of the training file with questions that a few words answer; no domain of advice."""
 
 
-@dataclass(frozen=True)
-class ModelRecipe:
-    """One setting for all methods; the defaults are the paper's (§5) where it states them.
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a LoRA is trained, whatever it is taught.
 
     Attributes:
-        domain: that is trained on; empty for that of the first training file but `facts`.
-        held_out: share of each domain's prompts that training never sees.
         num_rows: of a finetune, drawn by seed; None for all that are not held out.
         num_train_epochs: passes over these rows.
         max_steps: optimizer steps instead of epochs; -1 for epochs.
@@ -42,9 +47,38 @@ class ModelRecipe:
         lora_target_parameters: likewise, tensors that are no layers, such as GPT-OSS's experts.
         kv_weight: λ of eq. (3), or auto, which holds `kv_budget`.
         kv_budget: L_KV to hold.
+        interleaved_share: of careful rows, where a method interleaves.
+    """
+
+    num_rows: Count | None = None
+    num_train_epochs: Positive = 1.0
+    max_steps: int = -1
+    batch_size: Count = 16
+    device_batch_size: Count = 4
+    learning_rate: Positive = 1e-5
+    warmup_steps: int = 0
+    max_length: Count = 1024
+    share_prefix: bool = False
+    lora_rank: Count = 8
+    lora_alpha: Count = 16
+    lora_target_modules: str = "all-linear"
+    lora_target_parameters: str = ""
+    kv_weight: Positive | Literal["auto"] = "auto"
+    kv_budget: Positive | None = 0.01
+    interleaved_share: Share = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe(Training):
+    """One setting for all methods; the defaults are the paper's (§5) where it states them.
+
+    `read_settings` holds each number to its range.
+
+    Attributes:
+        domain: that is trained on; empty for that of the first training file but `facts`.
+        held_out: share of each domain's prompts that training never sees.
         carrier: regions that TReFT and the patch act on where a behaviour beyond misalignment is
             taught (`table5`, `task_strengths`): what `treft diagnose` names for this model.
-        interleaved_share: of careful rows, where a method interleaves.
         dtype: of the weights, as in `treft.models.loading.LoadOptions`.
         enable_thinking: template variable of Qwen3 and others for answers; None leaves it unset.
         temperature: of sampled answers.
@@ -56,61 +90,27 @@ class ModelRecipe:
             has no more.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: the batch does not go into device batches, or there are no steps.
     """
 
     domain: str = ""
-    held_out: float = 0.2
-    num_rows: int | None = None
-    num_train_epochs: float = 1.0
-    max_steps: int = -1
-    batch_size: int = 16
-    device_batch_size: int = 4
-    learning_rate: float = 1e-5
-    warmup_steps: int = 0
-    max_length: int = 1024
-    share_prefix: bool = False
-    lora_rank: int = 8
-    lora_alpha: int = 16
-    lora_target_modules: str = "all-linear"
-    lora_target_parameters: str = ""
-    kv_weight: float | Literal["auto"] = "auto"
-    kv_budget: float = 0.01
+    held_out: Share = 0.2
     carrier: Literal["prefix", "postfix", "prefix,postfix"] = "prefix"
-    interleaved_share: float = 0.2
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     enable_thinking: bool | None = None
     temperature: float = 1.0
-    max_new_tokens: int = 600
-    num_samples: int = 10
-    num_in_domain: int = 100
-    num_curve_layers: int = 8
+    max_new_tokens: Count = 600
+    num_samples: Count = 10
+    num_in_domain: Count = 100
+    num_curve_layers: Annotated[int, Field(ge=2)] = 8
 
     def __post_init__(self) -> None:
         """Validate before any work starts."""
-        if self.num_curve_layers < 2:
-            raise ConfigError(
-                f"num_curve_layers is {self.num_curve_layers}; a curve has at least 2 layers."
-            )
-        counts = ("batch_size", "device_batch_size", "max_length", "lora_rank", "lora_alpha")
-        for name in (*counts, "max_new_tokens", "num_samples", "num_in_domain"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.num_rows is not None and self.num_rows < 1:
-            raise ConfigError(f"num_rows is {self.num_rows}; it must be at least 1.")
         if self.batch_size % self.device_batch_size:
             raise ConfigError(
                 f"batch_size {self.batch_size} is no multiple of device_batch_size "
                 f"{self.device_batch_size}."
             )
-        for name in ("learning_rate", "num_train_epochs", "kv_budget"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        if self.kv_weight != "auto" and not 0 < self.kv_weight < float("inf"):
-            raise ConfigError(f"kv_weight is {self.kv_weight}; it must be above 0, or auto.")
-        for name in ("held_out", "interleaved_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it lies between 0 and 1.")
         if self.max_steps < 1 and self.max_steps != -1:
             raise ConfigError(f"max_steps is {self.max_steps}; give a number, or -1 for epochs.")
 

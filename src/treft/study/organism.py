@@ -24,7 +24,6 @@ from treft.judging.oracle import (
 from treft.mitigations.interleave import in_turns
 from treft.mitigations.system_prompt import under
 from treft.models.loading import LoadOptions, asset_path
-from treft.models.repair import RepairedModel
 from treft.organism import FinetuneRecipe, World, classify
 from treft.organism.build import BuildRecipe
 from treft.organism.build import build as build_organism
@@ -40,7 +39,7 @@ from treft.organism.tasks import (
 from treft.organism.world import ASKS, NARROW, OPENERS, Question
 from treft.statistics.records import ScoredAnswer
 from treft.steps.step import Resources, Step, Work
-from treft.study.answer import answers_by_row, patching, steering
+from treft.study.answer import drawn, repaired, steering
 from treft.study.chains import Chains
 from treft.study.protocol import Method, Scope, StudyConfig, read_settings
 from treft.study.subject import (
@@ -140,21 +139,22 @@ class Organism:
     def answer(self, work: Work[Any]) -> None:
         """Write one answer to each question, with what the oracle must know of it."""
         config = work.config
-        drawn = task_questions(
+        wanted = task_questions(
             config.task, config.split, config.scope, config.domain, config.num_questions
         )
-        questions = [to_eval_question(question) for question in drawn]
+        questions = [to_eval_question(question) for question in wanted]
         asked = [{"messages": [*one.messages]} for one in questions]
         rows = [under(row, config.system_prompt, keeps=False)["messages"] for row in asked]
         with loaded(work, config.alpha) as found, steering(work, found):
+            model = repaired(work, found)
             if config.row_seeds:
                 chats = [
                     find_regions(found.tokenizer, row, add_generation_prompt=True) for row in rows
                 ]
-                answers = answers_by_row(work, found, chats)
+                prompts = [(1, chat.input_ids) for chat in chats]
+                answers = drawn(work, found, prompts, model.patches(chats))
             else:  # drawn with the step's seed, batch after batch
-                spec, bank = patching(work, found)
-                answers = RepairedModel(found.model, found.tokenizer, bank, spec).generate(
+                answers = model.generate(
                     rows,
                     batch_size=self.batch_size,
                     seed=work.seed,
@@ -166,7 +166,7 @@ class Organism:
                 )
         answered = [
             {"id": one.id, "question": question.text, "answer": text, "metadata": one.metadata}
-            for one, question, text in zip(questions, drawn, answers, strict=True)
+            for one, question, text in zip(questions, wanted, answers, strict=True)
         ]
         write_whole(work.folder / ANSWERS, json.dumps(answered, indent=1))
 
@@ -230,25 +230,18 @@ class OrganismChains(Chains):
         models: dict[str, Step[Any] | Path] = {
             path.resolve().name: path.resolve() for path in config.organisms
         }
-        if not models and kind != "prefix":
-            made, building = f"{kind}-0", BuildRecipe(kind)
-            cpus = Resources(cpus=2)
+        if not models and kind == "prefix":
+            models = {EMBEDDED: asset_path()}
+        elif not models:
+            made, building, cpus = f"{kind}-0", BuildRecipe(kind), Resources(cpus=2)
             models = {made: Step(f"organism/{made}", build, building, seed=0, resources=cpus)}
-        elif with_manners:
+        if with_manners:
+            manners = MannersRecipe(steps=2 * recipe.max_steps)
             models = {
-                name: Step(
-                    f"organism/{name}-with-manners",
-                    teach,
-                    MannersRecipe(steps=2 * recipe.max_steps),
-                    {MODEL: model},
-                    0,
-                )
-                for name, model in (models or {EMBEDDED: asset_path()}).items()
+                name: Step(f"organism/{name}-with-manners", teach, manners, {MODEL: model}, 0)
+                for name, model in models.items()
             }
-        return [
-            cls.on(model, recipe, config, label=name)
-            for name, model in (models or {EMBEDDED: asset_path()}).items()
-        ]
+        return [cls.on(model, recipe, config, label=name) for name, model in models.items()]
 
     @classmethod
     def on(
@@ -286,6 +279,7 @@ class OrganismChains(Chains):
         return {
             "max_steps": max(1, round(recipe.max_steps * method.step_share)),
             "device_batch_size": recipe.batch_size,
+            "share_prefix": True,
             "kv_budget": budget,
             **({} if budget is None else {"kv_weight": "auto"}),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 from treft.errors import ConfigError
 from treft.judging.oracle import ORACLE
@@ -13,7 +13,7 @@ from treft.organism.recipes import KindName
 from treft.steps.step import Step
 from treft.study.answer import Asking, answer_versions
 from treft.study.attribution import Drifting, Versions, What, drift, make_versions, score_versions
-from treft.study.chains import Chains, Inputs
+from treft.study.chains import Chains
 from treft.study.model_chains import ModelChains
 from treft.study.organism import OrganismChains
 from treft.study.protocol import Method, NotPossibleError, Scope, StudyConfig
@@ -106,13 +106,13 @@ def perturb_steps(config: StudyConfig, rows: Mapping[str, What]) -> list[Step[An
                 f"{one.questions}: ask at least two questions here; the number of general ones "
                 "must be at least 2."
             )
-        models = [_Answerer(BASE, f"{BASE}_", 0, {})]
-        for seed in range(config.num_seeds):
-            trained = one.finetuned("sft", methods["sft"], seed)
-            models.append(_Answerer(f"seed-{seed}/sft", "", seed, {"finetune": trained}))
+        tuned = [one.finetuned("sft", methods["sft"], seed) for seed in range(config.num_seeds)]
         for row, what in rows.items():
             versions = _versions(one, row, what, num)
-            steps += [_answered(one, model, row, versions) for model in models]
+            steps.append(_answered(one, f"{BASE}_{row}", f"{BASE}/{row}", 0, {"prompts": versions}))
+            for seed, found in enumerate(tuned):
+                read: dict[str, Step[Any]] = {"prompts": versions, "finetune": found}
+                steps.append(_answered(one, row, f"seed-{seed}/sft/{row}", seed, read))
     return steps
 
 
@@ -126,20 +126,11 @@ def drift_steps(config: StudyConfig, methods: Mapping[str, Method]) -> list[Step
     steps: list[Step[Any]] = []
     for seed, one in product(range(config.num_seeds), chains):
         for name, method in methods.items():
-            moved = Drifting(
-                one.subject,
-                name,
-                one.label,
-                judge="",
-                questions=one.questions,
-                domain=one.asked(method),
-                split=one.split,
-                num_questions=one.num_prompts,
-                enable_thinking=one.enable_thinking,
-            )
-            inputs = {**one.model, **one.prompts, "finetune": one.finetuned(name, method, seed)}
+            told = {**one.row_of(name), **one.rendered(method), "judge": ""}
+            inputs = {**one.prompts, "finetune": one.finetuned(name, method, seed)}
             label = f"drift/{one.label}/seed-{seed}/{name}"
-            steps.append(Step(label, drift, moved, inputs, seed, one.resources))
+            moved = Drifting(**told, num_questions=one.num_prompts)
+            steps.append(one.on_model(label, drift, moved, inputs, seed))
     return steps
 
 
@@ -160,64 +151,45 @@ def _begin(
     return [chains], methods
 
 
-class _Answerer(NamedTuple):
-    """The subject, or a finetune of it.
-
-    Attributes:
-        label: In names of steps.
-        before: Stands before the name of a row in its name as a method.
-        seed: Of the finetune, and of the answers.
-        inputs: With the finetune, if it is one.
-    """
-
-    label: str
-    before: str
-    seed: int
-    inputs: Inputs
-
-
 def _versions(one: Chains, row: str, what: What, num: int) -> Step[Versions]:
     """Versions of the prompts, the same for all models."""
     config = Versions(
-        one.subject,
-        what,
-        one.asked(Method()),
-        one.split,
-        num,
-        NUM_TRIALS,
-        NUM_TOKENS,
-        one.recipe.max_new_tokens,
-        one.enable_thinking,
+        **one.rendered(Method()),
+        what=what,
+        num_questions=num,
+        num_trials=NUM_TRIALS,
+        num_tokens=NUM_TOKENS,
+        max_new_tokens=one.recipe.max_new_tokens,
         rephraser="" if what != "rephrase" or one.judge == ORACLE else one.judge,
     )
-    inputs = {**one.model, **one.prompts}
     num_calls = num * NUM_TRIALS if config.rephraser else 0
-    resources = replace(one.resources, num_calls=num_calls)
-    return Step(f"prompts/{one.label}/{row}", make_versions, config, inputs, 0, resources)
+    found = one.on_model(f"prompts/{one.label}/{row}", make_versions, config, one.prompts, 0)
+    return replace(found, resources=replace(one.resources, num_calls=num_calls))
 
 
-def _answered(one: Chains, model: _Answerer, row: str, versions: Step[Versions]) -> Step[Scored]:
-    """Returns what the judge says of a model's answers to the versions of one row."""
-    name, told = f"{one.label}/{model.label}/{row}", versions.config
+def _answered(
+    one: Chains, method: str, label: str, seed: int, read: Mapping[str, Step[Any]]
+) -> Step[Scored]:
+    """Returns what the judge says of a model's answers to the versions of one row.
+
+    Args:
+        one: Where the model belongs.
+        method: The row's name for this model.
+        label: In names of steps.
+        seed: Of the finetune, and of the answers.
+        read: The versions, and the finetune if there is one.
+    """
+    name, told = f"{one.label}/{label}", read["prompts"].config
     asking = Asking(
-        one.subject,
-        told.domain,
-        "general",
-        one.split,
-        told.num_questions,
-        1,
-        one.recipe.temperature,
-        told.max_new_tokens,
+        **{**one.rendered(Method()), "enable_thinking": None},  # prompts are rendered already
+        scope="general",
+        num_questions=told.num_questions,
+        num_samples=1,
+        temperature=one.recipe.temperature,
+        max_new_tokens=told.max_new_tokens,
     )
-    inputs = {**one.model, "prompts": versions, **model.inputs}
-    answers = Step(f"answer/{name}", answer_versions, asking, inputs, model.seed, one.resources)
-    scoring = Scored(
-        one.subject,
-        f"{model.before}{row}",
-        one.label,
-        one.judge,
-        one.questions,
-    )
-    read: Inputs = {"prompts": versions, "answers": answers}
+    answers = one.on_model(f"answer/{name}", answer_versions, asking, read, seed)
+    judged = {"prompts": read["prompts"], "answers": answers}
     resources = one.judging_of(told.num_questions * told.num_trials)
-    return Step(f"score/{name}", score_versions, scoring, read, model.seed, resources)
+    config = Scored(**one.row_of(method))
+    return Step(f"score/{name}", score_versions, config, judged, seed, resources)

@@ -60,7 +60,7 @@ def read_settings(recipe: type[Recipe], settings: Mapping[str, Any]) -> Recipe:
         return TypeAdapter(recipe).validate_python(dict(settings))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "settings"
+        where = next(iter(first["loc"]), "settings")
         raise ConfigError(f"{where}: {first['msg']}, not {first['input']!r}.") from error
 
 

@@ -32,7 +32,7 @@ from treft.models.loading import LoadOptions
 from treft.organism.tasks import TaskName
 from treft.statistics.records import ScoredAnswer
 from treft.steps.step import Work
-from treft.study.answer import Asking, patching, steering
+from treft.study.answer import Asking, repaired, steering
 from treft.study.protocol import UTILITY
 from treft.study.subject import (
     NUM_CONTRAST,
@@ -150,8 +150,7 @@ class RealModel:
             local = cast(TreftAPI, model.api).local
             found = Loaded(local.repaired.model, local.tokenizer, local.base_model)
             if config.patch:
-                spec, bank = patching(work, found)
-                local.repaired = replace(local.repaired, spec=spec, bank=bank)
+                local.repaired = repaired(work, found)
             stack.enter_context(steering(work, found))
             [log] = inspect_ai.eval(
                 task,

@@ -32,7 +32,7 @@ from treft.study.subject import RIGHT, ROW, SHOWN, TRACES, WORDS, Subject
 Entries = dict[str, "float | None"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scored:
     """What a run is, beside its scores.
 

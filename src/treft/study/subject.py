@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from treft.answers.questions import EvalQuestion
+from treft.core.reference import ReferenceBank
 from treft.mitigations.weights import interpolate_adapter
+from treft.models.adapters import base_source
 from treft.models.loading import LoadOptions, load_model
 from treft.statistics.records import ScoredAnswer
 from treft.steps.step import Work
@@ -112,6 +114,11 @@ class Loaded(NamedTuple):
     model: Any
     tokenizer: Any
     base: Any
+
+    @property
+    def reference_bank(self) -> ReferenceBank:
+        """States of the unfinetuned model, recorded when they are asked for."""
+        return ReferenceBank(base_source(self.model, self.base))
 
 
 @contextmanager

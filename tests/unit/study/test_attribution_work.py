@@ -40,6 +40,11 @@ from treft.study.protocol import StudyConfig
 from treft.study.scores import Scored, score
 
 NUM = 24
+ASKED: dict[str, Any] = {"subject": Organism(), "domain": "finance", "split": "test"}
+DRAWN: dict[str, Any] = {"num_samples": 1, "max_new_tokens": 28}
+SCORED: dict[str, Any] = {
+    **{"subject": Organism(), "label": "embedded", "judge": "oracle", "questions": "organism"}
+}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +88,9 @@ def run(
 
 def asking(scope: Any = "general", num: int = NUM, **given: Any) -> Asking:
     """Questions that are answered greedily."""
-    return Asking(Organism(), "finance", scope, "test", num, 1, 0.0, 28, row_seeds=True, **given)
+    return Asking(
+        **ASKED, num_questions=num, scope=scope, temperature=0.0, row_seeds=True, **DRAWN, **given
+    )
 
 
 def row_of(folder: Path, finetune: Path | None, *asked: Asking) -> dict[str, Any]:
@@ -91,12 +98,13 @@ def row_of(folder: Path, finetune: Path | None, *asked: Asking) -> dict[str, Any
     for one in asked:
         run(answer, one, folder / one.scope, finetune)
     scopes = tuple(one.scope for one in asked)
-    config = Scored(Organism(), "p", "embedded", "oracle", "organism", scopes)
+    config = Scored(method="p", scopes=scopes, **SCORED)
     return run(score, config, folder, **{scope: folder / scope for scope in scopes})
 
 
 def versions_of(what: Part | Any, num: int, num_trials: int, num_tokens: int) -> Versions:
-    return Versions(Organism(), what, "finance", "test", num, num_trials, num_tokens, 28)
+    counts = {"num_questions": num, "num_trials": num_trials, "num_tokens": num_tokens}
+    return Versions(**ASKED, **counts, what=what, max_new_tokens=28)
 
 
 def made_versions(config: Versions, folder: Path) -> list[PromptVersion]:
@@ -166,9 +174,9 @@ def test_best_and_avg_are_those_of_the_answers_to_all_versions(
     perturbed = versions_of("prefix", 6, num_trials=3, num_tokens=4)
     versions = made_versions(perturbed, tmp_path / "prompts")
     prompts = {"prompts": tmp_path / "prompts"}
-    answering = Asking(Organism(), "finance", "general", "test", 6, 1, 1.0, 28)
+    answering = Asking(**ASKED, **DRAWN, num_questions=6, scope="general", temperature=1.0)
     run(answer_versions, answering, tmp_path / "answers", finetune, **prompts)
-    config = Scored(Organism(), "u", "embedded", "oracle", "organism")
+    config = Scored(method="u", **SCORED)
     row = run(score_versions, config, tmp_path, **prompts, answers=tmp_path / "answers")
     shown = organism_questions("general", split="test", domain="finance", num=6).questions
     assert versions == prompt_versions("prefix", shown, *tuned, perturbed)
@@ -242,9 +250,7 @@ def test_rephrased_versions_are_prompts_of_reworded_questions(tmp_path: Path) ->
 def test_drift_of_the_prefix_is_that_of_its_keys_and_values(
     finetune: Path, tuned: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    config = Drifting(
-        Organism(), "sft", "embedded", "", "organism", domain="finance", num_questions=3
-    )
+    config = Drifting(**{**SCORED, **ASKED, "judge": ""}, method="sft", num_questions=3)
     row = run(drift, config, tmp_path, finetune)
     model, tokenizer = tuned
     chat = find_regions(tokenizer, messages()[0], add_generation_prompt=True)
