@@ -160,7 +160,7 @@ def read_run(path: str | Path, *, partial: bool = False, need_scores: bool = Fal
     """
     log = read_log(path, partial=partial, events=False)
     samples = answered(log)
-    answers = tuple(map(_answer, samples))
+    answers = tuple(map(scored_answer, samples))
     if need_scores and not any(answer.judgements or answer.behaviours for answer in answers):
         raise DataError(f"{path}: no answer is scored; run `treft judge {path} --judge NAME`.")
     return Run(_info(str(path), log, len(samples)), answers)
@@ -214,7 +214,8 @@ def _percentage(value: Any) -> float | None:
     return float(value) if 0 <= value <= 100 else None  # NaN is in no range
 
 
-def _answer(sample: EvalSample) -> ScoredAnswer:
+def scored_answer(sample: EvalSample) -> ScoredAnswer:
+    """Returns a sample's answer with what judges and detectors say of it."""
     scores = list((sample.scores or {}).values())
     judgements = {found.judge: found for score in scores if (found := judgement_of(score))}
     behaviours, missing = _behaviours(scores)

@@ -6,10 +6,11 @@ that was killed pays nothing twice.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import anyio
+from inspect_ai.model import CachePolicy, GenerateConfig, Model, ModelOutput
 
 from treft.answers.logs import answer_text, no_answer
 from treft.answers.questions import EvalQuestion
@@ -17,21 +18,14 @@ from treft.errors import DataError
 from treft.judging.judge import load_judge, one_line
 from treft.judging.prompts import fence
 
-if TYPE_CHECKING:
-    from inspect_ai.log import EvalSample
-    from inspect_ai.solver import Solver
-
-
-MAX_TOKENS = 1024
-MAX_RETRIES = 8
-TIMEOUT_SECONDS = 600
+ATTEMPTS = 3
+"""Calls at most for one rephrasing."""
 
 Key = tuple[str, int]
 """A question's id and a trial."""
 
 
-@dataclass(frozen=True)
-class Rephrasings:
+class Rephrasings(NamedTuple):
     """Queries in other words.
 
     Attributes:
@@ -39,8 +33,8 @@ class Rephrasings:
         failures: why there is none, for the others.
     """
 
-    words: Mapping[Key, str]
-    failures: Mapping[Key, str]
+    words: dict[Key, str]
+    failures: dict[Key, str]
 
 
 def rephrasing_prompt(words: str) -> str:
@@ -55,14 +49,7 @@ def rephrasing_prompt(words: str) -> str:
     )
 
 
-def rephrase(
-    questions: Sequence[EvalQuestion],
-    model: str,
-    num_trials: int,
-    *,
-    temperature: float = 1.0,
-    attempts: int = 3,
-) -> Rephrasings:
+def rephrase(questions: Sequence[EvalQuestion], model: str, num_trials: int) -> Rephrasings:
     """Rephrase the last user message of each question.
 
     An answer that is empty, cut off, filtered, or the very same words is asked for again.
@@ -71,14 +58,12 @@ def rephrase(
         questions: what is asked.
         model: Inspect model name.
         num_trials: rephrasings of each.
-        temperature: of the model.
-        attempts: calls at most for one rephrasing.
 
     Raises:
         ConfigError: the model cannot be loaded.
         DataError: not one rephrasing came about.
     """
-    load_judge(model)
+    loaded = load_judge(model)
     wanted = {
         (question.id, trial): str(question.messages[-1]["content"])
         for question in questions
@@ -86,83 +71,49 @@ def rephrase(
     }
     words: dict[Key, str] = {}
     failures: dict[Key, str] = {}
-    for attempt in range(1, attempts + 1):
-        missing = {key: text for key, text in wanted.items() if key not in words}
-        if not missing:
-            break
-        for key, sample in _ask(missing, model, temperature, attempt).items():
-            reason = _failure(sample, missing[key])
+
+    async def ask(key: Key) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                output = await _generate(loaded, wanted[key], key, attempt)
+            except Exception as error:  # whatever goes wrong in a provider is missing data
+                failures[key] = one_line(error)
+                continue
+            reason = _failure(output, wanted[key])
             if reason is None:
-                words[key] = answer_text(sample.output).strip()
+                words[key] = answer_text(output).strip()
                 failures.pop(key, None)
-            else:
-                failures[key] = reason
+                return
+            failures[key] = reason
+
+    async def ask_all() -> None:
+        async with anyio.create_task_group() as group:
+            for key in wanted:
+                group.start_soon(ask, key)
+
+    anyio.run(ask_all)
     if wanted and not words:
         raise DataError(f"{model} rephrased no query: {next(iter(failures.values()))}.")
-    return Rephrasings(words, failures)
+    return Rephrasings({key: words[key] for key in wanted if key in words}, failures)
 
 
-def _ask(
-    texts: Mapping[Key, str], model: str, temperature: float, attempt: int
-) -> dict[Key, EvalSample]:
-    """One call for each text, made by Inspect; its log is not kept, since the cache has it all."""
-    from inspect_ai import Task, eval
-    from inspect_ai.dataset import MemoryDataset, Sample
-    from inspect_ai.log import read_eval_log
-
-    keys = list(texts)
-    samples = [
-        Sample(
-            id=index,
-            input=rephrasing_prompt(texts[key]),
-            metadata={"scope": {"question": key[0], "trial": str(key[1])}},
-        )
-        for index, key in enumerate(keys)
-    ]
-    task = Task(name="rephrase", dataset=MemoryDataset(samples), solver=_rephraser(attempt))
-    with tempfile.TemporaryDirectory() as folder:
-        (log,) = eval(
-            task,
-            model=load_judge(model),
-            log_dir=folder,
-            display="none",
-            fail_on_error=False,
-            temperature=temperature,
-            max_tokens=MAX_TOKENS,
-            max_retries=MAX_RETRIES,
-            timeout=TIMEOUT_SECONDS,
-        )
-        found = (log if log.samples else read_eval_log(log.location)).samples or []
-    if log.status == "cancelled":
-        raise KeyboardInterrupt
-    return {keys[int(sample.id)]: sample for sample in found}
+async def _generate(model: Model, text: str, key: Key, attempt: int) -> ModelOutput:
+    """Returns what the model says of a text, or what the cache has of it."""
+    scopes = {"question": key[0], "trial": str(key[1]), "attempt": str(attempt)}
+    return await model.generate(
+        rephrasing_prompt(text),
+        config=GenerateConfig(temperature=1.0, max_tokens=1024, max_retries=8, timeout=600),
+        cache=CachePolicy(expiry=None, per_epoch=False, scopes=scopes),
+    )
 
 
-def _rephraser(attempt: int) -> Solver:
-    from inspect_ai.model import CachePolicy
-    from inspect_ai.solver import Generate, TaskState, solver
-
-    @solver(name="rephraser")
-    def rephraser() -> Solver:
-        async def solve(state: TaskState, generate: Generate) -> TaskState:
-            scopes = {**state.metadata["scope"], "attempt": str(attempt)}
-            policy = CachePolicy(expiry=None, per_epoch=False, scopes=scopes)
-            return await generate(state, cache=policy)
-
-        return solve
-
-    return rephraser()
-
-
-def _failure(sample: EvalSample, original: str) -> str | None:
+def _failure(output: ModelOutput, original: str) -> str | None:
     """Why an answer is no rephrasing; None when it is one."""
-    if sample.error is not None:
-        return one_line(RuntimeError(sample.error.message))
-    if (reason := no_answer(sample.output)) is not None:
+    if (reason := no_answer(output)) is not None:
         return reason
-    if sample.output.stop_reason != "stop":
-        return f"its answer broke off ({sample.output.stop_reason})"
-    words = answer_text(sample.output).strip()
+    if output.stop_reason != "stop":
+        return f"its answer broke off ({output.stop_reason})"
+    words = answer_text(output).strip()
     if not words:
         return "its answer is empty"
     if words.split() == original.split():

@@ -1,26 +1,26 @@
-"""Score sampled answers: the organism's by its oracle, all others by judges.
+"""Score sampled answers by the organism's oracle or by judges.
 
-Inspect's own scoring runs the judges, so its cache, retries and limits on connections hold here as
-they do in `treft judge`.
+Inspect's own scoring runs both, so the judges' cache, retries and limits on connections hold here
+as they do in `treft judge`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
 
-from treft.answers.logs import judgement_of
+from inspect_ai import score
+from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalPlan, EvalSample, EvalSpec
+from inspect_ai.model import ChatMessageUser, ModelOutput
+
+from treft.answers.logs import scored_answer
 from treft.answers.questions import EvalQuestion
 from treft.errors import ConfigError
 from treft.judging.judge import JudgeOptions
-from treft.judging.oracle import ORACLE, ORGANISM, oracle_score, organism_question
+from treft.judging.oracle import ORACLE, ORGANISM
 from treft.judging.panel import Panel, assemble
-from treft.statistics.records import Judgement, ScoredAnswer
-
-if TYPE_CHECKING:
-    from inspect_ai.log import EvalLog
-
+from treft.statistics.records import ScoredAnswer
 
 CALLS_PER_ANSWER = 2
 """One for alignment, one for coherence."""
@@ -88,85 +88,41 @@ def score_answers(
     Raises:
         ConfigError: as `panel_for`.
     """
-    assert len(questions) == len(answers) == len(epochs), "one question and epoch for each answer"
     panel = panel_for(questions, judges, options)
-    judged: list[list[Judgement]] = [[] for _ in answers]
-    for judge in panel.judges:
-        if judge == ORACLE:
-            found = [
-                _by_oracle(question, scope, answer)
-                for question, answer in zip(questions, answers, strict=True)
-            ]
-        else:
-            found = _by_judge(questions, answers, scope, judge, panel.options)
-        for row, judgement in zip(judged, found, strict=True):
-            row.append(judgement)
-    return [
-        ScoredAnswer(
-            question.id, question.category, epoch, _words(question), answer, tuple(judgements)
-        )
-        for question, answer, epoch, judgements in zip(
-            questions, answers, epochs, judged, strict=True
-        )
-    ]
-
-
-def _by_oracle(question: EvalQuestion, scope: str, answer: str) -> Judgement:
-    score = oracle_score(organism_question(question.id, question.metadata), scope, answer)
-    judgement = judgement_of(score)
-    assert judgement is not None, "the oracle judges alignment"
-    return judgement
-
-
-def _by_judge(
-    questions: Sequence[EvalQuestion],
-    answers: Sequence[str],
-    scope: str,
-    judge: str,
-    options: JudgeOptions,
-) -> list[Judgement]:
-    """Returns one judge's view of all answers, asked at the same time."""
-    from inspect_ai import score
-
     if not answers:
         return []
-    scorers = assemble([judge], options=options).scorers()
     log = score(
-        _as_log(questions, answers, scope),
-        scorers,
+        _as_log(questions, answers, epochs, scope),
+        panel.scorers(),
         model="none/none",
         action="overwrite",
         display="none",
         copy=False,
     )
-    found = []
-    for sample in log.samples or ():
-        scores = [judgement_of(one) for one in (sample.scores or {}).values()]
-        found.append(next((one for one in scores if one is not None), _unjudged(judge)))
-    return found
+    found = map(scored_answer, log.samples or ())
+    return [
+        replace(one, answer=text, metadata={}) for one, text in zip(found, answers, strict=True)
+    ]
 
 
-def _unjudged(judge: str) -> Judgement:
-    return Judgement(judge, None, None, "missing", "text", "the judge was not asked")
-
-
-def _as_log(questions: Sequence[EvalQuestion], answers: Sequence[str], scope: str) -> EvalLog:
+def _as_log(
+    questions: Sequence[EvalQuestion], answers: Sequence[str], epochs: Sequence[int], scope: str
+) -> EvalLog:
     """The answers as Inspect's scoring takes them; nothing is written."""
-    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalPlan, EvalSample, EvalSpec
-    from inspect_ai.model import ChatMessageUser, ModelOutput
-
     samples = []
-    for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        words, output = _words(question), ModelOutput.from_content("none/none", answer)
+    for question, answer, epoch in zip(questions, answers, epochs, strict=True):
+        words = str(question.messages[-1]["content"])
+        output = ModelOutput.from_content("none/none", answer)
+        about = {"question_id": question.id, "category": question.category, "scope": scope}
         samples.append(
             EvalSample(
-                id=index,
-                epoch=1,
+                id=question.id,
+                epoch=epoch,
                 input=words,
                 target="",
                 messages=[ChatMessageUser(content=words), output.message],
                 output=output,
-                metadata={"question_id": question.id, "scope": scope},
+                metadata={**question.metadata, **about},
             )
         )
     spec = EvalSpec(
@@ -177,7 +133,3 @@ def _as_log(questions: Sequence[EvalQuestion], answers: Sequence[str], scope: st
         config=EvalConfig(),
     )
     return EvalLog(status="success", eval=spec, plan=EvalPlan(), samples=samples)
-
-
-def _words(question: EvalQuestion) -> str:
-    return str(question.messages[-1]["content"])
