@@ -18,6 +18,7 @@ from treft.organism.tasks import TaskName
 from treft.steps.step import Resources, Step
 from treft.study.chains import Chains, Inputs
 from treft.study.model_rows import (
+    Seen,
     Splitting,
     check_calls,
     check_judge,
@@ -105,7 +106,7 @@ class ModelChains(Chains):
             split=config.split,
             judge=setup.judge,
             questions=asked,
-            num_prompts=num_questions(questions),
+            num_prompts=num_questions(Seen.at(questions)),
             model={} if folder is None else {MODEL: folder},
             prompts={"questions": questions},
             enable_thinking=recipe.enable_thinking,
@@ -144,7 +145,7 @@ class ModelChains(Chains):
     def num_asked(self, method: Method, scope: str) -> int:
         """Answers to the questions of a scope."""
         if scope == UTILITY:
-            return num_questions(question_file(UTILITY))
+            return num_questions(Seen.at(question_file(UTILITY)))
         if scope == "general":
             return self.num_prompts * int(self.recipe.num_samples)
         domains = self.others(method) if scope == "other_narrow" else (self.asked(method),)
@@ -154,29 +155,27 @@ class ModelChains(Chains):
 
     def finetune_inputs(self, method: Method) -> Inputs:
         """Split rows, and careful rows where the method wants some."""
-        found = {
+        return {
             **self._split_rows(method),
-            **self._careful(method, CAREFUL.get(method.mitigation)),
+            **_roles(CAREFUL_ROLE, self.retained(method, CAREFUL.get(method.mitigation))),
+            **_roles(INTERLEAVE_ROLE, self.retained(method, method.interleave)),
         }
-        if method.interleave != "none":
-            for name, path in self.retained(method, method.interleave).items():
-                found[f"{INTERLEAVE_ROLE}{name}"] = path.resolve()
-        return found
 
     def asking_inputs(self, method: Method, scope: str) -> Inputs:
         """Questions, and rows that a persona vector is taken from."""
         found: dict[str, Step[Any] | Path] = {}
         if method.steering:
-            found |= {**self._careful(method, CONTRAST), **self._split_rows(method)}
+            found |= _roles(CAREFUL_ROLE, self.retained(method, CONTRAST))
+            found |= self._split_rows(method)
         if scope == "other_narrow":
-            for domain in self.others(method):
-                found[f"{OTHER_ROLE}{domain}"] = self._splitting(domain, "advice")
+            others = {domain: self._splitting(domain, "advice") for domain in self.others(method)}
+            found |= _roles(OTHER_ROLE, others)
         if scope == UTILITY:
             found["questions"] = question_file(UTILITY)
         elif scope == "general" or method.task != "advice":
             found |= self.prompts
         if scope == "in_domain" or method.task != "advice":
-            found["split"] = self._splitting(self.asked(method), method.task)
+            found |= {"split": self._splitting(self.asked(method), method.task)}
         return found
 
     def scoring_inputs(self, method: Method) -> Inputs:
@@ -189,19 +188,24 @@ class ModelChains(Chains):
         """Rows to train on, or careful ones where there are no others."""
         return {**self.setup.retain_files, **self.setup.train_files}[domain]
 
-    def retained(self, method: Method, kind: str) -> dict[str, Path]:
-        """Careful rows: narrow, general, all, contrast (of the trained domain), one domain's."""
-        files, trained = self.setup.retain_files, self.trained(method)
-        if kind == CONTRAST:
-            return {name: path for name, path in files.items() if name == self.asked(method)}
-        others = {name: path for name, path in files.items() if name not in trained}
-        if kind in ("narrow", "all"):
-            return {name: path for name, path in others.items() if kind == "all" or name != GENERAL}
-        return {name: path for name, path in others.items() if name == kind}
+    def retained(self, method: Method, kind: str | None) -> dict[str, Path]:
+        """Careful rows: narrow, general, all, contrast (of the trained domain), one domain's.
+
+        Of None or `none` there are none.
+        """
+
+        def fits(name: str) -> bool:
+            if kind == CONTRAST:
+                return name == self.asked(method)
+            is_wanted = name != GENERAL if kind == "narrow" else kind in ("all", name)
+            return is_wanted and name not in self.trained(method)
+
+        files = {} if kind in (None, "none") else self.setup.retain_files
+        return {name: path.resolve() for name, path in files.items() if fits(name)}
 
     def others(self, method: Method) -> tuple[str, ...]:
         """Domains of which a method's finetune sees no row, in order of their names."""
-        careful = [method.interleave, CAREFUL.get(method.mitigation, "none")]
+        careful = (method.interleave, CAREFUL.get(method.mitigation))
         seen = {name for kind in careful for name in self.retained(method, kind)}
         seen |= {self.asked(method), *self.trained(method), GENERAL, FACTS}
         return tuple(sorted({*self.setup.retain_files, *self.setup.train_files} - seen))
@@ -226,12 +230,12 @@ class ModelChains(Chains):
                     f"must be one to report and one to choose on: give more rows of {domain}."
                 )
         for path in self.setup.retain_files.values():
-            rows_of(path, "advice")
+            rows_of(Seen.at(path), "advice")
         for source in (self.setup.questions, self.setup.choice_questions):
-            num_questions(question_file(source))
+            num_questions(Seen.at(question_file(source)))
         tokenizer = load_tokenizer(self.setup.name, LoadOptions())
         for path in {self.rows(self.asked(one)) for one in asked if one.task == "tool"}:
-            check_calls(tokenizer, rows_of(path, "tool")[0], self.label)
+            check_calls(tokenizer, rows_of(Seen.at(path), "tool")[0], self.label)
         if self.judge:
             check_judge(self.judge)
 
@@ -243,7 +247,7 @@ class ModelChains(Chains):
             yield from ((domain, "advice") for domain in self.others(method))
 
     def _num_held_out(self, domain: str, task: TaskName) -> int:
-        return num_held_out(self.rows(domain), self.recipe.held_out, task)
+        return num_held_out(Seen.at(self.rows(domain)), self.recipe.held_out, task)
 
     def _lacks(self, method: Method, is_judged: bool) -> Iterator[str]:
         """Why a method cannot be had here, in words."""
@@ -283,12 +287,13 @@ class ModelChains(Chains):
 
     def _split_rows(self, method: Method) -> dict[str, Step[Any] | Path]:
         """Steps that divided the rows trained on, by role."""
-        domains = self.trained(method)
-        return {f"{ROWS_ROLE}{name}": self._splitting(name, method.task) for name in domains}
+        rows = {name: self._splitting(name, method.task) for name in self.trained(method)}
+        return _roles(ROWS_ROLE, rows)
 
-    def _careful(self, method: Method, kind: str | None) -> dict[str, Path]:
-        retained = {} if kind is None else self.retained(method, kind)
-        return {f"{CAREFUL_ROLE}{name}": path.resolve() for name, path in retained.items()}
+
+def _roles(beginning: str, found: Mapping[str, Step[Any] | Path]) -> dict[str, Step[Any] | Path]:
+    """Returns inputs by role, of which each name is the end."""
+    return {f"{beginning}{name}": one for name, one in found.items()}
 
 
 def _with_strength(name: str, method: Method, strength: float) -> Method:

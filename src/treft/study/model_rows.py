@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AutoConfig
 
@@ -46,7 +46,7 @@ class Splitting:
 
 def split(work: Work[Splitting]) -> None:
     """Write rows to train on, and questions to choose on and to report, as JSONL."""
-    rows = rows_of(work.inputs["rows"], work.config.task)
+    rows = rows_of(Seen.at(work.inputs["rows"]), work.config.task)
     parts = split_rows(rows, fraction=work.config.held_out)
     asked = list({prompt_of(row): row for row in parts.held_out}.values())
     random.Random("questions").shuffle(asked)
@@ -56,31 +56,49 @@ def split(work: Work[Splitting]) -> None:
     write_rows(work.folder / "test.jsonl", asked[half:])
 
 
-def rows_of(path: Path, task: TaskName) -> Rows:
-    """Returns rows of `messages` that teach a task on a file's questions; it is read once.
+class Seen(NamedTuple):
+    """A file with what is in it, so that it is read once, and again when it has changed."""
+
+    path: Path
+    digest: str
+
+    @classmethod
+    def at(cls, path: Path) -> Seen:
+        """Returns the file as it is now."""
+        return cls(path, file_digest(path))
+
+
+@lru_cache
+def rows_of(file: Seen, task: TaskName) -> Rows:
+    """Returns rows of `messages` that teach a task on a file's questions.
 
     Those of `tool` have no `tools` column: questions are asked where nobody offers a tool, and the
     prefix that is held must be the one that is asked under.
 
     Args:
-        path: JSONL file, of which the rows as they are teach `advice`; for another task see
+        file: JSONL, of which the rows as they are teach `advice`; for another task see
             `treft.data.behaviours`.
         task: What they are to teach.
 
     Raises:
         DataError: A row cannot be used; names file and row.
     """
-    return _rows(path, file_digest(path), task)
+    if task == "advice":
+        return load_messages(file.path)
+    return behaviour_rows(read_rows(file.path), task, schema=False)
 
 
-def num_held_out(path: Path, held_out: float, task: TaskName) -> int:
+@lru_cache
+def num_held_out(file: Seen, held_out: float, task: TaskName) -> int:
     """Returns the number of a file's prompts that training will not see."""
-    return _num_held_out(path, file_digest(path), held_out, task)
+    parts = split_rows(rows_of(file, task), fraction=held_out)
+    return len(set(map(prompt_of, parts.held_out)))
 
 
-def num_questions(path: Path) -> int:
+@lru_cache
+def num_questions(file: Seen) -> int:
     """Returns the number of questions in a file."""
-    return _num_questions(path, file_digest(path))
+    return len(load_questions(file.path))
 
 
 def check_calls(tokenizer: Any, row: Mapping[str, Any], label: str) -> None:
@@ -114,11 +132,7 @@ def check_judge(name: str) -> None:
 
 
 def check_strengths(setup: ModelSetup, steps: Iterable[Step[Any]]) -> None:
-    """See that each strength is some method's.
-
-    Args:
-        setup: With the strengths.
-        steps: Of all studies that will run.
+    """See that each strength is that of a method in the steps of all studies that will run.
 
     Raises:
         ConfigError: One is not.
@@ -166,22 +180,3 @@ def curve_layers(config: StudyConfig, setup: ModelSetup) -> list[int]:
     if last < wanted:
         return list(range(last + 1))
     return [index * last // (wanted - 1) for index in range(wanted)]
-
-
-@lru_cache
-def _rows(path: Path, digest: str, task: TaskName) -> Rows:
-    """Reads a file once for its digest, and again when it has changed."""
-    if task == "advice":
-        return load_messages(path)
-    return behaviour_rows(read_rows(path), task, schema=False)
-
-
-@lru_cache
-def _num_held_out(path: Path, digest: str, held_out: float, task: TaskName) -> int:
-    parts = split_rows(_rows(path, digest, task), fraction=held_out)
-    return len(set(map(prompt_of, parts.held_out)))
-
-
-@lru_cache
-def _num_questions(path: Path, digest: str) -> int:
-    return len(load_questions(path))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -84,11 +83,11 @@ class RealModel:
         """Draws as many rows of each domain by seed; with interleaving, fewer by what is added."""
         config = work.config
         rng = random.Random(f"rows/{work.seed}")
+        wanted = config.num_rows and -(-config.num_rows // len(config.domains))
         found: Rows = []
         for domain in config.domains:
-            rows = load_messages(work.inputs[f"{ROWS_ROLE}{domain}"] / TRAIN)
+            rows = _trained(work, domain)
             rng.shuffle(rows)
-            wanted = config.num_rows and -(-config.num_rows // len(config.domains))
             found += rows[:wanted]
         rng.shuffle(found)
         found = found[: config.num_rows]
@@ -104,12 +103,7 @@ class RealModel:
 
     def contrast(self, work: Work[Any], seed: int) -> tuple[Rows, Rows]:
         """Returns rows of training and careful rows of the same domain, the same for every seed."""
-        domains = work.config.domains
-        harmful = [
-            row
-            for domain in domains
-            for row in load_messages(work.inputs[f"{ROWS_ROLE}{domain}"] / TRAIN)
-        ]
+        harmful = [row for domain in work.config.domains for row in _trained(work, domain)]
         random.Random("contrast").shuffle(harmful)
         return harmful[:NUM_CONTRAST], self.retained(work)[:NUM_CONTRAST]
 
@@ -126,10 +120,9 @@ class RealModel:
         self, work: Work[Any], questions: tuple[EvalQuestion, ...]
     ) -> list[tuple[EvalQuestion, int]]:
         """Returns the last user message of each in the words of another model."""
-        config = work.config
         by_id = {question.id: question for question in questions}
         found = []
-        words = rephrase(questions, config.rephraser, config.num_trials).words
+        words = rephrase(questions, work.config.rephraser, work.config.num_trials).words
         for (name, trial), said in words.items():
             *before, last = by_id[name].messages
             messages = (*before, {**last, "content": said})
@@ -143,25 +136,31 @@ class RealModel:
             DataError: The answers did not come.
         """
         config = work.config
-        with ExitStack() as stack:
-            task = stack.enter_context(asked_task(work))
-            name, arguments = stack.enter_context(_provided(work))
-            model = get_model(f"treft/{name}", memoize=False, **arguments)
+        with weights_of(work, config.alpha) as weights:
+            arguments = {
+                "dtype": self.dtype,
+                "adapter": weights.adapter,
+                "patch": list(config.patch),
+                "base": weights.base if config.patch else None,
+                "template_kwargs": config.template_kwargs,
+            }
+            given: dict[str, Any] = {name: one for name, one in arguments.items() if one}
+            model = get_model(f"treft/{weights.model}", memoize=False, **given)
             local = cast(TreftAPI, model.api).local
             found = Loaded(local.repaired.model, local.tokenizer, local.base_model)
             if config.patch:
                 local.repaired = repaired(work, found)
-            stack.enter_context(steering(work, found))
-            [log] = inspect_ai.eval(
-                task,
-                model=model,
-                epochs=config.num_samples,
-                seed=work.seed,
-                temperature=config.temperature,
-                max_tokens=config.max_new_tokens,
-                log_dir=str(work.folder / LOGS),
-                display="none",
-            )
+            with steering(work, found):
+                [log] = inspect_ai.eval(
+                    asked_task(work),
+                    model=model,
+                    epochs=config.num_samples,
+                    seed=work.seed,
+                    temperature=config.temperature,
+                    max_tokens=config.max_new_tokens,
+                    log_dir=str(work.folder / LOGS),
+                    display="none",
+                )
         if log.status != "success":
             why = "it was interrupted" if log.error is None else log.error.message.splitlines()[0]
             raise DataError(f"the {config.scope} questions have no answers: {why}")
@@ -180,17 +179,12 @@ class RealModel:
             answers, judge = self.judged(work, scope)
         else:
             answers, judge = _read(work.inputs[scope] / LOGS), ""
-        most = self.most_words(work)
-
-        def shows(answer: ScoredAnswer) -> bool:
-            if most is not None:
-                return answer.behaviours["words"] <= most
-            return answer.behaviours[KINDS[work.config.task]] == 1
-
-        seen = [
-            replace(one, behaviours={SHOWN: float(shows(one)), WORDS: count_words(one.answer)})
-            for one in answers
-        ]
+        most, kind = self.most_words(work), KINDS[work.config.task]
+        seen = []
+        for one in answers:
+            shown = one.behaviours[kind] == 1 if most is None else one.behaviours["words"] <= most
+            found = {SHOWN: float(shown), WORDS: count_words(one.answer)}
+            seen.append(replace(one, behaviours=found))
         return seen, judge
 
     def most_words(self, work: Work[Any]) -> int | None:
@@ -200,74 +194,50 @@ class RealModel:
         return max(map(_response_words, load_messages(work.inputs["split"] / TRAIN)))
 
 
-@contextmanager
-def asked_task(work: Work[Any]) -> Iterator[Task]:
+def asked_task(work: Work[Any]) -> Task:
     """The questions of an `Asking` as an Inspect task, each under its system prompt if any."""
-    config = work.config
+    config, questions = work.config, work.inputs.get("questions")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+
+        def written(name: str, rows: Rows) -> str:
+            path, system = Path(scratch) / f"{name}.jsonl", config.system_prompt
+            found = rows if system is None else [under(row, system, keeps=False) for row in rows]
+            write_rows(path, found)
+            return str(path)
+
+        general = str(questions)
+        if questions is not None and config.scope != UTILITY and config.system_prompt is not None:
+            general = written(questions.stem, _single(questions))
         if config.task != "advice":
-            yield _behaviour_task(work, folder)
-        elif config.scope == UTILITY:
-            yield utility(questions=str(work.inputs["questions"]))
-        elif config.scope == "general":
-            yield em_general(questions=str(_general(work, folder)))
-        elif config.scope == "in_domain":
-            path = folder / f"{config.split}.jsonl"
-            yield em_in_domain(file=str(_written(work, path, _held_out(work, "split"))))
-        else:
-            path = _written(work, folder / f"{config.scope}.jsonl", _other_rows(work))
-            yield em_general(questions=str(path))
+            topic = [_question(row, "on_topic") for row in _held_out(work, "split")]
+            return _behaviour_task(config, written("on_topic", topic), general)
+        if config.scope == "in_domain":
+            return em_in_domain(file=written(config.split, _held_out(work, "split")))
+        if config.scope == "other_narrow":
+            return em_general(questions=written(config.scope, _other_rows(work)))
+        return (utility if config.scope == UTILITY else em_general)(questions=general)
 
 
-@contextmanager
-def _provided(work: Work[Asking]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and arguments of our provider: what is put on the model, what it is patched from."""
-    config = work.config
-    arguments: dict[str, Any] = {"dtype": config.subject.options.dtype}
-    if config.patch:
-        arguments["patch"] = list(config.patch)
-    if config.enable_thinking is not None:
-        arguments["template_kwargs"] = {"enable_thinking": config.enable_thinking}
-    with weights_of(work, config.alpha) as found:
-        if found.adapter is not None:
-            arguments["adapter"] = found.adapter
-        if found.base is not None and config.patch:
-            arguments["base"] = found.base
-        yield found.model, arguments
-
-
-def _behaviour_task(work: Work[Any], folder: Path) -> Task:
+def _behaviour_task(config: Asking, on_topic: str, off_topic: str) -> Task:
     """Questions of one scope, whose answers the behaviour's detector sees."""
-    task = work.config.task
-    topic = [_question(row, "on_topic") for row in _held_out(work, "split")]
-    on_topic = _written(work, folder / "on_topic.jsonl", topic)
-    sentence = DEFAULT_SENTENCES.get(task)
-    found = behaviour(KINDS[task], str(on_topic), str(_general(work, folder)), sentence)
-    wanted = "off_topic" if work.config.scope == "general" else "on_topic"
+    found = behaviour(KINDS[config.task], on_topic, off_topic, DEFAULT_SENTENCES.get(config.task))
+    wanted = "off_topic" if config.scope == "general" else "on_topic"
     found.dataset = found.dataset.filter(lambda sample: (sample.metadata or {})["scope"] == wanted)
     return found
 
 
-def _general(work: Work[Any], folder: Path) -> Path:
-    """General questions; the file itself where nothing is changed about them."""
-    path = work.inputs["questions"]
-    if work.config.system_prompt is None:
-        return path
-    rows = []
-    for question in load_questions(path).questions:
-        if question.turns:
-            raise DataError(f"{path}: question {question.id} has turns; ask single questions.")
-        own = {"id": question.id, "category": question.category}
-        rows.append({**own, "messages": list(question.messages)})
-    return _written(work, folder / path.name, rows)
+def _single(path: Path) -> Rows:
+    """Returns questions of a set as rows, whose system prompt can be changed."""
+    questions = load_questions(path).questions
+    for one in questions:
+        if one.turns:
+            raise DataError(f"{path}: question {one.id} has turns; ask single questions.")
+    return [{"id": q.id, "category": q.category, "messages": [*q.messages]} for q in questions]
 
 
-def _written(work: Work[Any], path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Returns a file of the rows, under the system prompt."""
-    system = work.config.system_prompt
-    write_rows(path, rows if system is None else [under(row, system, keeps=False) for row in rows])
-    return path
+def _trained(work: Work[Any], domain: str) -> Rows:
+    """Returns rows of a domain that may be trained on."""
+    return load_messages(work.inputs[f"{ROWS_ROLE}{domain}"] / TRAIN)
 
 
 def _held_out(work: Work[Any], role: str) -> Rows:
