@@ -222,8 +222,8 @@ def test_a_shared_prefix_trains_the_same_where_a_method_lets_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shared = []
-    own = trainer.SharedPrefix
-    monkeypatch.setattr(trainer, "SharedPrefix", lambda of: shared.append(of) or own(of))
+    own = trainer.check_shared
+    monkeypatch.setattr(trainer, "check_shared", lambda *of: shared.append(of) or own(*of))
     every = {
         "plain": Method(),
         "treft": Method(held=("prefix",), kv_weight=3.0),
@@ -269,9 +269,7 @@ def test_every_kind_of_method() -> None:
         row = read(plan, store, f"score/{label}/{name}", "row.json")
         assert row["method"] == name
         assert 0 <= row["general"] <= 100
-        trained = store.path(
-            plan[plan[f"answer/{label}/{name}/general"].inputs["finetune"]].address
-        )
+        trained = store.path(plan[f"answer/{label}/{name}/general"].needs["finetune"].address)
         weights = "model/model" if name == "full_patch" else "adapter/adapter_model"
         assert load_file(trained / f"{weights}.safetensors")
 
@@ -307,8 +305,8 @@ def test_experts_are_trained_where_they_are_named(tiny_model: TinyModel) -> None
         lora_target_parameters="mlp.experts.gate_up_proj,mlp.experts.down_proj",
     )
     for name in methods:
-        tuned = plan[f"answer/tiny-llama/seed-0/{name}/general"].inputs["finetune"]
-        weights = load_file(store.path(plan[tuned].address) / "adapter/adapter_model.safetensors")
+        tuned = plan[f"answer/tiny-llama/seed-0/{name}/general"].needs["finetune"]
+        weights = load_file(store.path(tuned.address) / "adapter/adapter_model.safetensors")
         moved = [name for name, value in weights.items() if "lora_B" in name and value.any()]
         assert {name.split(".layers.")[1].split(".")[1] for name in moved} == {"self_attn", "mlp"}
         assert not any("k_proj" in name or "v_proj" in name for name in weights)
