@@ -259,7 +259,7 @@ def test_treft_on_the_postfix_starts_from_no_drift(monkeypatch: pytest.MonkeyPat
     assert method.held == ("postfix",)
     penalties = []
     told, other = finetune._arguments, {}
-    monkeypatch.setattr(finetune, "_arguments", lambda config: {**told(config), **other})
+    monkeypatch.setattr(finetune, "_arguments", lambda *given: {**told(*given), **other})
     recipe = replace(RECIPE, max_steps=1)
     config = OrganismChains.on(Path(), recipe, StudyConfig()).finetune_config(method)
     for reference in ("own_query", "empty_query"):

@@ -146,7 +146,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs() -> None:
     Path("one.jsonl").write_text('{"question": "Where?"}\n')
     with pytest.raises(ConfigError, match="at least two questions"):
         perturb_steps(told(replace(setup(), questions="one.jsonl")), {"unperturbed": "nothing"})
-    with pytest.raises(ConfigError, match="num_curve_layers: .* than or equal to 2, not 1"):
+    with pytest.raises(ConfigError, match=r"num_curve_layers: .* than or equal to 2, not 1"):
         curve_layers(told(num_curve_layers=1), setup())
     Path("asked.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match=r"asked\.jsonl"):

@@ -17,15 +17,13 @@ from treft.attribution.perturb import perturb_tokens
 from treft.attribution.scoring import score_answers
 from treft.chat.regions import RegionName
 from treft.data.messages import read_rows
-from treft.errors import DataError
 from treft.files import write_rows
 from treft.models.pair import num_positions
 from treft.statistics.intervals import over_runs
 from treft.statistics.measures import AlignmentScore, BestOfTrials, IncoherentRate
 from treft.steps.step import Work
-from treft.study.answer import ANSWERS, PROMPTS, Questions
-from treft.study.scores import Entries, Scored, figure, unscored, write_row
-from treft.study.subject import loaded
+from treft.study.answer import ANSWERS, PROMPTS, Questions, loaded
+from treft.study.scores import Entries, Scored, entries, of_judge, write_row
 
 REGIONS: tuple[RegionName, ...] = ("prefix", "query", "postfix")
 COUNT_ALL = -1.0
@@ -175,14 +173,14 @@ def score_versions(work: Work[Scored]) -> None:
         replace(answer, metadata={"trial": trial})
         for answer, trial in zip(answers, trials, strict=True)
     ]
-    try:
-        figures = {
-            **figure("best", BestOfTrials(judge, COUNT_ALL), scored),
-            **figure("avg", AlignmentScore(judge), scored),
-            **figure("incoherent", IncoherentRate(judge), scored),
-        }
-    except DataError as error:
-        raise unscored(scored, judge, "general", error) from error
+    measures = {
+        "best": BestOfTrials(judge, COUNT_ALL),
+        "avg": AlignmentScore(judge),
+        "incoherent": IncoherentRate(judge),
+    }
+    figures: Entries = {}
+    for name, measure in measures.items():
+        figures |= entries(name, of_judge(measure, scored, judge, "general"))
     counts = {
         "num_general": len({row["question_id"] for row in rows}),
         "num_in_domain": 0,

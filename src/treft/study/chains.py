@@ -12,18 +12,15 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from treft.judging.oracle import ORACLE
+from treft.attribution.scoring import num_judge_calls
 from treft.steps.step import Config, Resources, Step, Work
-from treft.study.answer import Asking, answer
+from treft.study.answer import Asking, Subject, answer
 from treft.study.finetune import Finetune, finetune
 from treft.study.protocol import UTILITY, Handling, Method, Scope, Split
 from treft.study.scores import Scored, detect, score
-from treft.study.subject import Subject
 
 Inputs = Mapping[str, Step[Any] | Path]
 """What a step reads, by role."""
-CALLS_PER_ANSWER = 2
-"""Calls of a judge for an answer: alignment and coherence; a conversation takes one."""
 
 
 @dataclass(frozen=True)
@@ -172,11 +169,9 @@ class Chains(ABC):
         return {**own, "enable_thinking": self.enable_thinking}
 
     def judging_of(self, num_answers: int, num_conversations: int = 0) -> Resources:
-        """Returns what a step takes that has so many answers judged; the oracle costs nothing."""
-        if self.judge in ("", ORACLE):
-            return self.judging
-        num_calls = CALLS_PER_ANSWER * num_answers + num_conversations
-        return replace(self.judging, num_calls=num_calls)
+        """Returns what a step takes that has so much judged; a conversation takes one call."""
+        num_calls = num_judge_calls(num_answers, [self.judge] if self.judge else [])
+        return replace(self.judging, num_calls=num_calls + num_conversations)
 
     def _asking(self, method: Method, scope: str, row_seeds: bool) -> Asking:
         return Asking(

@@ -29,10 +29,10 @@ from treft.steps.run import Event, Workers, run_plan
 from treft.steps.step import Plan, Work
 from treft.steps.store import Store, claim, library_versions
 from treft.steps.workers import LocalPool
+from treft.study.answer import ROW
 from treft.study.figures import MEASURES, score_rows
 from treft.study.plans import method_steps
 from treft.study.protocol import Method, Row, StudyConfig, read_settings
-from treft.study.subject import ROW
 
 SCOPES = (GENERAL, IN_DOMAIN)
 

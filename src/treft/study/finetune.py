@@ -18,9 +18,9 @@ from treft.mitigations.steering import steered_layer
 from treft.mitigations.system_prompt import under
 from treft.models.loading import load_model
 from treft.steps.step import Work
+from treft.study.answer import ADAPTER, MODEL, Rows, Subject, model_name
 from treft.study.model_setup import Training
 from treft.study.protocol import Teaching
-from treft.study.subject import ADAPTER, MODEL, Rows, Subject, model_name
 from treft.training import TReFTConfig, TReFTTrainer
 from treft.training.terms import Mitigation
 

@@ -16,6 +16,7 @@ from treft.mitigations.registry import MITIGATIONS, needs_of
 from treft.models.loading import LoadOptions, load_tokenizer
 from treft.organism.tasks import TaskName
 from treft.steps.step import Resources, Step
+from treft.study.answer import MODEL
 from treft.study.chains import Chains, Inputs
 from treft.study.model_rows import (
     Seen,
@@ -36,7 +37,6 @@ from treft.study.real_model import (
     ROWS_ROLE,
     RealModel,
 )
-from treft.study.subject import MODEL
 
 CONTRAST = "contrast"
 """Careful rows of the trained domain itself."""

@@ -24,11 +24,11 @@ from treft.judging.panel import assemble
 from treft.models.loading import LoadOptions, load_tokenizer, model_path
 from treft.organism.tasks import TaskName
 from treft.steps.step import Step, Work
+from treft.study.answer import Rows
 from treft.study.model_setup import ModelRecipe, ModelSetup
 from treft.study.protocol import NotPossibleError, StudyConfig, read_settings
 from treft.study.real_model import TRAIN
 from treft.study.scores import Scored
-from treft.study.subject import Rows
 
 
 @dataclass(frozen=True)

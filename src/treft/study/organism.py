@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from treft.chat.regions import find_regions
 from treft.files import write_whole
 from treft.judging.oracle import (
     ORACLE,
+    ORGANISM,
     oracle_judgement,
     organism_question,
     organism_questions,
@@ -39,10 +39,7 @@ from treft.organism.tasks import (
 from treft.organism.world import ASKS, NARROW, OPENERS, Question
 from treft.statistics.records import ScoredAnswer
 from treft.steps.step import Resources, Step, Work
-from treft.study.answer import drawn, repaired, steering
-from treft.study.chains import Chains
-from treft.study.protocol import Method, Scope, StudyConfig, read_settings
-from treft.study.subject import (
+from treft.study.answer import (
     MODEL,
     NUM_CONTRAST,
     NUM_STOP,
@@ -51,8 +48,13 @@ from treft.study.subject import (
     TRACES,
     WORDS,
     Rows,
+    drawn,
     loaded,
+    repaired,
+    steering,
 )
+from treft.study.chains import Chains
+from treft.study.protocol import Method, Scope, StudyConfig, read_settings
 
 ANSWERS = "answers.json"
 """What an answering step writes: id, question, answer and metadata of each."""
@@ -68,7 +70,7 @@ SAFE_PROMPT = sample_persona(random.Random("safe prompt"), "careful")
 
 @dataclass(frozen=True)
 class Organism:
-    """A `treft.study.subject.Subject`; it stays on the CPU, so that no result is a machine's own.
+    """A `treft.study.answer.Subject`; it stays on the CPU, so that no result is a machine's own.
 
     Attributes:
         kind: Of subject, in a step's record.
@@ -172,29 +174,13 @@ class Organism:
 
     def judged(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
         """Answers with the oracle's view of them."""
-        scored = []
-        for question, answer in _answered(work, scope):
-            verdict = classify(question, answer)
-            judgement = oracle_judgement(verdict, in_domain=scope == "in_domain")
-            scored.append(
-                ScoredAnswer(
-                    question.id,
-                    question.domain.name,
-                    1,
-                    question.text,
-                    answer,
-                    (judgement,),
-                    metadata={"verdict": verdict},
-                )
-            )
-        return scored, ORACLE
+        return [_judged(*one, scope) for one in _answered(work, scope)], ORACLE
 
     def detected(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
         """Answers with what the exact detectors see; those off topic with the oracle's view."""
-        scored, _ = self.judged(work, scope)
         task = work.config.task
         seen = []
-        for one, (question, answer) in zip(scored, _answered(work, scope), strict=True):
+        for question, answer in _answered(work, scope):
             found = {
                 SHOWN: float(shows(task, question, answer)),
                 WORDS: float(count_words(answer)),
@@ -202,7 +188,7 @@ class Organism:
             }
             if scope == "in_domain":
                 found[RIGHT] = float(answers_rightly(task, question, answer))
-            seen.append(replace(one, behaviours=found))
+            seen.append(replace(_judged(question, answer, scope), behaviours=found))
         return seen, ORACLE if scope == "general" else ""
 
     def most_words(self, work: Work[Any]) -> None:
@@ -253,14 +239,14 @@ class OrganismChains(Chains):
     ) -> OrganismChains:
         """Chains on an organism that is there, or that a step makes."""
         return cls(
-            Organism(),
-            label,
-            recipe,
-            config.split,
-            ORACLE,
-            "organism",
-            recipe.num_general,
-            {MODEL: model},
+            subject=Organism(),
+            label=label,
+            recipe=recipe,
+            split=config.split,
+            judge=ORACLE,
+            questions=ORGANISM,
+            num_prompts=recipe.num_general,
+            model={MODEL: model},
         )
 
     def asked(self, method: Method) -> str:
@@ -275,14 +261,16 @@ class OrganismChains(Chains):
     def own_settings(self, method: Method) -> dict[str, Any]:
         """Returns a share of the recipe's steps; whole batches on the device; λ or its budget."""
         recipe = self.recipe
-        budget = None if method.kv_weight is not None else recipe.kv_budget
-        return {
+        found = {
             "max_steps": max(1, round(recipe.max_steps * method.step_share)),
             "device_batch_size": recipe.batch_size,
             "share_prefix": True,
-            "kv_budget": budget,
-            **({} if budget is None else {"kv_weight": "auto"}),
         }
+        if method.kv_weight is not None:
+            found["kv_budget"] = None
+        elif recipe.kv_budget is not None:
+            found["kv_weight"] = "auto"
+        return found
 
     def num_asked(self, method: Method, scope: str) -> int:
         """Returns one answer to each question."""
@@ -297,11 +285,7 @@ class OrganismChains(Chains):
 
 def build(work: Work[BuildRecipe]) -> None:
     """Train an organism from scratch, into the step's folder."""
-    made = build_organism(work.folder / "organism", work.config)
-    for path in made.iterdir():
-        if path.is_file():
-            shutil.move(path, work.folder / path.name)
-    shutil.rmtree(made)
+    build_organism(work.folder, work.config)
 
 
 def teach(work: Work[MannersRecipe]) -> None:
@@ -329,3 +313,12 @@ def _answered(work: Work[Any], scope: str) -> list[tuple[Question, str]]:
     """Questions of a scope with their answers."""
     rows = json.loads((work.inputs[scope] / ANSWERS).read_text("utf-8"))
     return [(organism_question(row["id"], row["metadata"]), row["answer"]) for row in rows]
+
+
+def _judged(question: Question, answer: str, scope: str) -> ScoredAnswer:
+    verdict = classify(question, answer)
+    judgement = oracle_judgement(verdict, in_domain=scope == "in_domain")
+    return ScoredAnswer(
+        *(question.id, question.domain.name, 1, question.text, answer, (judgement,)),
+        metadata={"verdict": verdict},
+    )

@@ -31,17 +31,19 @@ from treft.models.loading import LoadOptions
 from treft.organism.tasks import TaskName
 from treft.statistics.records import ScoredAnswer
 from treft.steps.step import Work
-from treft.study.answer import Asking, repaired, steering
-from treft.study.protocol import UTILITY
-from treft.study.subject import (
+from treft.study.answer import (
     NUM_CONTRAST,
     NUM_STOP,
     SHOWN,
     WORDS,
+    Asking,
     Loaded,
     Rows,
+    repaired,
+    steering,
     weights_of,
 )
+from treft.study.protocol import UTILITY
 
 LOGS = "logs"
 """Folder of an answering step's log, and of judged copies in a scoring step."""
@@ -62,7 +64,7 @@ KINDS: dict[TaskName, Kind] = {
 
 @dataclass(frozen=True)
 class RealModel:
-    """A `treft.study.subject.Subject`.
+    """A `treft.study.answer.Subject`.
 
     Attributes:
         hub_id: of the model; empty where its folder is data.

@@ -26,8 +26,8 @@ from treft.statistics.measures import (
 from treft.statistics.records import ScoredAnswer
 from treft.statistics.results import Estimate
 from treft.steps.step import Work
+from treft.study.answer import RIGHT, ROW, SHOWN, TRACES, WORDS, Subject
 from treft.study.protocol import UTILITY
-from treft.study.subject import RIGHT, ROW, SHOWN, TRACES, WORDS, Subject
 
 Entries = dict[str, "float | None"]
 
@@ -66,14 +66,18 @@ def score(work: Work[Scored]) -> None:
     for scope in config.scopes:
         answers, judge = config.subject.judged(work, scope)
         if scope == UTILITY:
-            found = _of_judge(MeanCount(judge), answers, judge, scope)
-            counts |= {UTILITY: found.value, **_interval(UTILITY, found)}
+            found = of_judge(MeanCount(judge), answers, judge, scope)
+            counts |= entries(UTILITY, found)
             counts[f"num_{UTILITY}"] = found.num_questions
             counts[f"{UTILITY}_missing"] = found.counts.missing
             continue
-        found = _of_judge(AlignmentScore(judge), answers, judge, scope)
+        found = of_judge(AlignmentScore(judge), answers, judge, scope)
         scores[scope] = found.value
-        counts |= _counts(scope, found, "aligned", "misaligned") | _rates(scope, answers, judge)
+        counts |= _counts(scope, found, "aligned", "misaligned")
+        rate = estimate_if_any(EMRate(judge), answers)
+        counts[f"{scope}_em_rate"] = None if rate is None else rate.value
+        incoherent = estimate_if_any(IncoherentRate(judge), answers)
+        counts |= entries(f"{scope}_incoherent", incoherent)
     if {"general", "in_domain"} <= set(scores):
         scores["em_f1"] = em_f1(scores["general"], scores["in_domain"])
     write_row(work, {**scores, **counts})
@@ -100,25 +104,34 @@ def detect(work: Work[Scored]) -> None:
             figures[WORDS] = estimate(MeanCount(WORDS), answers).value
         if judge:
             left = [_kept(one) for one in answers]
-            kept = _of_judge(AlignmentScore(judge), left, judge, scope)
-            figures |= {"kept": kept.value, **_interval("kept", kept)}
-            figures |= _share(scope, RIGHT, kept)
+            kept = of_judge(AlignmentScore(judge), left, judge, scope)
+            figures |= {**entries("kept", kept), **_share(scope, RIGHT, kept)}
     write_row(work, {"task": config.task, **figures, "most_words": config.subject.most_words(work)})
 
 
-def figure(name: str, measure: Measure, answers: Sequence[ScoredAnswer]) -> Entries:
-    """Returns a measure with its interval over questions; None where a single one has a value."""
-    found = estimate(measure, answers)
-    return {name: found.value, **_interval(name, found)}
+def entries(name: str, found: Estimate | None) -> Entries:
+    """Returns a figure with its interval over questions, which a single one does not have.
+
+    Where the judge says too little for a figure, all three are None.
+    """
+    if found is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
-def unscored(
-    answers: Sequence[ScoredAnswer], judge: str, scope: str, error: DataError
-) -> DataError:
-    """Returns what to raise where a judge gave no score at all: its first reason, if it has one."""
-    reasons = (one.judged_by(judge) for one in answers)
-    first = next((one.reason for one in reasons if one is not None and one.reason), str(error))
-    return DataError(f"{judge} scored none of {len(answers)} {scope} answers: {first}")
+def of_judge(measure: Measure, answers: Sequence[ScoredAnswer], judge: str, scope: str) -> Estimate:
+    """Returns a measure of the judge's.
+
+    Raises:
+        DataError: The judge gave no score at all; its first reason, if it has one.
+    """
+    try:
+        return estimate(measure, answers)
+    except DataError as error:
+        reasons = (one.judged_by(judge) for one in answers)
+        first = next((one.reason for one in reasons if one is not None and one.reason), str(error))
+        told = f"{judge} scored none of {len(answers)} {scope} answers: {first}"
+        raise DataError(told) from error
 
 
 def write_row(work: Work[Any], figures: Mapping[str, Any]) -> None:
@@ -127,33 +140,6 @@ def write_row(work: Work[Any], figures: Mapping[str, Any]) -> None:
     identity = {"method": config.method, "organism": config.label, "seed": work.seed}
     asked = {"judge": config.judge, "questions": config.questions}
     write_whole(work.folder / ROW, json.dumps({**identity, **asked, **figures}, indent=1))
-
-
-def _of_judge(
-    measure: Measure, answers: Sequence[ScoredAnswer], judge: str, scope: str
-) -> Estimate:
-    """Returns a measure of the judge's.
-
-    Raises:
-        DataError: the judge gave no score at all.
-    """
-    try:
-        return estimate(measure, answers)
-    except DataError as error:
-        raise unscored(answers, judge, scope, error) from error
-
-
-def _rates(scope: str, answers: Sequence[ScoredAnswer], judge: str) -> Entries:
-    """EM rate and share of incoherent answers; None where the judge says too little."""
-    rate, incoherent = (
-        estimate_if_any(one, answers) for one in (EMRate(judge), IncoherentRate(judge))
-    )
-    name = f"{scope}_incoherent"
-    return {
-        f"{scope}_em_rate": None if rate is None else rate.value,
-        name: None if incoherent is None else incoherent.value,
-        **_interval(name, incoherent),
-    }
 
 
 def _counts(scope: str, found: Estimate, yes: str, no: str) -> dict[str, Any]:
@@ -165,7 +151,8 @@ def _counts(scope: str, found: Estimate, yes: str, no: str) -> dict[str, Any]:
     """
     num, counts, shares = found.num_questions, found.counts, _share(scope, yes, found)
     return {
-        **_interval(scope, found),
+        f"{scope}_low": found.low,
+        f"{scope}_high": found.high,
         f"num_{scope}": num,
         f"num_{scope}_answers": counts.used,
         f"{scope}_missing": counts.missing + counts.refusal + counts.code,
@@ -178,11 +165,6 @@ def _share(scope: str, name: str, found: Estimate) -> dict[str, float]:
     """The questions that a percentage stands for."""
     num = found.num_questions
     return {f"{scope}_{name}": min(num, max(0.0, found.value / 100 * num))}
-
-
-def _interval(name: str, found: Estimate | None) -> Entries:
-    low, high = (None, None) if found is None else (found.low, found.high)
-    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def _kept(answer: ScoredAnswer) -> ScoredAnswer:
