@@ -143,7 +143,6 @@ class _Run:
             }
         )
         self.deaths: Counter[str] = Counter()
-        self.running: dict[Future[Seconds], Step[Any]] = {}
         self.num_done = 0
         self.outcome = Outcome(stood=[n for at, n in self.names.items() if at not in self.missing])
 
@@ -151,30 +150,26 @@ class _Run:
         """Go on until nothing runs and nothing can."""
         self.order.prepare()
         ready: deque[Step[Any]] = deque()
+        running: dict[Future[Seconds], Step[Any]] = {}
         while True:
             # what an end made possible goes first, so the first table is there long before the last
             ready.extendleft(self.missing[address] for address in reversed(self.order.get_ready()))
-            while ready and self._start(ready[0]):
-                ready.popleft()
-            if not self.running:
+            while ready:
+                future = self.workers.submit(ready[0], self.store.folder)
+                if future is None:
+                    break
+                running[future] = ready.popleft()
+                self._tell("started", running[future])
+            if not running:
                 break
-            finished, _ = wait(self.running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                step = self.running.pop(future)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                step = running.pop(future)
                 if self._must_start_again(step, future):
                     ready.appendleft(step)
         ended = {*self.outcome.done, *self.outcome.stood, *self.outcome.failed}
         names = [self.names[address] for address in self.missing]
         self.outcome.waiting = [name for name in names if name not in ended]
         return self.outcome
-
-    def _start(self, step: Step[Any]) -> bool:
-        future = self.workers.submit(step, self.store.folder)
-        if future is None:
-            return False
-        self.running[future] = step
-        self._tell("started", step)
-        return True
 
     def _must_start_again(self, step: Step[Any], future: Future[Seconds]) -> bool:
         """Take note of a step's end."""
@@ -212,26 +207,20 @@ def do_step(step: Step[Any], store: Path) -> Seconds:
         RuntimeError: The step failed; its text is the traceback. What a step raises itself may not
             travel from one process to another.
     """
+    kept = Store(store)
+    inputs = {role: kept.path(need.address) for role, need in step.needs.items()}
+
+    def fill(folder: Path) -> None:
+        _check(step, kept)
+        step.function(Work(step.config, folder, {**step.data, **inputs}, step.seed or 0))
+
     try:
-        return _make(step, Store(store))
+        return kept.make(step.address, {"name": step.name, **step.record}, fill)
     except (Exception, SystemExit):
         raise RuntimeError(traceback.format_exc()) from None
 
 
-def _make(step: Step[Any], store: Store) -> Seconds:
-    inputs = {role: store.path(need.address) for role, need in step.needs.items()}
-
-    def fill(folder: Path) -> None:
-        _check_unchanged(step)
-        for role, need in step.needs.items():
-            if not store.stands(need.address):
-                raise DataError(f"the input {role} is gone or damaged: {inputs[role]}.")
-        step.function(Work(step.config, folder, {**step.data, **inputs}, step.seed or 0))
-
-    return store.make(step.address, {"name": step.name, **step.record}, fill)
-
-
-def _check_unchanged(step: Step[Any]) -> None:
+def _check(step: Step[Any], store: Store) -> None:
     """A result must not go under the address of other code or data than it was made with.
 
     The record was made when the step was planned, and travelled with it.
@@ -244,6 +233,10 @@ def _check_unchanged(step: Step[Any]) -> None:
     for role, digest in step.record["data"].items():
         if data_digest(step.data[role]) != digest:
             raise DataError(f"{step.data[role]} changed since the steps were planned.")
+    for role, need in step.needs.items():
+        if not store.stands(need.address):
+            found = store.path(need.address)
+            raise DataError(f"the input {role} is gone or damaged: {found}.")
 
 
 @dataclass(frozen=True)
@@ -266,8 +259,12 @@ class Cost:
             return "nothing to compute"
         if not self.num_estimated:
             return "time unknown: no such step is kept yet"
-        shown = f"about {_duration(self.core_seconds)}"
-        unknown = self.num_steps - self.num_estimated
+        seconds, unknown = self.core_seconds, self.num_steps - self.num_estimated
+        shown = f"about {seconds:.0f} core seconds"
+        if seconds >= 7200:
+            shown = f"about {seconds / 3600:.1f} core hours"
+        elif seconds >= 120:
+            shown = f"about {seconds / 60:.0f} core minutes"
         return f"{shown}, and {unknown} of kinds not kept yet" if unknown else shown
 
 
@@ -278,23 +275,17 @@ def estimate_cost(steps: Collection[Step[Any]], store: Store) -> Cost:
     """
     kept: dict[str, list[float]] = {}
     for record in store.records():
-        for kind in (record["function"], _kind(record)):
+        for kind in _kinds(record):
             kept.setdefault(kind, []).append(record["seconds"])
     found = []
     for step in steps:
-        seconds = kept.get(_kind(step.record)) or kept.get(step.record["function"])
-        if seconds:
+        seconds = next((kept[kind] for kind in _kinds(step.record) if kind in kept), None)
+        if seconds is not None:
             found.append(median(seconds) * step.resources.cpus)
     return Cost(len(steps), len(found), round(sum(found), 1))
 
 
-def _kind(record: Mapping[str, Any]) -> str:
-    return f"{record['function']} {json.dumps(record['config'], sort_keys=True)}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} core seconds"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} core minutes"
-    return f"{seconds / 3600:.1f} core hours"
+def _kinds(record: Mapping[str, Any]) -> tuple[str, str]:
+    """What a step is like, from the closest on."""
+    config = json.dumps(record["config"], sort_keys=True)
+    return f"{record['function']} {config}", record["function"]

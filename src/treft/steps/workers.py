@@ -81,28 +81,29 @@ class LocalPool:
         try:
             worker.last = worker.submit(do_step, step, store)
         except BrokenProcessPool:  # it died, in its last step or since
-            worker.end()
-            self._workers.remove(worker)
+            self._end(worker)
             return self.submit(step, store)
         return worker.last
 
     def close(self) -> None:
         """End all workers, whatever they are doing."""
-        for worker in self._workers:
-            worker.end()
-        self._workers.clear()
+        for worker in [*self._workers]:
+            self._end(worker)
 
     def _worker(self, share: _Share) -> _Worker:
-        """Returns an idle worker with this share, or a new one in the place of the idle others."""
+        """Returns an idle worker with this share, or a new one, in the place of an idle other."""
         idle = [worker for worker in self._workers if worker.last.done()]
         for worker in idle:
             if worker.share == share:
                 return worker
-        while idle and len(self._workers) >= self.num_cpus:
-            idle[-1].end()
-            self._workers.remove(idle.pop())
+        if len(self._workers) >= self.num_cpus:  # not all of them busy: there is room
+            self._end(idle[-1])
         self._workers.append(_Worker(share))
         return self._workers[-1]
+
+    def _end(self, worker: _Worker) -> None:
+        worker.end()
+        self._workers.remove(worker)
 
 
 class _Worker(ProcessPoolExecutor):
