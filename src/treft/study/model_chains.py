@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,7 +83,7 @@ class ModelChains(Chains):
 
         Raises:
             ConfigError: A setting is no field of `ModelRecipe` or out of range, organisms are given
-                as well, a file has too few rows, or the model or the judge cannot be loaded.
+                as well, or the model or the judge cannot be loaded.
             NotPossibleError: A method cannot be had on a real model or with these files; each
                 reason is said once, with the methods that it holds for.
             DataError: A file cannot be used; names file and row.
@@ -98,7 +97,7 @@ class ModelChains(Chains):
         methods = {**methods, **changed}
         asked = setup.choice_questions if config.split == "validation" else setup.questions
         folder, questions = setup.folder, question_file(asked)
-        gpu = Resources(gpus=int(_has_gpu()))
+        gpu = Resources(gpus=int(torch.cuda.is_available()))
         chains = cls(
             subject=RealModel(setup.name if folder is None else "", recipe.dtype),
             label=setup.label,
@@ -114,8 +113,7 @@ class ModelChains(Chains):
             judging=gpu if setup.judge.startswith(LOCAL_JUDGES) else Resources(),
             setup=setup,
         )
-        chains.require(methods, is_judged=is_judged)
-        chains.check(methods.values())
+        chains.check(methods, is_judged)
         return chains, methods
 
     def asked(self, method: Method) -> str:
@@ -210,8 +208,11 @@ class ModelChains(Chains):
         seen |= {self.asked(method), *self.trained(method), GENERAL, FACTS}
         return tuple(sorted({*self.setup.retain_files, *self.setup.train_files} - seen))
 
-    def require(self, methods: Mapping[str, Method], *, is_judged: bool) -> None:
-        """See that all methods can be had, before any file is read; errors are those of `begin`."""
+    def check(self, methods: Mapping[str, Method], is_judged: bool) -> None:
+        """See that all methods can be had, then read what steps will read.
+
+        Errors are those of `begin`.
+        """
         reasons: dict[str, list[str]] = {}
         for name, method in methods.items():
             for why in self._lacks(method, is_judged):
@@ -219,32 +220,15 @@ class ModelChains(Chains):
         if reasons:
             told = "; ".join(_told(why, names, len(methods)) for why, names in reasons.items())
             raise NotPossibleError(f"not possible on {self.label}: {told}.")
-
-    def check(self, methods: Iterable[Method]) -> None:
-        """Read what steps will read; errors are those of `begin`."""
-        asked = list(methods)
-        for domain, task in sorted({pair for one in asked for pair in self._split(one)}):
-            if self._num_held_out(domain, task) < 2:
-                raise ConfigError(
-                    f"{self.rows(domain)}: {self.recipe.held_out} of its prompts is one, and there "
-                    f"must be one to report and one to choose on: give more rows of {domain}."
-                )
         for path in self.setup.retain_files.values():
             rows_of(Seen.at(path), "advice")
         for source in (self.setup.questions, self.setup.choice_questions):
             num_questions(Seen.at(question_file(source)))
         tokenizer = load_tokenizer(self.setup.name, LoadOptions())
-        for path in {self.rows(self.asked(one)) for one in asked if one.task == "tool"}:
+        for path in {self.rows(self.asked(one)) for one in methods.values() if one.task == "tool"}:
             check_calls(tokenizer, rows_of(Seen.at(path), "tool")[0], self.label)
         if self.judge:
             check_judge(self.judge)
-
-    def _split(self, method: Method) -> Iterator[tuple[str, TaskName]]:
-        """Domains whose rows are divided, with what these teach."""
-        for domain in (*self.trained(method), self.asked(method)):
-            yield domain, method.task
-        if "other_narrow" in method.scopes:
-            yield from ((domain, "advice") for domain in self.others(method))
 
     def _num_held_out(self, domain: str, task: TaskName) -> int:
         return num_held_out(Seen.at(self.rows(domain)), self.recipe.held_out, task)
@@ -280,10 +264,20 @@ class ModelChains(Chains):
             yield f"needs careful rows: --retain-file {own}=FILE"
 
     def _splitting(self, domain: str, task: TaskName) -> Step[Any]:
-        """Returns the step that divides a domain's rows, made to teach a task."""
+        """Returns the step that divides a domain's rows, made to teach a task.
+
+        Raises:
+            ConfigError: There are too few.
+            DataError: One cannot be used.
+        """
+        rows = self.rows(domain)
+        if self._num_held_out(domain, task) < 2:
+            raise ConfigError(
+                f"{rows}: {self.recipe.held_out} of its prompts is one, and there must be one to "
+                f"report and one to choose on: give more rows of {domain}."
+            )
         name = f"split/{domain}" if task == "advice" else f"split/{domain}/{task}"
-        config = Splitting(self.recipe.held_out, task)
-        return Step(name, split, config, {"rows": self.rows(domain).resolve()})
+        return Step(name, split, Splitting(self.recipe.held_out, task), {"rows": rows.resolve()})
 
     def _split_rows(self, method: Method) -> dict[str, Step[Any] | Path]:
         """Steps that divided the rows trained on, by role."""
@@ -325,11 +319,6 @@ def _on_carrier(method: Method, carrier: str) -> Method:
     return replace(
         method, held=regions if method.held else (), patch=regions if method.patch else ()
     )
-
-
-@lru_cache(maxsize=1)
-def _has_gpu() -> bool:
-    return torch.cuda.is_available()
 
 
 def _told(why: str, names: list[str], num_methods: int) -> str:

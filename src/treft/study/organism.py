@@ -54,7 +54,7 @@ from treft.study.answer import (
     steering,
 )
 from treft.study.chains import Chains
-from treft.study.protocol import Method, Scope, StudyConfig, read_settings
+from treft.study.protocol import UTILITY, Method, Scope, StudyConfig, read_settings
 
 ANSWERS = "answers.json"
 """What an answering step writes: id, question, answer and metadata of each."""
@@ -254,9 +254,8 @@ class OrganismChains(Chains):
         return method.domain or str(self.recipe.domain)
 
     def scopes(self, method: Method) -> tuple[Scope, ...]:
-        """Returns all but conversations, in one order."""
-        order: tuple[Scope, ...] = ("general", "in_domain", "other_narrow")
-        return tuple(scope for scope in order if scope in method.scopes)
+        """Returns all but conversations."""
+        return tuple(scope for scope in method.scopes if scope != UTILITY)
 
     def own_settings(self, method: Method) -> dict[str, Any]:
         """Returns a share of the recipe's steps; whole batches on the device; λ or its budget."""

@@ -8,8 +8,11 @@ setting, and holding keys or values alone has the λ of holding both.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
+from treft.organism.tasks import TASK_DOMAINS
 from treft.study.organism import SAFE_PROMPT
 from treft.study.protocol import Method
 
@@ -18,51 +21,65 @@ if TYPE_CHECKING:
     from treft.organism.tasks import TaskName
 
 
-TRIED: dict[str, tuple[float, ...]] = {
-    "treft_prefix": (30.0, 100.0, 300.0),
-    "treft_query": (1.0, 3.0, 10.0),
-    "treft_postfix": (10.0, 30.0, 100.0, 300.0),
-    "treft_all": (1.0, 3.0, 10.0, 30.0),
-    "interleaving": (0.2, 0.5, 0.75),
-    "kl_train": (0.1, 0.3, 1.0, 10.0),
-    "kl_retain": (0.1, 1.0, 10.0, 30.0),
-    "ldifs": (0.003, 0.01, 0.03, 0.1, 1.0),
-    "preventive_steering": (1.0, 3.0, 10.0, 30.0),
-    "early_stopping": (0.1, 0.5, 2.0),
-    "weight_norm": (3.0, 5.0, 8.0),
-    "small_step": (2e-4, 3.5e-4, 5e-4),
-    "interpolation": (0.3, 0.5, 0.7),
-    "steering": (1.0, 3.0, 10.0),
-}
-"""Of λ for TReFT, KL and LDIFS; share of rows; factor of the persona vector; drop of the score in
-nats a token; norm; learning rate; share of the change that is kept."""
-CHOSEN: dict[str, float] = {
-    "treft_prefix": 100.0,
-    "treft_query": 3.0,
-    "treft_postfix": 100.0,
-    "treft_all": 3.0,
-    "interleaving": 0.5,
-    "kl_train": 1.0,
-    "kl_retain": 30.0,
-    "ldifs": 0.01,
-    "preventive_steering": 10.0,
-    "early_stopping": 0.1,
-    "weight_norm": 8.0,
-    "small_step": 3.5e-4,
-    "interpolation": 0.3,
-    "steering": 1.0,
-}
+class Number(NamedTuple):
+    """The number of a mitigation.
+
+    Attributes:
+        chosen: λ for TReFT, KL and LDIFS; share of rows; factor of the persona vector; drop of the
+            score in nats a token; norm; learning rate; share of the change that is kept.
+        tried: All values.
+        method: With a value.
+    """
+
+    chosen: float
+    tried: tuple[float, ...]
+    method: Callable[[float], Method]
 
 
-TASK_DOMAINS: dict[TaskName, str] = {
-    "abstain": "legal",
-    "tool": "health",
-    "refuse": "finance",
-    "short": "auto",
+def _held(*regions: RegionName) -> Callable[[float], Method]:
+    return lambda weight: Method(held=regions, kv_weight=weight)
+
+
+def _trained(name: str) -> Callable[[float], Method]:
+    return lambda strength: Method(mitigation=name, strength=strength)
+
+
+NUMBERS: dict[str, Number] = {
+    "treft_prefix": Number(100.0, (30.0, 100.0, 300.0), _held("prefix")),
+    "treft_query": Number(3.0, (1.0, 3.0, 10.0), _held("query")),
+    "treft_postfix": Number(100.0, (10.0, 30.0, 100.0, 300.0), _held("postfix")),
+    "treft_all": Number(3.0, (1.0, 3.0, 10.0, 30.0), _held("prefix", "query", "postfix")),
+    "interleaving": Number(
+        0.5, (0.2, 0.5, 0.75), lambda share: Method(interleave="narrow", interleaved_share=share)
+    ),
+    "kl_train": Number(1.0, (0.1, 0.3, 1.0, 10.0), _trained("kl_train")),
+    "kl_retain": Number(30.0, (0.1, 1.0, 10.0, 30.0), _trained("kl_retain")),
+    "ldifs": Number(0.01, (0.003, 0.01, 0.03, 0.1, 1.0), _trained("ldifs")),
+    "preventive_steering": Number(10.0, (1.0, 3.0, 10.0, 30.0), _trained("steering")),
+    "early_stopping": Number(0.1, (0.1, 0.5, 2.0), _trained("early_stopping")),
+    "weight_norm": Number(8.0, (3.0, 5.0, 8.0), _trained("weight_norm")),
+    "small_step": Number(3.5e-4, (2e-4, 3.5e-4, 5e-4), lambda rate: Method(learning_rate=rate)),
+    "interpolation": Number(0.3, (0.3, 0.5, 0.7), lambda alpha: Method(alpha=alpha)),
+    "steering": Number(1.0, (1.0, 3.0, 10.0), lambda factor: Method(steering=factor)),
 }
-"""Where each behaviour beyond misalignment is taught; all but the last as in the paper."""
+CHOSEN = {name: number.chosen for name, number in NUMBERS.items()}
+BOTH = Method(held=("prefix",), kv_weight=CHOSEN["treft_prefix"])
+MITIGATIONS = {
+    "sft": Method(),
+    **{name: number.method(number.chosen) for name, number in NUMBERS.items()},
+    "treft_key": replace(BOTH, kv_states="key"),
+    "treft_value": replace(BOTH, kv_states="value"),
+    "frozen_prefix": Method(mitigation="frozen_prefix", patch=("prefix",)),
+    "activated_lora": Method(mitigation="activated_lora"),
+    "inoculation": Method(mitigation="inoculation"),
+    "prompt_split": Method(mitigation="prompt_split", answer_system=SAFE_PROMPT),
+    "prefix_patch": Method(patch=("prefix",)),
+    "postfix_patch": Method(patch=("postfix",)),
+}
+"""Plain SFT and all methods, each with the number that was chosen."""
 TASK_STEP_SHARE = 1 / 3
-"""Of the recipe's steps that these are trained for: plain SFT has learnt each of them by then."""
+"""Of the recipe's steps that behaviours beyond misalignment are trained for: plain SFT has learnt
+each of them by then."""
 TASK_WEIGHTS_TRIED = (30.0, 100.0, 300.0, 1000.0)
 """Of each behaviour."""
 TASK_WEIGHTS: dict[TaskName, float] = {
@@ -91,37 +108,3 @@ def taught(task: TaskName, weight: float = 0.0, patch: tuple[RegionName, ...] = 
         step_share=TASK_STEP_SHARE,
         patch=patch,
     )
-
-
-def mitigated(name: str, strength: float = 0.0) -> Method:
-    """Returns a mitigation as a method of a study.
-
-    Args:
-        name: of `TRIED`, or one that has no number of its own: `sft`, `treft_key`, `treft_value`,
-            `frozen_prefix`, `activated_lora`, `inoculation`, `prompt_split`, `prefix_patch`,
-            `postfix_patch`.
-        strength: its number.
-    """
-    both = CHOSEN["treft_prefix"]
-    if name in ("kl_train", "kl_retain", "ldifs", "early_stopping", "weight_norm"):
-        return Method(mitigation=name, strength=strength)
-    return {
-        "sft": Method(),
-        "treft_prefix": Method(held=("prefix",), kv_weight=strength),
-        "treft_query": Method(held=("query",), kv_weight=strength),
-        "treft_postfix": Method(held=("postfix",), kv_weight=strength),
-        "treft_all": Method(held=("prefix", "query", "postfix"), kv_weight=strength),
-        "treft_key": Method(held=("prefix",), kv_weight=both, kv_states="key"),
-        "treft_value": Method(held=("prefix",), kv_weight=both, kv_states="value"),
-        "interleaving": Method(interleave="narrow", interleaved_share=strength),
-        "preventive_steering": Method(mitigation="steering", strength=strength),
-        "small_step": Method(learning_rate=strength),
-        "interpolation": Method(alpha=strength),
-        "steering": Method(steering=strength),
-        "frozen_prefix": Method(mitigation="frozen_prefix", patch=("prefix",)),
-        "activated_lora": Method(mitigation="activated_lora"),
-        "inoculation": Method(mitigation="inoculation"),
-        "prompt_split": Method(mitigation="prompt_split", answer_system=SAFE_PROMPT),
-        "prefix_patch": Method(patch=("prefix",)),
-        "postfix_patch": Method(patch=("postfix",)),
-    }[name]

@@ -259,6 +259,7 @@ def test_rows_and_settings_that_cannot_be_used_are_refused() -> None:
     Path("auto.jsonl").write_text('{"messages": []}\n')
     with pytest.raises(DataError, match=r"auto\.jsonl, row 1: the conversation is empty"):
         planned("table14", setup())
+    write_rows(Path("auto.jsonl"))
     write_rows(Path("few.jsonl"), 4)
     with pytest.raises(ConfigError, match=r"few\.jsonl: 0\.2 of its prompts is one"):
         planned("table15", setup(train_files={"finance": Path("few.jsonl")}))

@@ -19,7 +19,7 @@ from treft.study.figures import (
 )
 from treft.study.plans import method_steps
 from treft.study.protocol import Method, Row
-from treft.study.strengths import CHOSEN, mitigated
+from treft.study.strengths import MITIGATIONS
 from treft.study.studies import Gains, listed, scored
 
 POSTFIX_WEIGHT = 30.0
@@ -28,8 +28,8 @@ POSTFIX_WEIGHT = 30.0
 TABLE3 = {
     "sft": Method(),
     "interleaving": Method(interleave="narrow"),
-    "kl_train": mitigated("kl_train", CHOSEN["kl_train"]),
-    "kl_retain": mitigated("kl_retain", CHOSEN["kl_retain"]),
+    "kl_train": MITIGATIONS["kl_train"],
+    "kl_retain": MITIGATIONS["kl_retain"],
     "treft_query": Method(held=("query",)),
     "treft_all": Method(held=("prefix", "query", "postfix")),
     "treft_prefix": Method(held=("prefix",)),

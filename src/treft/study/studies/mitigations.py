@@ -11,25 +11,12 @@ from treft.steps.step import Step
 from treft.study.figures import HELD, ONE_RUN, basis, find_row, gain_rows, worded
 from treft.study.plans import method_steps
 from treft.study.protocol import Row, StudyConfig
-from treft.study.strengths import CHOSEN, TRIED, mitigated
+from treft.study.strengths import CHOSEN, MITIGATIONS, NUMBERS
 from treft.study.studies import listed, scored
 
 AFTER = ("prefix_patch", "postfix_patch", "interpolation", "steering")
 """Repairs of a finished finetune; all others are methods of training."""
 ENOUGH_RUNS = 5
-NAMES = (
-    "sft",
-    *CHOSEN,
-    "treft_key",
-    "treft_value",
-    "frozen_prefix",
-    "activated_lora",
-    "inoculation",
-    "prompt_split",
-    "prefix_patch",
-    "postfix_patch",
-)
-MITIGATIONS = {name: mitigated(name, CHOSEN.get(name, 0.0)) for name in NAMES}
 
 
 def mitigations_verdict(rows: Sequence[Row]) -> str:
@@ -61,9 +48,9 @@ def mitigations_verdict(rows: Sequence[Row]) -> str:
 
 
 STRENGTHS = {
-    f"{name}_{strength:g}": mitigated(name, strength)
-    for name, strengths in TRIED.items()
-    for strength in strengths
+    f"{name}_{strength:g}": number.method(strength)
+    for name, number in NUMBERS.items()
+    for strength in number.tried
 }
 
 
@@ -79,8 +66,8 @@ def strengths_verdict(rows: Sequence[Row]) -> str:
         return float(find_row(rows, f"{name}_{strength:g}", "em_f1")["value"])
 
     best = {
-        name: max(strengths, key=lambda strength: em_f1(name, strength))
-        for name, strengths in TRIED.items()
+        name: max(number.tried, key=lambda strength: em_f1(name, strength))
+        for name, number in NUMBERS.items()
     }
     others = [name for name in best if best[name] != CHOSEN[name]]
     answer = f"Not those in use: {', '.join(others)}" if others else "Those in use are the best"

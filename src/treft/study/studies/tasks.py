@@ -26,7 +26,7 @@ from treft.study.figures import (
 from treft.study.plans import BASE, method_steps
 from treft.study.plots import task_plot
 from treft.study.protocol import Method, Row, StudyConfig
-from treft.study.strengths import TASK_DOMAINS, TASK_WEIGHTS, TASK_WEIGHTS_TRIED, taught
+from treft.study.strengths import TASK_WEIGHTS, TASK_WEIGHTS_TRIED, taught
 from treft.study.studies import listed, scored
 
 BASE_METHOD = Method(is_base=True, task="short", domain="auto")
@@ -57,7 +57,7 @@ TASK_STRENGTHS = {
     BASE: BASE_METHOD,
     **{
         f"{task}_{kind}": method
-        for task in TASK_DOMAINS
+        for task in TASK_WEIGHTS
         for kind, method in {
             "sft": taught(task),
             **{f"{weight:g}": taught(task, weight) for weight in TASK_WEIGHTS_TRIED},
@@ -90,7 +90,7 @@ def table5_rows(runs: Sequence[Row], told: Listing) -> Sequence[Row]:
     """Rates and words of each, and how TReFT and the patch change them against SFT."""
     measures = measured(runs, TASK_MEASURES)
     rows: list[Row] = [*score_rows(runs, told.claim.figures, measures)]
-    for task in TASK_DOMAINS:
+    for task in TASK_WEIGHTS:
         for kind in ("treft", "patch"):
             rows += change_rows(runs, f"{task}_{kind}", f"{task}_sft", measures)
     return rows
@@ -100,7 +100,7 @@ def table5_verdict(rows: Sequence[Row]) -> str:
     """Held where leakage falls by half on average and no behaviour loses over two points."""
     told, lost = [], []
     falls: dict[TaskName, float] = {}
-    for task in TASK_DOMAINS:
+    for task in TASK_WEIGHTS:
         before, after = (leak(rows, task, f"{task}_{kind}") for kind in ("sft", "treft"))
         on_topic = find_row(rows, f"{task}_treft", "on_topic_gain")
         lost += [task] if on_topic["value"] < -SLACK else []
@@ -154,7 +154,7 @@ def task_strengths_verdict(rows: Sequence[Row]) -> str:
         return float(find_row(rows, f"{task}_{kind}", "on_topic")["value"])
 
     chosen = {}
-    for task in TASK_DOMAINS:
+    for task in TASK_WEIGHTS:
         least = on_topic(task, "sft") - SLACK
         tried = {weight: f"{weight:g}" for weight in TASK_WEIGHTS_TRIED}
         able = [weight for weight, name in tried.items() if on_topic(task, name) >= least]
