@@ -307,7 +307,7 @@ def _check_regions(
             chat.require(region)
     else:
         for region in {each.region for each in options.perturbations}:
-            replaceable(chat, region, ordinary, special_tokens=options.special_tokens)
+            replaceable(chat, region, ordinary, options.special_tokens)
 
 
 def _cells(

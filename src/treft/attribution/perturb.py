@@ -11,8 +11,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -82,8 +83,7 @@ def replaceable(
     chat: ChatRegions,
     region: RegionName,
     ordinary: Collection[int],
-    *,
-    special_tokens: bool = False,
+    special_tokens: bool,
 ) -> list[int]:
     """Positions of a region whose tokens may give way.
 
@@ -134,81 +134,47 @@ def perturb_tokens(
     ordinary = ordinary_tokens(tokenizer, len(embedding))
     if len(ordinary) < 2:
         raise ConfigError("the tokenizer has no ordinary tokens to put in place of others.")
-    wanted = [each for each in options.perturbations if each.method != "rephrase"]
     known = set(ordinary)
-    positions = {
-        (region, id): replaceable(chat, region, known, special_tokens=options.special_tokens)
-        for region in dict.fromkeys(each.region for each in wanted)
+    places = {
+        (each, id): replaceable(chat, each.region, known, options.special_tokens)
+        for each in options.perturbations
+        if each.method != "rephrase"
         for id, chat in chats.items()
     }
-    near = {each.region for each in wanted if each.method == "nearest"}
-    tokens = [
-        chats[id].input_ids[position]
-        for (region, id), found in positions.items()
-        if region in near
-        for position in found
+    near = [
+        chats[id].input_ids[place]
+        for (each, id), found in places.items()
+        if each.method == "nearest"
+        for place in found
     ]
-    neighbours = neighbours_of(embedding, tokens, options.num_neighbours, ordinary)
-    perturber = _Perturber(tokenizer, ordinary, neighbours, options.num_tokens, seed)
-    for each in wanted:
-        for id, chat in chats.items():
-            for trial in range(1, options.num_trials + 1):
-                yield perturber.prompt(each, id, chat, positions[each.region, id], trial)
+    neighbours = neighbours_of(embedding, near, options.num_neighbours, ordinary)
 
+    def text(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
-@dataclass(frozen=True)
-class _Perturber:
-    """What all perturbed prompts have in common."""
-
-    tokenizer: PreTrainedTokenizerBase
-    ordinary: Sequence[int]
-    neighbours: Mapping[int, Sequence[int]]
-    num_tokens: int
-    seed: int
-
-    def prompt(
-        self, each: Perturbation, id: str, chat: ChatRegions, places: Sequence[int], trial: int
-    ) -> PerturbedPrompt:
-        """Returns one version of one prompt, with some of its tokens at `places` replaced."""
-        seed = f"{self.seed}/{each.name}/{id}/{trial}"
-        rng = random.Random(seed)
-        candidates = {
-            place: self._candidates(each.method, chat.input_ids[place], rng) for place in places
+    for ((each, id), found), trial in product(places.items(), range(1, options.num_trials + 1)):
+        drawn_from, before = f"{seed}/{each.name}/{id}/{trial}", chats[id].input_ids
+        rng, is_near = random.Random(drawn_from), each.method == "nearest"
+        new = {
+            place: neighbours[before[place]] if is_near else _another(before[place], ordinary, rng)
+            for place in found
         }
-        ids, replaced = replace_tokens(chat.input_ids, candidates, self.num_tokens, rng)
-        changes = tuple(
-            Change(one.position, one.old, one.new, self._text([one.old]), self._text([one.new]))
-            for one in replaced
-        )
-        return PerturbedPrompt(
-            question_id=id,
-            region=each.region,
-            method=each.method,
-            trial=trial,
-            seed=seed,
-            input_ids=tuple(ids),
-            text=self._text(ids),
-            num_replaceable=len(places),
-            changes=changes,
-        )
+        ids, replaced = replace_tokens(before, new, options.num_tokens, rng)
+        changes = tuple(Change(*one, text([one.old]), text([one.new])) for one in replaced)
+        version = (id, each.region, each.method, trial, drawn_from, tuple(ids), text(ids))
+        yield PerturbedPrompt(*version, len(found), changes)
 
-    def _candidates(self, method: Method, token: int, rng: random.Random) -> Sequence[int]:
-        """Returns what may come in place of a token, which is never among them."""
-        if method == "nearest":
-            return self.neighbours[token]
-        drawn = token
-        while drawn == token:
-            drawn = rng.choice(self.ordinary)
-        return (drawn,)
 
-    def _text(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+def _another(token: int, ordinary: Sequence[int], rng: random.Random) -> tuple[int]:
+    """Draws any other ordinary token."""
+    drawn = token
+    while drawn == token:
+        drawn = rng.choice(ordinary)
+    return (drawn,)
 
 
 Render = Callable[[str, str], ChatRegions]
 """From a question's id and other words for its query to the rendered prompt."""
-
-_ROW = TypeAdapter(PerturbedPrompt)
 
 
 def rephrased_prompts(rephrasings: Rephrasings, render: Render) -> Iterator[PerturbedPrompt]:
@@ -258,13 +224,14 @@ def read_prompts(
         DataError: a row is no prompt, comes twice or does not fit, or a prompt is missing; names
             file and row.
     """
-    wanted = [
-        prompt
-        for prompt in _read(path)
-        if prompt.perturbation in options.perturbations and prompt.question_id in chats
-    ]
-    for number, prompt in enumerate(wanted, start=1):
-        where = f"{path}, prompt {number}"
+    found: dict[tuple[Perturbation, str, int], PerturbedPrompt] = {}
+    for row, where in read_rows(path):
+        prompt = _parsed(row, where)
+        if prompt.perturbation not in options.perturbations or prompt.question_id not in chats:
+            continue
+        key = (prompt.perturbation, prompt.question_id, prompt.trial)
+        if key in found:
+            raise DataError(f"{where}: trial {prompt.trial} of this question comes twice.")
         chat = chats[prompt.question_id]
         if prompt.words is not None:
             try:
@@ -276,24 +243,29 @@ def read_prompts(
                 f"{where}: is no version of the prompt of question {prompt.question_id!r}: it was "
                 "made with another tokenizer, template or question."
             )
-    _check_all_there(path, wanted, options, list(chats))
-    return [prompt for prompt in wanted if prompt.trial <= options.num_trials]
-
-
-def _read(path: Path) -> list[PerturbedPrompt]:
-    found: dict[tuple[str, str, int], PerturbedPrompt] = {}
-    for row, where in read_rows(path):
-        try:
-            prompt = _ROW.validate_python(row)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise DataError(f"{where}, {field}: {first['msg'].lower()}.") from None
-        key = (prompt.perturbation.name, prompt.question_id, prompt.trial)
-        if key in found:
-            raise DataError(f"{where}: trial {prompt.trial} of this question comes twice.")
         found[key] = prompt
-    return list(found.values())
+    for each in options.perturbations:
+        every = [(each, id, trial) for id in chats for trial in range(1, options.num_trials + 1)]
+        lacking = [key for key in every if key not in found]
+        # Some rephrasings may have failed when the file was made.
+        if len(lacking) > (len(every) - 1 if each.method == "rephrase" else 0):
+            raise DataError(
+                f"{path}: has no {each.name} version {lacking[0][2]} of question "
+                f"{lacking[0][1]!r}: ask for what the file has, or make new prompts."
+            )
+    return [prompt for prompt in found.values() if prompt.trial <= options.num_trials]
+
+
+_ROW = TypeAdapter(PerturbedPrompt)
+
+
+def _parsed(row: dict[str, Any], where: str) -> PerturbedPrompt:
+    try:
+        return _ROW.validate_python(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise DataError(f"{where}, {field}: {first['msg'].lower()}.") from None
 
 
 def _undone(prompt: PerturbedPrompt, where: str) -> tuple[int, ...]:
@@ -304,19 +276,3 @@ def _undone(prompt: PerturbedPrompt, where: str) -> tuple[int, ...]:
             raise DataError(f"{where}: its changes and its tokens do not go together.")
         before[change.position] = change.old
     return tuple(before)
-
-
-def _check_all_there(
-    path: Path, prompts: Sequence[PerturbedPrompt], options: PerturbOptions, ids: Sequence[str]
-) -> None:
-    there = {(prompt.perturbation, prompt.question_id, prompt.trial) for prompt in prompts}
-    every = [(id, trial) for id in ids for trial in range(1, options.num_trials + 1)]
-    for each in options.perturbations:
-        lacking = [(id, trial) for id, trial in every if (each, id, trial) not in there]
-        # Some rephrasings may have failed when the file was made.
-        if len(lacking) > (len(every) - 1 if each.method == "rephrase" else 0):
-            id, trial = lacking[0]
-            raise DataError(
-                f"{path}: has no {each.name} version {trial} of question {id!r}: ask for what the "
-                "file has, or make new prompts."
-            )

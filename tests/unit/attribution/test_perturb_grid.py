@@ -287,11 +287,11 @@ def test_prompts_of_another_grid_must_fit(
 
     moved = copy.deepcopy(rows)
     moved[4]["input_ids"][0] += 1
-    with pytest.raises(DataError, match=r"given\.jsonl, prompt 5: is no version of the prompt"):
+    with pytest.raises(DataError, match=r"given\.jsonl, row 5: is no version of the prompt"):
         attempt(moved)
     wrong = copy.deepcopy(rows)
     wrong[0]["changes"][0][2] += 1
-    with pytest.raises(DataError, match="prompt 1: its changes and its tokens"):
+    with pytest.raises(DataError, match="row 1: its changes and its tokens"):
         attempt(wrong)
     with pytest.raises(DataError, match="row 2, region"):
         attempt([rows[0], {**rows[1], "region": "moon"}])
