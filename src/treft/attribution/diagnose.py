@@ -40,7 +40,6 @@ from treft.attribution.table_words import perturbations_in_words
 from treft.attribution.tables import perturb_table
 from treft.attribution.verdict import Diagnosis, Measured, decide, recommend
 from treft.chat.regions import RegionName
-from treft.core.patch_spec import PatchSpec
 from treft.progress import Progress, untold
 from treft.statistics.intervals import Interval, wilson
 from treft.steps.store import claim
@@ -70,7 +69,7 @@ def diagnose(plan: DiagnosisPlan, progress: Progress = untold) -> DiagnosisResul
     recommendation = recommend(diagnosis, _measured(plan, main, drift, bands), rules)
     adapter, about_weights = adapter_layers(plan.subject.pair, drift)
     notes.append(about_weights)
-    controls = [patch.spec.name for patch in meter.controls]
+    controls = [patch.name for patch in meter.controls]
     parts = [name for name in main.patched if name not in (*controls, *meter.regions)]
     width = plan.options.window_width
     windows = meter.windows(width).shares(rules)
@@ -100,7 +99,7 @@ def diagnose(plan: DiagnosisPlan, progress: Progress = untold) -> DiagnosisResul
 
 def _by_layer(
     plan: DiagnosisPlan, main: Evidence, diagnosis: Diagnosis
-) -> tuple[dict[int, Interval], dict[PatchSpec, Interval]]:
+) -> tuple[dict[int, Interval], dict[Patch, Interval]]:
     """The region that regains most, in single layers and in bands; nothing without a loss."""
     meter, rules = plan.general, plan.options.rules
     shares = main.only(meter.regions).shares(rules)
@@ -114,7 +113,7 @@ def _by_layer(
 
 
 def _measured(
-    plan: DiagnosisPlan, main: Evidence, drift: DriftMap, bands: Mapping[PatchSpec, Interval]
+    plan: DiagnosisPlan, main: Evidence, drift: DriftMap, bands: Mapping[Patch, Interval]
 ) -> Measured:
     """Figures that a recommendation needs beside the verdict."""
     meter, rules = plan.general, plan.options.rules
@@ -206,8 +205,7 @@ def _patched_answers(plan: DiagnosisPlan, diagnosis: Diagnosis) -> dict[str, lis
     num = len(plan.subject.general)
 
     def compute() -> list[str]:
-        spec = PatchSpec(name, cast(Any, regions))
-        repaired = plan.general.states.repaired(Patch(spec))
+        repaired = plan.general.states.repaired(Patch(name, cast(Any, regions)))
         return repaired.generate(
             [question.messages for question in plan.subject.general],
             template_kwargs=dict(rendering.template_kwargs),

@@ -319,7 +319,7 @@ def _cells(
     if isinstance(options, PatchOptions):
         patches = sweep_patches(options, chats, len(decoder_layers(pair.finetuned)), seed)
         whole = (Cell(BASE, "base"), Cell(FINETUNED, "finetuned"))
-        return (*whole, *(Cell(patch.spec.name, "finetuned", patch) for patch in patches))
+        return (*whole, *(Cell(patch.name, "finetuned", patch) for patch in patches))
     return tuple(
         Cell(UNPERTURBED if each is None else each.name, arm, perturbation=each)
         for arm in ARMS

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from treft.attribution.perturb import (
 )
 from treft.attribution.rephrase import rephrase
 from treft.attribution.scoring import score_answers
+from treft.core.patch_spec import PatchSpec
 from treft.core.patching import RowPatch
 from treft.files import write_rows
 from treft.models.generation import Asked, answer
@@ -253,7 +254,8 @@ def _about(cell: Cell, row: Row) -> dict[str, Any]:
     about: dict[str, Any] = {"arm": cell.arm, "cell": cell.name}
     about |= {"trial": row.trial, "sample": row.sample, "seed": row.seed}
     if cell.patch is not None:
-        about |= {"source": cell.patch.source, "spec": asdict(cell.patch.spec)}
+        spec = {each.name: getattr(cell.patch, each.name) for each in fields(PatchSpec)}
+        about |= {"source": cell.patch.source, "spec": spec}
     if (prompt := row.prompt) is not None:
         about |= {"region": prompt.region, "method": prompt.method}
         about |= {"changes": [list(change) for change in prompt.changes], "words": prompt.words}

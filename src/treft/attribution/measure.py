@@ -28,18 +28,17 @@ from treft.attribution.patches import (
     BaseStates,
     Patch,
     band_specs,
-    curve_patch,
+    curve_specs,
     equal_span_specs,
     joint_specs,
     kind_specs,
     layer_specs,
     random_specs,
     region_specs,
-    spread_layers,
     window_specs,
 )
 from treft.chat.regions import ChatRegions, RegionName
-from treft.core.patch_spec import PATCHABLE, PatchSpec
+from treft.core.patch_spec import PATCHABLE
 from treft.data.messages import Conversation
 from treft.errors import TemplateError
 from treft.models.pair import ARMS, ModelPair
@@ -134,22 +133,21 @@ class PromptMargins:
     @property
     def whole(self) -> list[Patch]:
         """Whole regions, alone and together."""
-        return [Patch(spec) for spec in (*region_specs(self.regions), *joint_specs(self.regions))]
+        return region_specs(self.regions) + joint_specs(self.regions)
 
     @property
     def controls(self) -> list[Patch]:
         """Equally many tokens of the query and of each other region; states of random tokens."""
         equal = equal_span_specs(self.chats, self.regions, self.rendering.seed)
-        random = [Patch(spec, "random") for spec in random_specs(self.regions)]
-        return [*map(Patch, equal), *random]
+        return equal + random_specs(self.regions)
 
-    def window_specs(self, width: int | None) -> list[PatchSpec]:
+    def window_specs(self, width: int | None) -> list[Patch]:
         """Returns neighbouring tokens of prefix and postfix.
 
         Args:
             width: tokens of a window; None for a sixth of a region each.
         """
-        specs = []
+        specs: list[Patch] = []
         for region in self.regions:
             if region == "query":
                 continue  # queries differ in length and in what their tokens are
@@ -158,7 +156,7 @@ class PromptMargins:
             specs += window_specs(region, num, wide, 1 if width else None)
         return specs
 
-    def layer_specs(self, region: RegionName) -> tuple[list[PatchSpec], list[PatchSpec]]:
+    def layer_specs(self, region: RegionName) -> tuple[list[Patch], list[Patch]]:
         """Returns a region in single layers, and in bands of layers."""
         num = self.num_layers
         return layer_specs(region, num, MOST_LAYERS), band_specs(region, num)
@@ -173,7 +171,7 @@ class PromptMargins:
 
     def main(self) -> Evidence:
         """Returns margins of whole regions, alone and together, kinds apart, and the controls."""
-        kinds = [Patch(spec) for spec in kind_specs(self.regions)]
+        kinds = kind_specs(self.regions)
         return self._margins("regions", [*self.whole, *kinds, *self.controls])
 
     def whole_regions(self) -> Evidence:
@@ -183,11 +181,11 @@ class PromptMargins:
     def layers(self, region: RegionName) -> Evidence:
         """Returns margins of a region in single layers and in bands (`layer_specs`)."""
         single, bands = self.layer_specs(region)
-        return self._margins(f"layers-{region}", [*map(Patch, single), *map(Patch, bands)])
+        return self._margins(f"layers-{region}", single + bands)
 
     def windows(self, width: int | None) -> Evidence:
         """Returns margins of `window_specs`."""
-        return self._margins("windows", [Patch(spec) for spec in self.window_specs(width)])
+        return self._margins("windows", self.window_specs(width))
 
     def curve(self) -> Evidence | None:
         """Returns margins of the prefix's residual stream, layer by layer; None without a prefix.
@@ -196,8 +194,7 @@ class PromptMargins:
         """
         if "prefix" not in self.regions:
             return None
-        layers = spread_layers(self.num_layers, MOST_LAYERS)
-        return self._margins("curve", [curve_patch(layer) for layer in layers])
+        return self._margins("curve", curve_specs(self.num_layers, MOST_LAYERS))
 
     def loss_gain(self, rows: Sequence[Conversation]) -> float:
         """Returns by how much the finetune lowered the loss of training rows, nats a token.

@@ -38,11 +38,10 @@ NUM_BANDS = 4
 
 
 @dataclass(frozen=True)
-class Patch:
-    """One row of the table.
+class Patch(PatchSpec):
+    """What is replaced, a row of the table.
 
-    Attributes:
-        spec: what is replaced.
+    Attributes, besides those of a `PatchSpec`:
         source: whose states go there.
         group: which part of the sweep it belongs to.
         is_control: whether no effect, or a smaller one, is expected.
@@ -50,7 +49,6 @@ class Patch:
         num_tokens: mean number of tokens that it replaces in a prompt.
     """
 
-    spec: PatchSpec
     source: StateSource = "base"
     group: Group = "regions"
     is_control: bool = False
@@ -58,64 +56,72 @@ class Patch:
     num_tokens: float = 0.0
 
 
-def layer_name(layer: int) -> str:
-    """Returns what the patch of a layer's residual stream is called."""
-    return f"stream at layer {layer}"
-
-
-def curve_patch(layer: int) -> Patch:
-    """Returns the patch of a layer's residual stream at the prefix (Figure 4)."""
-    spec = PatchSpec(layer_name(layer), ("prefix",))
-    return Patch(spec, "stream", "curve", stream_layer=layer)
-
-
-def region_specs(regions: Iterable[RegionName] = PATCHABLE) -> list[PatchSpec]:
+def region_specs(regions: Iterable[RegionName] = PATCHABLE) -> list[Patch]:
     """Returns each region whole; the postfix as recorded after an empty query."""
-    return [PatchSpec(region, (region,)) for region in regions]
+    return [Patch(region, (region,)) for region in regions]
 
 
-def random_specs(regions: Iterable[RegionName]) -> list[PatchSpec]:
-    """Returns each region whole, named for states of random tokens."""
-    return [PatchSpec(f"{region} of random tokens", (region,)) for region in regions]
+def random_specs(regions: Iterable[RegionName]) -> list[Patch]:
+    """Returns each region whole with the base's states at random tokens, a control."""
+    return [
+        Patch(f"{region} of random tokens", (region,), source="random", is_control=True)
+        for region in regions
+    ]
 
 
-def joint_specs(regions: Iterable[RegionName]) -> list[PatchSpec]:
+def joint_specs(regions: Iterable[RegionName]) -> list[Patch]:
     """Returns all template regions together, named with `+`; nothing where there is only one."""
     shared = tuple(region for region in regions if region != "query")
-    return [PatchSpec("+".join(shared), shared)] if len(shared) > 1 else []
+    return [Patch("+".join(shared), shared)] if len(shared) > 1 else []
 
 
-def kind_specs(regions: Iterable[RegionName] = PATCHABLE) -> list[PatchSpec]:
+def kind_specs(regions: Iterable[RegionName] = PATCHABLE) -> list[Patch]:
     """Returns keys only and values only of each region."""
     return [
-        PatchSpec(f"{region} {kind}s only", (region,), kinds=(kind,))
+        Patch(f"{region} {kind}s only", (region,), kinds=(kind,), group="kinds")
         for region in regions
         for kind in KINDS
     ]
 
 
-def layer_specs(region: RegionName, num_layers: int, most: int) -> list[PatchSpec]:
-    """Returns a region in one layer at a time; evenly spread ones where there are over `most`."""
+def curve_specs(num_layers: int, most: int) -> list[Patch]:
+    """Returns the base's residual stream at the prefix, layer by layer (Figure 4).
+
+    Nothing reads the last layer but the last token's own logits, so that is a control.
+    """
     return [
-        PatchSpec(f"{region} layer {layer}", (region,), layers=(layer,))
-        for layer in spread_layers(num_layers, most)
+        Patch(
+            f"stream at layer {layer}",
+            ("prefix",),
+            source="stream",
+            group="curve",
+            is_control=layer == num_layers - 1,
+            stream_layer=layer,
+        )
+        for layer in _spread(num_layers, most)
     ]
 
 
-def spread_layers(num_layers: int, most: int) -> list[int]:
+def layer_specs(region: RegionName, num_layers: int, most: int) -> list[Patch]:
+    """Returns a region in one layer at a time; evenly spread ones where there are over `most`."""
+    return [
+        Patch(f"{region} layer {layer}", (region,), layers=(layer,))
+        for layer in _spread(num_layers, most)
+    ]
+
+
+def _spread(num_layers: int, most: int) -> list[int]:
     """Returns all layers, or `most` that are evenly spread from the first to the last."""
     places = np.linspace(0, num_layers - 1, min(num_layers, most))
     found: list[int] = np.unique(places.round().astype(int)).tolist()
     return found
 
 
-def band_specs(region: RegionName, num_layers: int) -> list[PatchSpec]:
+def band_specs(region: RegionName, num_layers: int) -> list[Patch]:
     """Returns a region in every run of neighbouring quarters of the layers, all of them too."""
     edges = np.unique(np.linspace(0, num_layers, NUM_BANDS + 1).round().astype(int)).tolist()
     return [
-        PatchSpec(
-            f"{region} layers {start} to {end - 1}", (region,), layers=tuple(range(start, end))
-        )
+        Patch(f"{region} layers {start} to {end - 1}", (region,), layers=tuple(range(start, end)))
         for start, end in combinations(edges, 2)
     ]
 
@@ -124,7 +130,7 @@ def layer_band_specs(
     num_layers: int,
     regions: Iterable[RegionName] = PATCHABLE,
     width: int | None = None,
-) -> list[PatchSpec]:
+) -> list[Patch]:
     """Returns each region in bands of adjacent layers, which together are all layers.
 
     Args:
@@ -143,7 +149,7 @@ def layer_band_specs(
         )
     bands = [range(low, min(low + width, num_layers)) for low in range(0, num_layers, width)]
     return [
-        PatchSpec(f"{region} layers {_span(band)}", (region,), layers=tuple(band))
+        Patch(f"{region} layers {_span(band)}", (region,), layers=tuple(band), group="layers")
         for region in regions
         for band in bands
     ]
@@ -151,7 +157,7 @@ def layer_band_specs(
 
 def window_specs(
     region: RegionName, num_tokens: int, width: int, stride: int | None = None
-) -> list[PatchSpec]:
+) -> list[Patch]:
     """Returns every contiguous window over a region.
 
     With the width as stride the windows tile the region. The last window ends with the region: it
@@ -162,24 +168,25 @@ def window_specs(
         num_tokens: tokens of the region, in the longest conversation.
         width: tokens of a window.
         stride: tokens from one window's start to the next; None for the width.
-
-    Raises:
-        ConfigError: width or stride is not positive.
     """
-    stride = width if stride is None else stride
-    if width < 1 or stride < 1:
-        raise ConfigError(f"width and stride of windows are {width} and {stride}; at least 1.")
+    stride = stride or width
     starts = range(0, max(1, num_tokens - width + stride), stride)
-    windows = [(start, min(start + width, num_tokens)) for start in starts if start < num_tokens]
+    windows = [range(start, min(start + width, num_tokens)) for start in starts]
     return [
-        PatchSpec(f"{region} tokens {_span(range(start, end))}", (region,), window=(start, end))
-        for start, end in windows
+        Patch(
+            f"{region} tokens {_span(window)}",
+            (region,),
+            window=(window.start, window.stop),
+            group="windows",
+        )
+        for window in windows
+        if window
     ]
 
 
 def equal_span_specs(
     chats: Sequence[ChatRegions], regions: Iterable[RegionName], seed: int = 0
-) -> list[PatchSpec]:
+) -> list[Patch]:
     """Returns the query beside each other region, token for token.
 
     For each region n is the number of its tokens or of the query's, whichever is smaller, in the
@@ -194,7 +201,7 @@ def equal_span_specs(
     counts = {
         region: {len(chat.positions(region)) for chat in chats} for region in ("query", *regions)
     }
-    found: dict[str, PatchSpec] = {}
+    found: dict[str, Patch] = {}
     for region in regions:
         num = min(counts[region] | counts["query"])
         pair: tuple[RegionName, ...] = () if region == "query" or not num else (region, "query")
@@ -202,8 +209,13 @@ def equal_span_specs(
             if counts[one] == {num}:
                 continue
             name = f"{one}, {num} token{'s' * (num > 1)}"
-            spec = PatchSpec(name, (one,), num_positions=num, position_seed=seed)
-            found.setdefault(name, spec)
+            found[name] = Patch(
+                name,
+                (one,),
+                num_positions=num,
+                position_seed=seed,
+                is_control=one == "query",
+            )
     return list(found.values())
 
 
@@ -222,31 +234,19 @@ def sweep_patches(
         ConfigError: layers or windows do not fit the model or the prompts.
     """
     regions = options.regions
-    specs: dict[Group, list[PatchSpec]] = {"regions": region_specs(regions)}
+    found = region_specs(regions)
     if "kinds" in options.groups:
-        specs["kinds"] = kind_specs(regions)
+        found += kind_specs(regions)
     if "windows" in options.groups:
-        specs["windows"] = [
-            spec
-            for region in regions
-            for spec in window_specs(
-                region,
-                max(len(chat.positions(region, 0)) for chat in chats),
-                options.window_width,
-                options.window_stride,
-            )
-        ]
+        for region in regions:
+            num = max(len(chat.positions(region, 0)) for chat in chats)
+            found += window_specs(region, num, options.window_width, options.window_stride)
     if "layers" in options.groups:
-        specs["layers"] = layer_band_specs(num_layers, regions, options.band_width)
-    found = [Patch(spec, "base", group) for group, of_group in specs.items() for spec in of_group]
-    for spec in equal_span_specs(chats, regions, seed):
-        found.append(Patch(spec, is_control=spec.regions == ("query",)))
-    found += [Patch(spec, "random", is_control=True) for spec in random_specs(regions)]
+        found += layer_band_specs(num_layers, regions, options.band_width)
+    found += equal_span_specs(chats, regions, seed) + random_specs(regions)
     if "curve" in options.groups:
-        for layer in range(num_layers):
-            is_last = layer == num_layers - 1  # nothing reads it but the last token's own logits
-            found.append(replace(curve_patch(layer), is_control=is_last))
-    return [replace(patch, num_tokens=_mean_tokens(patch.spec, chats)) for patch in found]
+        found += curve_specs(num_layers, num_layers)
+    return [replace(patch, num_tokens=_mean_tokens(patch, chats)) for patch in found]
 
 
 def _span(numbers: range) -> str:
@@ -267,16 +267,12 @@ def _mean_tokens(spec: PatchSpec, chats: Sequence[ChatRegions]) -> float:
     return total / len(chats)
 
 
-MAX_KEPT_TOKENS = MAX_CACHED_TOKENS
-"""Tokens of one region over all prompts whose states are kept from one patch to the next."""
-
-
 @dataclass(frozen=True)
 class BaseStates:
     """The states that patches take from the unfinetuned model, recorded once for all patches.
 
-    Where those of a region are too many to keep (`MAX_KEPT_TOKENS`), they are recorded batch by
-    batch.
+    Where those of a region are too many to keep (`MAX_CACHED_TOKENS` over all prompts), they are
+    recorded batch by batch.
 
     Attributes:
         pair: the models.
@@ -299,7 +295,7 @@ class BaseStates:
             bank = stream_bank(model, patch.stream_layer, self._streams)
         else:
             bank = self._random if patch.source == "random" else self.base
-        return RepairedModel(model, self.tokenizer, bank, patch.spec)
+        return RepairedModel(model, self.tokenizer, bank, patch)
 
     @cached_property
     def base(self) -> ReferenceBank:
@@ -321,6 +317,6 @@ class BaseStates:
         for region in self.regions:
             found = (request for chat in self.chats for request in region_requests(chat, region))
             requests: list[ReferenceRequest] = list(dict.fromkeys(found))
-            if sum(len(request.keep) for request in requests) <= MAX_KEPT_TOKENS:
+            if sum(len(request.keep) for request in requests) <= MAX_CACHED_TOKENS:
                 bank.pin(requests)
         return bank

@@ -46,12 +46,12 @@ def patch(options: Patch) -> None:
     said = f"{len(grid.questions)} questions, {len(patches)} patches; at most: {cost}"
     print(said, file=sys.stderr)
     if options.dry_run and options.json:
-        names = [patch.spec.name for patch in patches]
+        names = [patch.name for patch in patches]
         plan = {"patches": names, "cost": asdict(cost)}
         emit({**_result("patch", options, grid, []), **plan}, as_json=True)
     elif options.dry_run:
         for one in patches:
-            print(f"{one.spec.name}{' (control)' * one.is_control}")
+            print(f"{one.name}{' (control)' * one.is_control}")
     else:
         options.limit.confirm(cost.total, "answers and calls")
         kept = "{} finished patches are kept; the same command goes on"

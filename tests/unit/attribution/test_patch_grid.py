@@ -18,7 +18,6 @@ from treft.attribution.forcing import render_questions
 from treft.attribution.grid import Grid
 from treft.attribution.grid_run import Answered, run_grid
 from treft.attribution.options import GridRequest, PatchOptions, Rendering
-from treft.attribution.patches import layer_name
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.judging.oracle import organism_questions
 from treft.models import generation
@@ -77,8 +76,8 @@ def test_answers_are_those_of_generate(
         assert found[region] == repaired.generate(chats, **options)
     for layer in range(tuned.config.num_hidden_layers):
         repaired = patch(tuned, chat_tokenizer, reference=stream_bank(tuned, layer, base))
-        assert found[layer_name(layer)] == repaired.generate(chats, **options)
-    assert found[layer_name(layer)] == found["finetuned"]
+        assert found[f"stream at layer {layer}"] == repaired.generate(chats, **options)
+    assert found[f"stream at layer {layer}"] == found["finetuned"]
     regions = ("prefix", "query", "postfix")
     assert any(found[region] != found["finetuned"] for region in regions)
 

@@ -17,7 +17,6 @@ from treft.attribution.grid_run import Answered
 from treft.attribution.patches import Patch
 from treft.attribution.table_words import patches_in_words
 from treft.attribution.tables import patch_table
-from treft.core.patch_spec import PatchSpec
 from treft.files import as_json
 from treft.statistics.intervals import Interval
 
@@ -28,15 +27,13 @@ BASE = {id: [95.0, 90.0] for id in IDS}
 TUNED = {id: [float(x) for x in RNG.uniform(0, 40, 2)] for id in IDS}
 HALF = {id: [(TUNED[id][0] + 95) / 2, (TUNED[id][1] + 90) / 2] for id in IDS}
 PATCHES = [
-    Patch(PatchSpec("prefix", ("prefix",)), num_tokens=23.0),
-    Patch(
-        PatchSpec("query, 3 tokens", ("query",), num_positions=3), is_control=True, num_tokens=3.0
-    ),
+    Patch("prefix", ("prefix",), num_tokens=23.0),
+    Patch("query, 3 tokens", ("query",), num_positions=3, is_control=True, num_tokens=3.0),
 ]
 CELLS = [
     Cell("base", "base"),
     Cell("finetuned", "finetuned"),
-    *(Cell(patch.spec.name, "finetuned", patch) for patch in PATCHES),
+    *(Cell(patch.name, "finetuned", patch) for patch in PATCHES),
 ]
 OWN = OwnStates(NUM, 0.0, 1e-5, 0)
 

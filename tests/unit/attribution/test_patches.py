@@ -82,12 +82,12 @@ def test_a_region_that_is_as_long_everywhere_is_its_own_span(chats: list[ChatReg
 def test_a_sweep_has_its_controls_and_no_name_twice(chats: list[ChatRegions]) -> None:
     every: Any = ("regions", "kinds", "windows", "layers", "curve")
     patches = sweep_patches(PatchOptions(every, window_width=8), chats, 3)
-    names = [patch.spec.name for patch in patches]
+    names = [patch.name for patch in patches]
     assert len(set(names)) == len(names)
     assert {patch.source for patch in patches} == {"base", "random", "stream"}
     assert [patch.stream_layer for patch in patches if patch.source == "stream"] == [0, 1, 2]
     few = sweep_patches(PatchOptions(regions=("prefix",)), chats, 3)
-    controls = {patch.spec.name for patch in few if patch.is_control}
+    controls = {patch.name for patch in few if patch.is_control}
     assert "prefix of random tokens" in controls
     assert any(name.startswith("query, ") for name in controls)
 
@@ -99,6 +99,7 @@ def test_a_sweep_has_its_controls_and_no_name_twice(chats: list[ChatRegions]) ->
         ({"regions": ("response",)}, "response"),
         ({"regions": ()}, "at least one region"),
         ({"window_width": 0}, "window_width is 0"),
+        ({"window_stride": 0}, "window_stride is 0; it must be at least 1"),
         ({"band_width": 0}, "band_width is 0"),
         ({"groups": ("curve",), "regions": ("query",)}, "curve patches the prefix"),
     ],
@@ -111,5 +112,3 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: 
 def test_layers_out_of_range_are_refused(chats: list[ChatRegions]) -> None:
     with pytest.raises(ConfigError, match=r"band of 9 layers .* 0 to 2"):
         sweep_patches(PatchOptions(("layers",), band_width=9), chats, 3)
-    with pytest.raises(ConfigError, match="at least 1"):
-        window_specs("prefix", 5, 2, 0)
