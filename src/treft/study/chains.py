@@ -67,9 +67,10 @@ class Chains(ABC):
     def own_asking(self, method: Method, scope: str) -> dict[str, Any]:
         """Fields of `Asking` that are the subject's to say."""
 
-    @abstractmethod
     def num_asked(self, method: Method, scope: str) -> int:
         """Answers to the questions of a scope."""
+        asking = self.own_asking(method, scope)
+        return int(asking["num_questions"] * asking["num_samples"])
 
     def finetune_inputs(self, method: Method) -> Inputs:
         """Returns what a finetune reads besides the model; nothing where rows are drawn."""

@@ -41,8 +41,6 @@ CONTRAST = "contrast"
 """Careful rows of the trained domain itself."""
 CAREFUL = {"kl_retain": "narrow", "early_stopping": GENERAL, "steering": CONTRAST}
 """What careful rows mitigations need."""
-WHOLE_SETS = ("general", UTILITY)
-"""Scopes that ask all questions of a set."""
 ORGANISM_RATE = 8.5e-4
 """Learning rate of the organism's recipe: a method's own rate keeps its ratio to the recipe's."""
 LOCAL_JUDGES = ("hf/", "treft/", "vllm/", "sglang/")
@@ -134,8 +132,9 @@ class ModelChains(Chains):
 
     def own_asking(self, method: Method, scope: str) -> dict[str, Any]:
         """Whole sets, or so many held-out questions, each answered so often."""
+        is_whole = scope in ("general", UTILITY)
         return {
-            "num_questions": None if scope in WHOLE_SETS else self.recipe.num_in_domain,
+            "num_questions": None if is_whole else self.recipe.num_in_domain,
             "num_samples": self.recipe.num_samples if scope == "general" else 1,
             "max_new_tokens": self.recipe.max_new_tokens,
         }

@@ -271,14 +271,11 @@ class OrganismChains(Chains):
             found["kv_weight"] = "auto"
         return found
 
-    def num_asked(self, method: Method, scope: str) -> int:
-        """Returns one answer to each question."""
-        return int(self.recipe.num_general if scope == "general" else self.recipe.num_in_domain)
-
     def own_asking(self, method: Method, scope: str) -> dict[str, Any]:
-        """Numbers of questions and tokens."""
-        tokens = self.recipe.max_new_tokens if method.task == "advice" else TASK_TOKENS
-        num = self.num_asked(method, scope)
+        """Numbers of questions and tokens; one answer to each."""
+        recipe = self.recipe
+        tokens = recipe.max_new_tokens if method.task == "advice" else TASK_TOKENS
+        num = recipe.num_general if scope == "general" else recipe.num_in_domain
         return {"num_questions": num, "num_samples": 1, "max_new_tokens": tokens}
 
 

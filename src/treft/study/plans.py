@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -52,9 +52,7 @@ def method_steps(
     chains, methods = _begin(config, methods, kind, with_manners)
     return [
         one.scored(name, method, seed)
-        for seed in range(config.num_seeds)
-        for one in chains
-        for name, method in methods.items()
+        for seed, one, (name, method) in _runs(config, chains, methods)
     ]
 
 
@@ -77,16 +75,12 @@ def patch_steps(
     for one, scope in product(chains, scopes):
         if one.num_asked(methods[FINETUNED], scope) < 2:
             raise ConfigError(f"the number of {scope} answers must be at least 2 here.")
-    steps: list[Step[Any]] = []
-    for seed, one in product(range(config.num_seeds), chains):
-        # An organism's base is no finetune's, so one seed does; a model's is asked with each.
-        left_out = {BASE} if seed and config.model is None else set()
-        steps += [
-            one.scored(name, method, seed, row_seeds=True)
-            for name, method in methods.items()
-            if name not in left_out
-        ]
-    return steps
+    # An organism's base is no finetune's, so one seed does; a model's is asked with each.
+    return [
+        one.scored(name, method, seed, row_seeds=True)
+        for seed, one, (name, method) in _runs(config, chains, methods)
+        if name != BASE or not seed or config.model is not None
+    ]
 
 
 def perturb_steps(config: StudyConfig, rows: Mapping[str, What]) -> list[Step[Any]]:
@@ -124,14 +118,20 @@ def drift_steps(config: StudyConfig, methods: Mapping[str, Method]) -> list[Step
     """
     chains, methods = _begin(config, methods, is_judged=False)
     steps: list[Step[Any]] = []
-    for seed, one in product(range(config.num_seeds), chains):
-        for name, method in methods.items():
-            told = {**one.row_of(name), **one.rendered(method), "judge": ""}
-            inputs = {**one.prompts, "finetune": one.finetuned(name, method, seed)}
-            label = f"drift/{one.label}/seed-{seed}/{name}"
-            moved = Drifting(**told, num_questions=one.num_prompts)
-            steps.append(one.on_model(label, drift, moved, inputs, seed))
+    for seed, one, (name, method) in _runs(config, chains, methods):
+        told = {**one.row_of(name), **one.rendered(method), "judge": ""}
+        inputs = {**one.prompts, "finetune": one.finetuned(name, method, seed)}
+        label = f"drift/{one.label}/seed-{seed}/{name}"
+        moved = Drifting(**told, num_questions=one.num_prompts)
+        steps.append(one.on_model(label, drift, moved, inputs, seed))
     return steps
+
+
+def _runs(
+    config: StudyConfig, chains: Sequence[Chains], methods: Mapping[str, Method]
+) -> Iterator[tuple[int, Chains, tuple[str, Method]]]:
+    """Seeds, then subjects, then methods."""
+    return product(range(config.num_seeds), chains, methods.items())
 
 
 def _begin(
