@@ -36,8 +36,7 @@ from treft.attribution.grid import BASE, FINETUNED
 from treft.attribution.grid_run import run_grid
 from treft.attribution.measure import PromptMargins
 from treft.attribution.patches import Patch
-from treft.attribution.table_words import perturbations_in_words
-from treft.attribution.tables import perturb_table
+from treft.attribution.tables import perturb_table, perturbations_in_words
 from treft.attribution.verdict import Diagnosis, Measured, decide, recommend
 from treft.chat.regions import RegionName
 from treft.progress import Progress, untold

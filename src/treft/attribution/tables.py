@@ -6,25 +6,26 @@ Avg. The best of ten trials is high even where nothing is perturbed, because ans
 each figure stands beside that of as many answers to the unperturbed prompt, and beside that of the
 base under the same perturbation.
 
-Shapes: Q questions.
+A table is the object that JSON has of it (docs/attribution.md), with figures (`Estimate`) and gains
+(`Difference`) in it. A figure is None where no answer counts, a gain where there is nothing to
+compare with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
 from treft.attribution.evidence import score_evidence
-from treft.attribution.forcing import OwnStates
-from treft.attribution.grid import BASE, FINETUNED, UNPERTURBED, Cell
+from treft.attribution.grid import BASE, FINETUNED, UNPERTURBED, Cell, Grid
 from treft.attribution.grid_run import Answered, Scored
 from treft.attribution.options import PerturbOptions
 from treft.errors import DataError
-from treft.files import as_json
-from treft.models.pair import ARMS, Arm
-from treft.statistics.compare import adjusted, difference, estimate
+from treft.models.pair import ARMS
+from treft.statistics.compare import adjusted, difference, estimate, estimate_if_any
 from treft.statistics.intervals import Interval
 from treft.statistics.measures import (
     COHERENT_ABOVE,
@@ -37,124 +38,50 @@ from treft.statistics.measures import (
 )
 from treft.statistics.records import ScoredAnswer
 from treft.statistics.results import Difference, Estimate
+from treft.table import Table, figure, p_in_words
+
+UNPATCHED = {
+    "group": "models",
+    "source": "",
+    "is_control": False,
+    "stream_layer": None,
+    "num_tokens": 0.0,
+}
+"""What a row has of a patch, where there is none."""
+
+SOURCES = {
+    "": "",
+    "base": "base",
+    "random": "base at random tokens",
+    "stream": "base's residual stream",
+}
+
+NO_ANSWER, INCOMPARABLE = "no answer counts", "not comparable"
+PATCH_COLUMNS = (
+    ("patched", "name", ""),
+    ("states of", "source", ""),
+    ("tokens", "num_tokens", ""),
+    ("alignment", "alignment", ""),
+    ("against the finetuned model", "gain", INCOMPARABLE),
+    ("share regained, %", "share", ""),
+    ("incoherent, %", "incoherent", "unknown"),
+)
+PERTURB_COLUMNS = (
+    ("perturbed", "cell", ""),
+    ("model", "arm", ""),
+    ("Best", "best", NO_ANSWER),
+    ("against unperturbed", "best_gain", INCOMPARABLE),
+    ("Avg", "avg", NO_ANSWER),
+    ("against unperturbed", "avg_gain", INCOMPARABLE),
+    ("incoherent, %", "incoherent", NO_ANSWER),
+    ("Avg with incoherent", "avg_all", NO_ANSWER),
+    ("tokens replaced", "mean_replaced", ""),
+)
+"""Heading, key of a row, and what stands where there is no value."""
 
 
-@dataclass(frozen=True)
-class PatchRow:
-    """One patch, or one of the unpatched models.
-
-    Attributes:
-        cell: the cell of the grid.
-        alignment: mean over all answers.
-        incoherent: percent of answers; None where no coherence is known.
-        gain: alignment less the finetuned model's, paired by question; None for unpatched models.
-        share: of what the finetune lost, regained by the patch (1 is all); None for the unpatched
-            models, and where nothing was surely lost.
-    """
-
-    cell: Cell
-    alignment: Estimate
-    incoherent: Estimate | None
-    gain: Difference | None
-    share: Interval | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the row as JSON has it."""
-        patch = self.cell.patch
-        figures = {name: as_json(each) for name, each in vars(self).items() if name != "cell"}
-        return {
-            "name": self.cell.name,
-            "group": "models" if patch is None else patch.group,
-            "source": "" if patch is None else patch.source,
-            "is_control": patch is not None and patch.is_control,
-            "stream_layer": None if patch is None else patch.stream_layer,
-            "num_tokens": 0.0 if patch is None else patch.num_tokens,
-            **figures,
-        }
-
-
-@dataclass(frozen=True)
-class PatchTable:
-    """All rows of a grid of patches as one judge sees them.
-
-    Attributes:
-        judge: Inspect model name, or `oracle`.
-        loss: alignment of the finetuned model less the base's, paired by question.
-        own_states: the control that must change nothing.
-        rows: the unpatched models first.
-    """
-
-    judge: str
-    loss: Difference
-    own_states: OwnStates
-    rows: tuple[PatchRow, ...]
-
-
-@dataclass(frozen=True)
-class CellFigures:
-    """One model's answers in one row; a figure is None where no answer counts.
-
-    Attributes:
-        best: best trial of each question, coherent answers alone.
-        avg: all trials, coherent answers alone.
-        avg_all: all trials, incoherent answers as the judge scored them.
-        incoherent: percent of answers.
-        best_gain: best less that of as many answers to the unperturbed prompt, paired by question.
-        avg_gain: likewise of the average.
-        counts: what became of all answers.
-    """
-
-    best: Estimate | None
-    avg: Estimate | None
-    avg_all: Estimate | None
-    incoherent: Estimate | None
-    best_gain: Difference | None
-    avg_gain: Difference | None
-    counts: AnswerCounts
-
-
-@dataclass(frozen=True)
-class PerturbRow:
-    """One perturbation, answered by both models.
-
-    Attributes:
-        cell: name of the perturbation, or `unperturbed`.
-        num_prompts: perturbed prompts, over all questions and trials.
-        mean_replaced: tokens replaced in a prompt; None for rephrasings and the control.
-        num_short: prompts in which fewer tokens were replaced than wanted.
-        arms: figures by model.
-    """
-
-    cell: str
-    num_prompts: int
-    mean_replaced: float | None
-    num_short: int
-    arms: Mapping[Arm, CellFigures]
-
-
-@dataclass(frozen=True)
-class PerturbTable:
-    """All rows of a grid of perturbations as one judge sees them.
-
-    Attributes:
-        judge: Inspect model name, or `oracle`.
-        coherent_above: coherence above which an answer is coherent.
-        num_trials: perturbed versions of each prompt.
-        num_tokens: tokens that were to be replaced in each.
-        rows: the unperturbed prompts first.
-    """
-
-    judge: str
-    coherent_above: float
-    num_trials: int
-    num_tokens: int
-    rows: tuple[PerturbRow, ...]
-
-
-def patch_table(
-    found: Answered, cells: Sequence[Cell], judge: str, *, coherent_above: float = COHERENT_ABOVE
-) -> PatchTable:
-    """Returns the table of a grid of patches as one judge sees it.
+def patch_table(found: Answered, cells: Sequence[Cell], judge: str) -> dict[str, Any]:
+    """Returns the table of a grid of patches as one judge sees it, the unpatched models first.
 
     Gains over the finetuned model carry p-values adjusted by Holm's method for all patches.
 
@@ -162,49 +89,43 @@ def patch_table(
         found: what came out.
         cells: the grid's, in the order of the rows.
         judge: whose judgements.
-        coherent_above: coherence above which an answer counts as coherent.
 
     Raises:
         DataError: the judge scored no answer of a cell.
     """
-    measure, incoherent = AlignmentScore(judge), IncoherentRate(judge, coherent_above)
+    alignment, incoherent = AlignmentScore(judge), IncoherentRate(judge)
     base, tuned = found.scored["base"][BASE], found.scored["finetuned"][FINETUNED]
     rows = []
     for cell in cells:
-        answers = found.scored[cell.arm][cell.name]
-        is_patched = cell.patch is not None
-        rows.append(
-            PatchRow(
-                cell=cell,
-                alignment=estimate(measure, answers),
-                incoherent=_estimate(incoherent, answers),
-                gain=difference(measure, answers, tuned) if is_patched else None,
-                share=_share(judge, base, tuned, answers) if is_patched else None,
-            )
-        )
-    gains = _adjusted([row.gain for row in rows])
-    rows = [replace(row, gain=gain) for row, gain in zip(rows, gains, strict=True)]
-    assert found.own_states is not None, "every grid of patches checks them"
-    return PatchTable(judge, difference(measure, tuned, base), found.own_states, tuple(rows))
+        answers, patch = found.scored[cell.arm][cell.name], cell.patch
+        about = UNPATCHED if patch is None else {key: getattr(patch, key) for key in UNPATCHED}
+        figures = {
+            "alignment": estimate(alignment, answers),
+            "incoherent": estimate_if_any(incoherent, answers),
+            "gain": None if patch is None else _gain(alignment, answers, tuned),
+            "share": None if patch is None else _regained(judge, base, tuned, answers),
+        }
+        rows.append({"name": cell.name, **about, **figures})
+    _adjust(rows, ["gain"])
+    loss = difference(alignment, tuned, base)
+    return {"judge": judge, "loss": loss, "own_states": found.own_states, "rows": rows}
 
 
-def _share(
+def _regained(
     judge: str,
     base: Sequence[ScoredAnswer],
     tuned: Sequence[ScoredAnswer],
     patched: Sequence[ScoredAnswer],
 ) -> Interval | None:
-    """Returns what a patch regains; None where no question is scored in all three."""
+    """Returns the share that a patch regains; None where no question is scored in all three."""
     try:
         return score_evidence(judge, base, tuned, {"": patched}).share("")
     except DataError:
         return None
 
 
-def perturb_table(
-    scored: Scored, judge: str, options: PerturbOptions, *, coherent_above: float = COHERENT_ABOVE
-) -> PerturbTable:
-    """Returns the table of a grid of perturbations as one judge sees it.
+def perturb_table(scored: Scored, judge: str, options: PerturbOptions) -> dict[str, Any]:
+    """Returns the table of a grid of perturbations as one judge sees it, both models in each row.
 
     The finetuned model's gains over the unperturbed prompt carry p-values adjusted by Holm's method
     for all rows and both figures.
@@ -213,80 +134,201 @@ def perturb_table(
         scored: answers by model and cell, each with its `trial` and `changes` as metadata.
         judge: whose judgements.
         options: of the grid.
-        coherent_above: coherence above which an answer counts.
-
-    Raises:
-        DataError: the judge looked at no answer of a cell.
     """
-    rows = []
-    for cell, answers in scored["finetuned"].items():
-        arms: dict[Arm, CellFigures] = {}
+    best, avg = BestOfTrials(judge), CoherentAlignment(judge)
+    rows: list[dict[str, Any]] = []
+    for cell, prompts in scored["finetuned"].items():
+        arms = {}
         for arm in ARMS:
-            control = None if cell == UNPERTURBED else scored[arm][UNPERTURBED]
-            arms[arm] = _figures(scored[arm][cell], control, judge, coherent_above)
-        rows.append(_perturb_row(cell, answers, options.num_tokens, arms))
-    every = [row.arms["finetuned"] for row in rows]
-    gains = iter(_adjusted([gain for one in every for gain in (one.best_gain, one.avg_gain)]))
-    for index, (row, one) in enumerate(zip(rows, every, strict=True)):
-        adjusted = replace(one, best_gain=next(gains), avg_gain=next(gains))
-        rows[index] = replace(row, arms={**row.arms, "finetuned": adjusted})
-    return PerturbTable(judge, coherent_above, options.num_trials, options.num_tokens, tuple(rows))
+            answers, control = scored[arm][cell], scored[arm][UNPERTURBED]
+            arms[arm] = {
+                "best": estimate_if_any(best, answers),
+                "avg": estimate_if_any(avg, answers),
+                "avg_all": estimate_if_any(AlignmentScore(judge), answers),
+                "incoherent": estimate_if_any(IncoherentRate(judge), answers),
+                "best_gain": None if cell == UNPERTURBED else _gain(best, answers, control),
+                "avg_gain": None if cell == UNPERTURBED else _gain(avg, answers, control),
+                "counts": avg.tally(answers).counts,
+            }
+        rows.append({"cell": cell, **_about_prompts(prompts, options.num_tokens), "arms": arms})
+    _adjust([row["arms"]["finetuned"] for row in rows], ["best_gain", "avg_gain"])
+    return {
+        "judge": judge,
+        "coherent_above": COHERENT_ABOVE,
+        "num_trials": options.num_trials,
+        "num_tokens": options.num_tokens,
+        "rows": rows,
+    }
 
 
-def _figures(
-    answers: Sequence[ScoredAnswer],
-    control: Sequence[ScoredAnswer] | None,
-    judge: str,
-    coherent_above: float,
-) -> CellFigures:
-    best, avg = BestOfTrials(judge, coherent_above), CoherentAlignment(judge, coherent_above)
-    return CellFigures(
-        best=_estimate(best, answers),
-        avg=_estimate(avg, answers),
-        avg_all=_estimate(AlignmentScore(judge), answers),
-        incoherent=_estimate(IncoherentRate(judge, coherent_above), answers),
-        best_gain=_gain(best, answers, control),
-        avg_gain=_gain(avg, answers, control),
-        counts=avg.tally(answers).counts,
-    )
-
-
-def _estimate(measure: Measure, answers: Sequence[ScoredAnswer]) -> Estimate | None:
-    return estimate(measure, answers) if measure.tally(answers).clusters else None
-
-
-def _gain(
-    measure: Measure, answers: Sequence[ScoredAnswer], control: Sequence[ScoredAnswer] | None
-) -> Difference | None:
-    """Returns None for the control itself, or where the two share no question that counts."""
-    if control is None:
-        return None
-    first, second = (measure.tally(found).clusters for found in (answers, control))
-    if first is None or second is None or not set(first.questions) & set(second.questions):
-        return None
-    return difference(measure, answers, control)
-
-
-def _perturb_row(
-    cell: str, answers: Sequence[ScoredAnswer], num_tokens: int, arms: Mapping[Arm, CellFigures]
-) -> PerturbRow:
+def _about_prompts(answers: Sequence[ScoredAnswer], num_tokens: int) -> dict[str, Any]:
+    """How many prompts there are, and tokens replaced in them; None for other words."""
     prompts = {(answer.question_id, answer.metadata["trial"]): answer for answer in answers}
     replaced = [
         len(answer.metadata["changes"])
         for answer in prompts.values()
         if answer.metadata.get("method") in ("nearest", "random")
     ]
-    return PerturbRow(
-        cell=cell,
-        num_prompts=len(prompts),
-        mean_replaced=fmean(replaced) if replaced else None,
-        num_short=sum(num < num_tokens for num in replaced),
-        arms=arms,
+    return {
+        "num_prompts": len(prompts),
+        "mean_replaced": fmean(replaced) if replaced else None,
+        "num_short": sum(num < num_tokens for num in replaced),
+    }
+
+
+def _gain(
+    measure: Measure, answers: Sequence[ScoredAnswer], control: Sequence[ScoredAnswer]
+) -> Difference | None:
+    """Returns None where the two share no question that counts."""
+    try:
+        return difference(measure, answers, control)
+    except DataError:
+        return None
+
+
+def _adjust(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """Adjust the p-values of the gains of these names for the number of all of them."""
+    gains = {(at, name): row[name] for at, row in enumerate(rows) for name in names}
+    found = {key: gain for key, gain in gains.items() if gain is not None}
+    for (at, name), gain in adjusted(found).items():
+        rows[at][name] = gain
+
+
+def patches_in_words(table: Mapping[str, Any]) -> Table:
+    """Returns a table of patches with its legend and what to bear in mind."""
+    caption = (
+        f"Judge {table['judge']}; alignment from 0 to 100, [95 % interval], clustered by "
+        "question. Against the finetuned model: its answers to the same questions with the "
+        "same random numbers, paired by question; p after Holm's adjustment for all patches. "
+        "Share regained: of the alignment that the finetune lost, by bootstrap over questions; "
+        "blank where nothing was surely lost. Tokens: replaced in a prompt on average. "
+        "Controls: as many tokens of the query, and the base's states at random tokens."
     )
+    rows = [
+        {
+            **row,
+            "name": f"{row['name']}{' (control)' * row['is_control']}",
+            "source": SOURCES[row["source"]],
+            **({"num_tokens": "", "gain": ""} if row["group"] == "models" else {}),
+        }
+        for row in table["rows"]
+    ]
+    notes = _patch_notes(table)
+    return _in_words(table["judge"], PATCH_COLUMNS, rows, caption, notes)
 
 
-def _adjusted(gains: Iterable[Difference | None]) -> list[Difference | None]:
-    """The gains that there are, with p-values adjusted for their number."""
-    gains = list(gains)
-    found = adjusted({at: gain for at, gain in enumerate(gains) if gain is not None})
-    return [found.get(at) for at in range(len(gains))]
+def perturbations_in_words(table: Mapping[str, Any]) -> Table:
+    """Returns a table of perturbations with its legend and what to bear in mind."""
+    caption = (
+        f"Judge {table['judge']}; alignment from 0 to 100, [95 % interval], clustered by "
+        "question. Avg: mean over all answers; Best: mean over questions of the best of "
+        f"{table['num_trials']} versions. Both count answers of coherence above "
+        f"{table['coherent_above']:g} alone. Below or beside each, against unperturbed: less the "
+        "same figure of as many answers to the prompt as it is, paired by question; p after "
+        "Holm's adjustment for all such comparisons of the finetuned model. The row "
+        "`unperturbed` is the control of Best, the base under the same perturbation the other "
+        "control."
+    )
+    rows = [
+        {
+            **row,
+            "arm": arm,
+            **row["arms"][arm],
+            **({"best_gain": "", "avg_gain": ""} if row["cell"] == UNPERTURBED else {}),
+        }
+        for row in table["rows"]
+        for arm in ARMS
+    ]
+    notes = _perturb_notes(table)
+    return _in_words(table["judge"], PERTURB_COLUMNS, rows, caption, notes)
+
+
+def to_markdown(grid: Grid, tables: Iterable[Table]) -> str:
+    """Returns the whole grid as a Markdown document."""
+    request, options = grid.request, grid.perturb
+    about = f"{len(grid.questions)} questions ({request.scope})"
+    drawn = f"temperature {request.temperature:g}, seed {request.rendering.seed}."
+    if options is None:
+        title = "# Patching: which keys and values carry the behaviour"
+        about += (
+            f", {request.num_samples} answers to each under each of {len(grid.patches)} patches"
+        )
+    else:
+        title = "# Perturbation: which tokens carry the behaviour"
+        about += (
+            f", {options.num_trials} versions of each, {request.num_samples} answers to each "
+            f"version, {options.num_tokens} tokens replaced, {options.num_neighbours} neighbours"
+        )
+    parts = [title, f"{about}, {drawn}", *(table.markdown() for table in tables)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _in_words(
+    judge: str,
+    columns: Sequence[tuple[str, str, str]],
+    rows: Sequence[Mapping[str, Any]],
+    caption: str,
+    notes: Iterable[str],
+) -> Table:
+    headings = [heading for heading, _, _ in columns]
+    lines = [[_shown(row[key], absent) for _, key, absent in columns] for row in rows]
+    return Table.of(headings, lines, judge, caption, notes)
+
+
+def _shown(found: Estimate | Difference | Interval | float | str | None, absent: str = "") -> str:
+    if isinstance(found, Interval):
+        return figure(100 * found.mean, 100 * found.low, 100 * found.high, ".0f")
+    if isinstance(found, Estimate):
+        return figure(found.value, found.low, found.high)
+    if isinstance(found, Difference):
+        words = figure(found.value, found.low, found.high, "+.1f")
+        return words if found.p_holm is None else f"{words} {p_in_words(found.p_holm)}"
+    if isinstance(found, float):
+        return f"{found:.1f}"
+    return absent if found is None else found
+
+
+def _patch_notes(table: Mapping[str, Any]) -> Iterator[str]:
+    yield f"own keys and values: {table['own_states']}."
+    loss = table["loss"]
+    if loss.low is None or loss.high is None or loss.high >= 0:
+        yield (
+            f"the finetuned model is not surely less aligned than its base ({_shown(loss)}): "
+            "there is nothing that a patch could regain here."
+        )
+    figures = {row["name"]: row["alignment"] for row in table["rows"]}
+    for name, one in figures.items():
+        yield from _lost(name, one.counts)
+    yield from (f"{what}: {', '.join(at)}." for what, at in _cautions(figures).items())
+
+
+def _perturb_notes(table: Mapping[str, Any]) -> Iterator[str]:
+    figures = {}
+    for row in table["rows"]:
+        cell = row["cell"]
+        if row["num_short"]:
+            yield (
+                f"{cell}: {row['num_short']} of {row['num_prompts']} prompts have fewer than "
+                f"{table['num_tokens']} tokens that may give way; {row['mean_replaced']:.1f} were "
+                "replaced on average."
+            )
+        for arm in ARMS:
+            yield from _lost(f"{cell}, {arm}", row["arms"][arm]["counts"])
+            figures[f"{cell} ({arm})"] = row["arms"][arm]["best"]
+    yield from (f"Best of {', '.join(at)}: {what}." for what, at in _cautions(figures).items())
+
+
+def _cautions(figures: Mapping[str, Estimate | None]) -> dict[str, list[str]]:
+    """What to bear in mind, each with the names of the figures that it is about."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, one in figures.items():
+        if one is not None and one.caution:
+            found[one.caution].append(name)
+    return found
+
+
+def _lost(name: str, counts: AnswerCounts) -> Iterator[str]:
+    lost = {key: num for key, num in asdict(counts).items() if key not in ("used", "left_out")}
+    words = ", ".join(f"{key} {num}" for key, num in lost.items() if num)
+    if words:
+        yield f"{name}: answers without a score: {words}."

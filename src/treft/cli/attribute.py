@@ -22,8 +22,13 @@ from treft.attribution.options import (
     default_perturbations,
 )
 from treft.attribution.scoring import panel_for
-from treft.attribution.table_words import patches_in_words, perturbations_in_words, to_markdown
-from treft.attribution.tables import patch_table, perturb_table
+from treft.attribution.tables import (
+    patch_table,
+    patches_in_words,
+    perturb_table,
+    perturbations_in_words,
+    to_markdown,
+)
 from treft.cli.options.attribution import GridCommand, Patch, Perturb
 from treft.cli.output import emit, interruptible, progress_bars, stdout_aside
 from treft.cli.pairs import how, load_pair, read_questions, tokenizer_of

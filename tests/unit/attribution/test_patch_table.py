@@ -15,8 +15,7 @@ from treft.attribution.forcing import OwnStates
 from treft.attribution.grid import Cell
 from treft.attribution.grid_run import Answered
 from treft.attribution.patches import Patch
-from treft.attribution.table_words import patches_in_words
-from treft.attribution.tables import patch_table
+from treft.attribution.tables import patch_table, patches_in_words
 from treft.files import as_json
 from treft.statistics.intervals import Interval
 
@@ -74,29 +73,19 @@ def test_without_a_sure_loss_there_is_no_share() -> None:
 
 def test_the_table_has_gains_shares_and_incoherent_answers_apart() -> None:
     table = patch_table(answered(), CELLS, JUDGE)
-    assert [row.cell.name for row in table.rows] == [
-        "base",
-        "finetuned",
-        "prefix",
-        "query, 3 tokens",
-    ]
-    base, tuned, prefix, query = table.rows
-    assert (base.gain, tuned.gain, base.share) == (None, None, None)
+    names = ["base", "finetuned", "prefix", "query, 3 tokens"]
+    assert [row["name"] for row in table["rows"]] == names
+    base, tuned, prefix, query = table["rows"]
+    assert (base["gain"], tuned["gain"], base["share"]) == (None, None, None)
     means = {name: np.mean([*each.values()]) for name, each in (("t", TUNED), ("h", HALF))}
-    assert prefix.gain is not None
-    assert prefix.gain.value == pytest.approx(means["h"] - means["t"])
-    assert prefix.gain.low is not None
-    assert prefix.gain.low > 0
-    assert prefix.gain.p_holm is not None
-    assert prefix.gain.p_holm < 0.01
-    assert query.gain is not None
-    assert query.gain.value == 0
+    assert prefix["gain"].value == pytest.approx(means["h"] - means["t"])
+    assert prefix["gain"].low > 0
+    assert prefix["gain"].p_holm < 0.01
+    assert query["gain"].value == 0
     assert [row["is_control"] for row in as_json(table)["rows"]] == [False, False, False, True]
-    assert query.incoherent is not None
-    assert query.incoherent.value == 100
-    assert tuned.incoherent is not None
-    assert tuned.incoherent.value == 0
-    assert table.loss.value == pytest.approx(means["t"] - 92.5)
+    assert query["incoherent"].value == 100
+    assert tuned["incoherent"].value == 0
+    assert table["loss"].value == pytest.approx(means["t"] - 92.5)
     json.dumps(as_json(table))
 
 

@@ -62,32 +62,24 @@ def test_best_and_avg_by_hand() -> None:
         JUDGE,
         options(num_trials=3, num_tokens=12),
     )
-    control, row = table.rows
-    figures = row.arms["finetuned"]
-    assert figures.best is not None
-    assert figures.avg is not None
-    assert figures.avg_all is not None
-    assert figures.incoherent is not None
-    assert figures.best.value == pytest.approx((90 + 70) / 2)
-    assert figures.avg.value == pytest.approx((90 + 30 + 70 + 50) / 4)
-    assert figures.avg_all.value == pytest.approx((90 + 30 + 100 + 70 + 50) / 5)
-    assert figures.incoherent.value == pytest.approx(100 / 6)
-    assert figures.counts == AnswerCounts(used=4, left_out=1, missing=1)
-    best = control.arms["finetuned"].best
-    assert best is not None
+    control, row = table["rows"]
+    figures = row["arms"]["finetuned"]
+    assert figures["best"].value == pytest.approx((90 + 70) / 2)
+    assert figures["avg"].value == pytest.approx((90 + 30 + 70 + 50) / 4)
+    assert figures["avg_all"].value == pytest.approx((90 + 30 + 100 + 70 + 50) / 5)
+    assert figures["incoherent"].value == pytest.approx(100 / 6)
+    assert figures["counts"] == AnswerCounts(used=4, left_out=1, missing=1)
+    best = control["arms"]["finetuned"]["best"]
     assert best.value == pytest.approx((40 + 10) / 2)  # nothing is perturbed, yet above Avg, 15
-    assert control.arms["finetuned"].best_gain is None
-    assert figures.best_gain is not None
-    assert figures.avg_gain is not None
-    assert figures.best_gain.value == pytest.approx(80 - 25)
-    assert figures.avg_gain.value == pytest.approx(60 - 15)
-    assert [figures.best_gain.p_holm, figures.avg_gain.p_holm] == pytest.approx(
-        holm([figures.best_gain.p_value, figures.avg_gain.p_value])
+    assert control["arms"]["finetuned"]["best_gain"] is None
+    assert figures["best_gain"].value == pytest.approx(80 - 25)
+    assert figures["avg_gain"].value == pytest.approx(60 - 15)
+    assert [figures["best_gain"].p_holm, figures["avg_gain"].p_holm] == pytest.approx(
+        holm([figures["best_gain"].p_value, figures["avg_gain"].p_value])
     )
-    assert (row.num_prompts, row.mean_replaced, row.num_short) == (6, 10, 6)
-    assert (control.mean_replaced, control.num_short) == (None, 0)
-    base = row.arms["base"].best
-    assert base is not None
+    assert (row["num_prompts"], row["mean_replaced"], row["num_short"]) == (6, 10, 6)
+    assert (control["mean_replaced"], control["num_short"]) == (None, 0)
+    base = row["arms"]["base"]["best"]
     assert (base.value, base.num_questions) == (85, 1)  # question b has no coherent answer
 
 
@@ -102,16 +94,11 @@ def test_the_control_shows_what_sampling_alone_lifts() -> None:
 
     cells = {"unperturbed": trials(), "query-random": trials()}
     table = perturb_table({"finetuned": cells, "base": cells}, JUDGE, options(num_trials=10))
-    control, row = (each.arms["finetuned"] for each in table.rows)
+    control, row = (each["arms"]["finetuned"] for each in table["rows"])
     for figures in (control, row):
-        assert figures.best is not None
-        assert figures.avg is not None
-        assert figures.best.value == pytest.approx(100 * (1 - 0.7**10), abs=6)
-        assert figures.avg.value == pytest.approx(30, abs=5)
-    assert row.best_gain is not None
-    assert row.best_gain.low is not None
-    assert row.best_gain.high is not None
-    assert row.best_gain.low < 0 < row.best_gain.high
+        assert figures["best"].value == pytest.approx(100 * (1 - 0.7**10), abs=6)
+        assert figures["avg"].value == pytest.approx(30, abs=5)
+    assert row["best_gain"].low < 0 < row["best_gain"].high
 
 
 def test_samples_of_one_trial_are_averaged_before_the_best_is_taken() -> None:
@@ -132,10 +119,9 @@ def test_nothing_coherent_is_no_figure() -> None:
         "postfix-nearest": found,
     }
     table = perturb_table({"finetuned": cells, "base": cells}, JUDGE, options(num_trials=2))
-    figures = table.rows[1].arms["finetuned"]
-    assert (figures.best, figures.avg, figures.best_gain) == (None, None, None)
-    assert figures.incoherent is not None
-    assert figures.incoherent.value == 100
+    figures = table["rows"][1]["arms"]["finetuned"]
+    assert (figures["best"], figures["avg"], figures["best_gain"]) == (None, None, None)
+    assert figures["incoherent"].value == 100
     assert as_json(table)["rows"][1]["arms"]["finetuned"]["best"] is None
 
 
