@@ -26,6 +26,7 @@ from treft.attribution.options import (
     PerturbOptions,
     Rendering,
 )
+from treft.attribution.scoring import panel_for
 from treft.attribution.weights import adapter_scales
 from treft.chat.regions import find_regions
 from treft.core.conversations import region_requests
@@ -80,11 +81,11 @@ def on_disk(folder: Path, off: Path) -> Any:
 def answers(pair: ModelPair, tokenizer: PreTrainedTokenizerBase, folder: Path) -> dict[str, Any]:
     """What a sweep over everything and a perturbation say."""
     groups: Any = ("regions", "kinds", "windows", "layers", "curve")
-    asked = (GridRequest(SHORT, temperature=0), QUESTIONS, tokenizer, pair)
-    sweep = Grid.of(PatchOptions(groups, ("prefix",), window_width=64), *asked)
+    asked = (GridRequest(SHORT, temperature=0), QUESTIONS, tokenizer, pair, panel_for(QUESTIONS))
+    sweep = Grid(PatchOptions(groups, ("prefix",), window_width=64), *asked)
     pairs = (Perturbation("prefix"), Perturbation("query", "random"))
     drawn = (GridRequest(SHORT), *asked[1:])
-    perturbed = Grid.of(PerturbOptions(pairs, num_tokens=2, num_trials=2), *drawn)
+    perturbed = Grid(PerturbOptions(pairs, num_tokens=2, num_trials=2), *drawn)
     found: dict[str, Any] = {}
     for grid, name in ((sweep, "sweep"), (perturbed, "perturbed")):
         for arm, cells in run_grid(grid, folder / name).scored.items():

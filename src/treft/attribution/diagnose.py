@@ -156,7 +156,7 @@ def _by_scores(plan: DiagnosisPlan) -> dict[str, Diagnosis]:
     patched = {str(region): tuned[region] for region in regions}
     return {
         judge: decide(score_evidence(judge, base, tuned[FINETUNED], patched), rules)
-        for judge in grid.judges
+        for judge in grid.panel.judges
     }
 
 
@@ -168,7 +168,7 @@ def _perturbation(plan: DiagnosisPlan) -> tuple[tuple[str, ...], ...]:
     assert grid.perturb is not None
     folder = plan.output / PERTURBATION
     scored = run_grid(grid, folder, progress=plan.general.progress).scored
-    shown = perturbations_in_words(perturb_table(scored, grid.judges[0], grid.perturb))
+    shown = perturbations_in_words(perturb_table(scored, grid.panel.judges[0], grid.perturb))
     return (shown.headings, *(tuple(cell.text for cell in row) for row in shown.rows))
 
 
@@ -236,7 +236,7 @@ def _settings(plan: DiagnosisPlan) -> dict[str, Any]:
         "general prompts": len(plan.subject.general),
         "in-domain prompts": len(plan.subject.in_domain),
         "training rows": len(plan.subject.training),
-        "judges": list(plan.sampled[SWEEP].judges) if plan.sampled else [],
+        "judges": list(plan.sampled[SWEEP].panel.judges) if plan.sampled else [],
         "sampling": drawn if plan.sampled else "greedy",
         **{f"rule: {name}": value for name, value in asdict(options.rules).items()},
         **{f"rendering: {name}": value for name, value in asdict(request.rendering).items()},

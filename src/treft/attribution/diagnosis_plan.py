@@ -22,6 +22,7 @@ from treft.attribution.options import (
     PerturbOptions,
     default_perturbations,
 )
+from treft.attribution.scoring import panel_for
 from treft.data.messages import Conversation
 from treft.errors import ConfigError
 from treft.models.pair import ModelPair
@@ -191,10 +192,11 @@ def _sampled(subject: Subject, general: PromptMargins, options: DiagnoseOptions)
     perturb = PerturbOptions(
         default_perturbations(general.regions, ["nearest"]), num_trials=options.num_trials
     )
-    asked = (subject.general, subject.tokenizer, subject.pair, options.judges)
+    panel = panel_for(subject.general, options.judges)
+    asked = (subject.general, subject.tokenizer, subject.pair, panel)
     return {
-        SWEEP: Grid.of(patches, options.request, *asked),
-        PERTURBATION: Grid.of(perturb, replace(options.request, num_samples=1), *asked),
+        SWEEP: Grid(patches, options.request, *asked),
+        PERTURBATION: Grid(perturb, replace(options.request, num_samples=1), *asked),
     }
 
 

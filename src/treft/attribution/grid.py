@@ -4,7 +4,8 @@ A *cell* is how one model is asked: with the base's keys and values in its cache
 other tokens in the prompt (a perturbation), or as it is, which is the control. All cells are asked
 the same questions, with the same random numbers for the same prompt.
 
-    grid = Grid.of(PatchOptions(), GridRequest(), questions, tokenizer, pair)
+    panel = panel_for(questions)  # treft.attribution.scoring
+    grid = Grid(PatchOptions(), GridRequest(), questions, tokenizer, pair, panel)
     found = run_grid(grid, Path("out"))  # treft.attribution.grid_run
 
 Everything is checked, and its cost known, before anything is answered.
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ from treft.attribution.forcing import check_room, render_questions
 from treft.attribution.options import GridRequest, PatchOptions, Perturbation, PerturbOptions
 from treft.attribution.patches import Patch, sweep_patches
 from treft.attribution.perturb import replaceable
-from treft.attribution.scoring import num_judge_calls, panel_for
+from treft.attribution.scoring import num_judge_calls
 from treft.chat.regions import ChatRegions
 from treft.errors import TemplateError
+from treft.judging.panel import Panel
 from treft.models.pair import ARMS, Arm, ModelPair
 from treft.models.perturbation import ordinary_tokens
 from treft.models.residual import decoder_layers
@@ -118,78 +121,78 @@ class Cost:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid that can be run.
+    """A grid that can be run: all of it is checked when it is made.
 
     Attributes:
+        options: which patches (cells: both models as they are, then the finetuned one under every
+            patch), or which perturbations (cells: the control and every perturbation, answered by
+            both models).
         request: how every cell is asked.
-        options: which patches, or which perturbations.
         questions: the questions that are asked.
         tokenizer: of the finetuned model, with the chat template in force.
         pair: the models.
-        judges: names of those who score.
-        chats: the rendered prompts.
-        cells: controls included, in the order of the table.
+        panel: who scores.
+
+    Raises:
+        ConfigError: layers or windows do not fit, or the models are equal.
+        DataError: there is no question, one has several turns, or a prompt is too long.
+        TemplateError: a prompt cannot be rendered, or lacks a region or tokens that may give way in
+            it; names the question.
     """
 
-    request: GridRequest
     options: PatchOptions | PerturbOptions
-    questions: tuple[EvalQuestion, ...]
+    request: GridRequest
+    questions: Sequence[EvalQuestion]
     tokenizer: PreTrainedTokenizerBase
     pair: ModelPair
-    judges: tuple[str, ...]
-    chats: tuple[ChatRegions, ...]
-    cells: tuple[Cell, ...]
+    panel: Panel
 
-    @classmethod
-    def of(
-        cls,
-        options: PatchOptions | PerturbOptions,
-        request: GridRequest,
-        questions: Sequence[EvalQuestion],
-        tokenizer: PreTrainedTokenizerBase,
-        pair: ModelPair,
-        judges: Sequence[str] = (),
-    ) -> Grid:
-        """Render the prompts, find what there is to patch or perturb, and see that it can be done.
+    def __post_init__(self) -> None:
+        """Find what there is to patch or perturb, and see that it can be done."""
+        if self.perturb is not None:
+            self._check_replaceable(self.perturb)
+        assert self.cells  # raises where layers or windows do not fit
+        ids = [question.id for question in self.questions]
+        self.check_lengths(dict(zip(ids, (chat.input_ids for chat in self.chats), strict=True)))
+        self.pair.check_differ(self.chats[0].input_ids)
 
-        Args:
-            options: which patches (cells: both models as they are, then the finetuned one under
-                every patch), or which perturbations (cells: the control and every perturbation,
-                answered by both models).
-            request: how they are asked.
-            questions: the questions to ask.
-            tokenizer: of the finetuned model.
-            pair: the models.
-            judges: Inspect model names, or `oracle`; see `panel_for`.
+    def _check_replaceable(self, options: PerturbOptions) -> None:
+        """See that every prompt has tokens that may give way."""
+        ordinary = set(ordinary_tokens(self.tokenizer, len(self.tokenizer)))
+        for question, chat in zip(self.questions, self.chats, strict=True):
+            for region in {each.region for each in options.perturbations}:
+                try:
+                    replaceable(chat, region, ordinary, options.special_tokens)
+                except TemplateError as error:
+                    raise TemplateError(f"question {question.id!r}: {error}") from error
 
-        Raises:
-            ConfigError: layers or windows do not fit, the models are equal, or a judge cannot be
-                asked.
-            DataError: there is no question, one has several turns, or a prompt is too long.
-            TemplateError: a prompt cannot be rendered, or lacks a region or tokens that may give
-                way in it; names the question.
-        """
-        panel = panel_for(questions, judges)
-        chats = tuple(render_questions(tokenizer, questions, **request.rendering.of_chats))
-        ordinary = set(ordinary_tokens(tokenizer, len(tokenizer)))
-        for question, chat in zip(questions, chats, strict=True):
-            try:
-                _check_regions(options, chat, ordinary)
-            except TemplateError as error:
-                raise TemplateError(f"question {question.id!r}: {error}") from error
-        cells = _cells(options, chats, pair, request.rendering.seed)
-        grid = cls(
-            request, options, tuple(questions), tokenizer, pair, tuple(panel.judges), chats, cells
+    @cached_property
+    def chats(self) -> list[ChatRegions]:
+        """The rendered prompts; to be patched they have what is patched, and a query."""
+        found = self.options.regions if isinstance(self.options, PatchOptions) else ()
+        needed = tuple(dict.fromkeys((*found, "query"))) if found else ()
+        rendering = self.request.rendering.of_chats
+        return render_questions(self.tokenizer, self.questions, **rendering, regions=needed)
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, controls included, in the order of the table."""
+        if self.perturb is None:
+            whole = (Cell(BASE, "base"), Cell(FINETUNED, "finetuned"))
+            return (*whole, *(Cell(patch.name, "finetuned", patch) for patch in self.patches))
+        return tuple(
+            Cell(UNPERTURBED if each is None else each.name, arm, perturbation=each)
+            for arm in ARMS
+            for each in (None, *self.perturb.perturbations)
         )
-        ids = [question.id for question in questions]
-        grid.check_lengths(dict(zip(ids, (chat.input_ids for chat in chats), strict=True)))
-        pair.check_differ(chats[0].input_ids)
-        return grid
 
-    @property
-    def patches(self) -> tuple[Patch, ...]:
+    @cached_property
+    def patches(self) -> list[Patch]:
         """The patches of all cells."""
-        return tuple(cell.patch for cell in self.cells if cell.patch is not None)
+        if isinstance(self.options, PerturbOptions):
+            return []
+        num_layers, seed = len(decoder_layers(self.pair.finetuned)), self.request.rendering.seed
+        return sweep_patches(self.options, self.chats, num_layers, seed)
 
     @property
     def perturb(self) -> PerturbOptions | None:
@@ -279,49 +282,20 @@ class Grid:
             folder: of the grid, new or begun.
             replayed: the perturbed prompts come from a file, so nothing is rephrased.
         """
-        left = self.unanswered(folder)
-        rows = self.num_trials * self.request.num_samples  # of one question in one cell
-        num_answers = len(left) * rows * len(self.questions)
-        recorded = {cell.patch.source for cell in left if cell.patch is not None} - {"stream"}
+        cells, num_questions = self.unanswered(folder), len(self.questions)
+        num_rows = self.num_trials * self.request.num_samples  # of one question in one cell
+        num_answers = len(cells) * num_rows * num_questions
+        sources = {each.patch.source for each in cells if each.patch is not None}
         regions = self.options.regions if isinstance(self.options, PatchOptions) else ()
         rephrases = self.perturb is not None and self.perturb.rephraser is not None
-        if replayed or (folder / PROMPTS).is_file():
-            rephrases = False
-        num_scored = len(self.cells) * rows * len(self.questions)
+        rephrases = rephrases and not replayed and not (folder / PROMPTS).is_file()
+        num_prompt_tokens = sum(len(chat.input_ids) for chat in self.chats)
+        num_scored = len(self.cells) * num_rows * num_questions
         return Cost(
             num_answers=num_answers,
-            num_prompt_tokens=len(left) * rows * sum(len(chat.input_ids) for chat in self.chats),
+            num_prompt_tokens=len(cells) * num_rows * num_prompt_tokens,
             num_new_tokens=num_answers * self.request.rendering.max_new_tokens,
-            num_recordings=len(recorded) * len(regions) * len(self.chats),
-            num_rephrasings=rephrases * len(self.questions) * self.num_trials,
-            num_judge_calls=num_judge_calls(num_scored, self.judges),
+            num_recordings=len(sources - {"stream"}) * len(regions) * num_questions,
+            num_rephrasings=rephrases * num_questions * self.num_trials,
+            num_judge_calls=num_judge_calls(num_scored, self.panel.judges),
         )
-
-
-def _check_regions(
-    options: PatchOptions | PerturbOptions, chat: ChatRegions, ordinary: Collection[int]
-) -> None:
-    """See that a prompt has all that is to be patched or perturbed."""
-    if isinstance(options, PatchOptions):
-        for region in {*options.regions, "query"}:
-            chat.require(region)
-    else:
-        for region in {each.region for each in options.perturbations}:
-            replaceable(chat, region, ordinary, options.special_tokens)
-
-
-def _cells(
-    options: PatchOptions | PerturbOptions,
-    chats: Sequence[ChatRegions],
-    pair: ModelPair,
-    seed: int,
-) -> tuple[Cell, ...]:
-    if isinstance(options, PatchOptions):
-        patches = sweep_patches(options, chats, len(decoder_layers(pair.finetuned)), seed)
-        whole = (Cell(BASE, "base"), Cell(FINETUNED, "finetuned"))
-        return (*whole, *(Cell(patch.name, "finetuned", patch) for patch in patches))
-    return tuple(
-        Cell(UNPERTURBED if each is None else each.name, arm, perturbation=each)
-        for arm in ARMS
-        for each in (None, *options.perturbations)
-    )

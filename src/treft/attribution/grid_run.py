@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,6 @@ from treft.attribution.perturb import (
 from treft.attribution.rephrase import rephrase
 from treft.attribution.scoring import score_answers
 from treft.core.patch_spec import PatchSpec
-from treft.core.patching import RowPatch
 from treft.files import write_rows
 from treft.models.generation import Asked, answer
 from treft.models.pair import Arm
@@ -65,19 +65,15 @@ class Row(NamedTuple):
 
     Attributes:
         number: of the question, from 0.
-        trial: version of its prompt, from 1.
-        sample: which answer to that version, from 1.
-        seed: of the answer.
-        input_ids: (T,) the prompt.
-        prompt: the perturbed version; None for the prompt as it is.
+        epoch: which answer to it, from 1.
+        asked: the prompt and the seed of the answer.
+        about: what is kept with the answer, as JSON has it.
     """
 
     number: int
-    trial: int
-    sample: int
-    seed: int
-    input_ids: tuple[int, ...]
-    prompt: PerturbedPrompt | None
+    epoch: int
+    asked: Asked
+    about: dict[str, Any]
 
 
 def run_grid(
@@ -103,49 +99,56 @@ def run_grid(
     run = _Run(grid, claim(folder, grid.plan, "plan of a grid"), progress)
     own = run.own_states() if isinstance(grid.options, PatchOptions) else None
     perturbed = [] if grid.perturb is None else run.prompts(grid.perturb, folder / PROMPTS, prompts)
-    rows = {cell: grid_rows(grid, cell, perturbed) for cell in grid.cells}
+    rows = {cell: _rows(grid, cell, perturbed) for cell in grid.cells}
     answers = {cell: run.answers(cell, rows[cell]) for cell in grid.cells}
     scored: dict[Arm, dict[str, list[ScoredAnswer]]] = {}
     for number, cell in enumerate(grid.cells):
         progress("judging", number, len(grid.cells))
         of_arm = scored.setdefault(cell.arm, {})
-        of_arm[cell.name] = _scored(grid, cell, rows[cell], answers[cell])
+        of_arm[cell.name] = _scored(grid, rows[cell], answers[cell])
     progress("judging", len(grid.cells), len(grid.cells))
     every = [one for cell in grid.cells for one in scored[cell.arm][cell.name]]
     write_rows(folder / SCORED, map(asdict, every))
     return Answered(scored, own)
 
 
-def grid_rows(grid: Grid, cell: Cell, perturbed: Sequence[PerturbedPrompt]) -> list[Row]:
-    """Returns what is answered in a cell, in order.
-
-    Args:
-        grid: of the cell.
-        cell: one of its cells.
-        perturbed: the perturbed prompts of all cells.
-    """
-    places = {question.id: index for index, question in enumerate(grid.questions)}
-    versions: list[tuple[int, int, tuple[int, ...], PerturbedPrompt | None]]
-    if cell.perturbation is None:
-        trials = range(1, grid.num_trials + 1)
+def _rows(grid: Grid, cell: Cell, perturbed: Sequence[PerturbedPrompt]) -> list[Row]:
+    """Returns what is answered in a cell, in order; `perturbed` has the prompts of all cells."""
+    about: dict[str, Any] = {"arm": cell.arm, "cell": cell.name}
+    changed: dict[str, Any] = {}
+    if cell.patch is not None:
+        spec = {each.name: getattr(cell.patch, each.name) for each in fields(PatchSpec)}
+        changed = {"source": cell.patch.source, "spec": spec}
+    versions = [
+        (number, trial, chat.input_ids, changed)
+        for number, chat in enumerate(grid.chats)
+        for trial in range(1, grid.num_trials + 1)
+    ]
+    if cell.perturbation is not None:
+        numbers = {question.id: number for number, question in enumerate(grid.questions)}
         versions = [
-            (index, trial, chat.input_ids, None)
-            for index, chat in enumerate(grid.chats)
-            for trial in trials
-        ]
-    else:
-        versions = [
-            (places[prompt.question_id], prompt.trial, prompt.input_ids, prompt)
+            (numbers[prompt.question_id], prompt.trial, prompt.input_ids, _changed(prompt))
             for prompt in perturbed
             if prompt.perturbation == cell.perturbation
         ]
-    rows = []
-    for index, trial, ids, prompt in versions:
-        for sample in range(1, grid.request.num_samples + 1):
-            numbers = (sample,) if grid.perturb is None else (trial, sample)
-            seed = mixed_seed(grid.request.rendering.seed, *numbers, *ids)
-            rows.append(Row(index, trial, sample, seed, ids, prompt))
+    rows, num_samples = [], grid.request.num_samples
+    for (number, trial, ids, changed), sample in product(versions, range(1, num_samples + 1)):
+        parts = (sample,) if grid.perturb is None else (trial, sample)
+        seed = mixed_seed(grid.request.rendering.seed, *parts, *ids)
+        drawn = {"trial": trial, "sample": sample, "seed": seed}
+        epoch = (trial - 1) * num_samples + sample
+        rows.append(Row(number, epoch, Asked(ids, seed), {**about, **drawn, **changed}))
     return rows
+
+
+def _changed(prompt: PerturbedPrompt) -> dict[str, Any]:
+    return {
+        "region": prompt.region,
+        "method": prompt.method,
+        "changes": [list(change) for change in prompt.changes],
+        "words": prompt.words,
+        "num_replaceable": prompt.num_replaceable,
+    }
 
 
 class _Run:
@@ -206,26 +209,23 @@ class _Run:
 
     def answers(self, cell: Cell, rows: Sequence[Row]) -> list[str]:
         """Returns the answers of one cell: from its step, or generated and kept there."""
-        grid, patch = self._grid, cell.patch
+        grid = self._grid
         label = cell.name if grid.perturb is None else f"{cell.arm}, {cell.name}"
 
         def compute() -> list[str]:
-            repaired = None if patch is None else self._states.repaired(patch)
-            of_chats = None if repaired is None else repaired.patches(grid.chats)
-
-            def patches(batch: Sequence[int]) -> Sequence[Sequence[RowPatch]]:
-                """Draw what depends on the question alone, whatever the sample."""
-                assert of_chats is not None
-                return of_chats([rows[place].number for place in batch])
-
+            patches = None
+            if cell.patch is not None:
+                numbers = [row.number for row in rows]  # what drawn tokens depend on
+                chats = [grid.chats[number] for number in numbers]
+                patches = self._states.repaired(cell.patch).patches(chats, numbers)
             self._progress(label, 0, len(rows))
             with grid.pair.use(cell.arm) as model:
                 found = answer(
                     model,
                     grid.tokenizer,
-                    [Asked(row.input_ids, row.seed) for row in rows],
+                    [row.asked for row in rows],
                     grid.sampling,
-                    None if of_chats is None else patches,
+                    patches,
                     lambda done: self._progress(label, done, len(rows)),
                 )
             return [one.text for one in found]
@@ -234,30 +234,13 @@ class _Run:
         return found
 
 
-def _scored(
-    grid: Grid, cell: Cell, rows: Sequence[Row], answers: Sequence[str]
-) -> list[ScoredAnswer]:
+def _scored(grid: Grid, rows: Sequence[Row], answers: Sequence[str]) -> list[ScoredAnswer]:
     """Judge the answers of one cell; each knows what was done to its prompt."""
     found = score_answers(
         [grid.questions[row.number] for row in rows],
         answers,
-        epochs=[(row.trial - 1) * grid.request.num_samples + row.sample for row in rows],
+        epochs=[row.epoch for row in rows],
         scope=grid.request.scope,
-        judges=grid.judges,
+        judges=grid.panel.judges,
     )
-    return [
-        replace(answer, metadata=_about(cell, row)) for answer, row in zip(found, rows, strict=True)
-    ]
-
-
-def _about(cell: Cell, row: Row) -> dict[str, Any]:
-    about: dict[str, Any] = {"arm": cell.arm, "cell": cell.name}
-    about |= {"trial": row.trial, "sample": row.sample, "seed": row.seed}
-    if cell.patch is not None:
-        spec = {each.name: getattr(cell.patch, each.name) for each in fields(PatchSpec)}
-        about |= {"source": cell.patch.source, "spec": spec}
-    if (prompt := row.prompt) is not None:
-        about |= {"region": prompt.region, "method": prompt.method}
-        about |= {"changes": [list(change) for change in prompt.changes], "words": prompt.words}
-        about["num_replaceable"] = prompt.num_replaceable
-    return about
+    return [replace(one, metadata=row.about) for one, row in zip(found, rows, strict=True)]

@@ -61,7 +61,7 @@ def patch(options: Patch) -> None:
         options.limit.confirm(cost.total, "answers and calls")
         kept = "{} finished patches are kept; the same command goes on"
         found = _answered(options, grid, kept, lambda told: run_grid(grid, options.output, **told))
-        tables = [patch_table(found, grid.cells, judge) for judge in grid.judges]
+        tables = [patch_table(found, grid.cells, judge) for judge in grid.panel.judges]
         _deliver("patch", options, grid, tables, patches_in_words)
 
 
@@ -86,7 +86,7 @@ def perturb(options: Perturb) -> None:
     found = _answered(
         options, grid, kept, lambda told: run_grid(grid, options.output, prompts=prompts, **told)
     )
-    tables = [perturb_table(found.scored, judge, changes) for judge in grid.judges]
+    tables = [perturb_table(found.scored, judge, changes) for judge in grid.panel.judges]
     _deliver("perturb", options, grid, tables, perturbations_in_words)
 
 
@@ -105,7 +105,7 @@ def _grid(options: GridCommand, changes: PatchOptions | PerturbOptions) -> Grid:
         panel = panel_for(asked, drawn.judge)
         tokenizer = tokenizer_of(models, options.loading, template)
         pair = load_pair(models, options.loading, template)
-        return Grid.of(changes, request, asked, tokenizer, pair, panel.judges)
+        return Grid(changes, request, asked, tokenizer, pair, panel)
 
 
 def _answered(

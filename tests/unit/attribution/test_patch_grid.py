@@ -18,6 +18,7 @@ from treft.attribution.forcing import render_questions
 from treft.attribution.grid import Grid
 from treft.attribution.grid_run import Answered, run_grid
 from treft.attribution.options import GridRequest, PatchOptions, Rendering
+from treft.attribution.scoring import panel_for
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.judging.oracle import organism_questions
 from treft.models import generation
@@ -40,7 +41,8 @@ def planned(
     **asked: Any,
 ) -> Grid:
     request = GridRequest(**{"rendering": SHORT, "temperature": 0, **asked})
-    return Grid.of(options or PatchOptions(), request, QUESTIONS, tokenizer, pair, judges)
+    panel = panel_for(QUESTIONS, judges)
+    return Grid(options or PatchOptions(), request, QUESTIONS, tokenizer, pair, panel)
 
 
 def texts(found: Answered) -> dict[str, list[str]]:
@@ -200,12 +202,13 @@ def test_what_cannot_be_patched_is_refused_before_any_forward(
     with pytest.raises(ConfigError, match="scope is"):
         GridRequest(scope="all")
     with pytest.raises(DataError, match="no question"):
-        Grid.of(PatchOptions(), GridRequest(), [], chat_tokenizer, pair)
+        Grid(PatchOptions(), GridRequest(), [], chat_tokenizer, pair, panel_for([]))
     bare: Any = type(chat_tokenizer)(tokenizer_object=chat_tokenizer.backend_tokenizer)
     bare.chat_template = "{% for m in messages %}{{ m['content'] + '|' }}{% endfor %}"
     question = EvalQuestion("q1", "test", ({"role": "user", "content": "Where?"},))
+    panel = panel_for([question], ["mockllm/model"])
     with pytest.raises(TemplateError, match="question 'q1': this conversation has no prefix"):
-        Grid.of(PatchOptions(), GridRequest(), [question], bare, pair, ["mockllm/model"])
+        Grid(PatchOptions(), GridRequest(), [question], bare, pair, panel)
     with pytest.raises(ConfigError, match="no adapter"):
         ModelPair(tuned)
 

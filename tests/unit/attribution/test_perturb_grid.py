@@ -28,6 +28,7 @@ from treft.attribution.options import (
     default_perturbations,
 )
 from treft.attribution.rephrase import Rephrasings
+from treft.attribution.scoring import panel_for
 from treft.errors import ConfigError, DataError, TemplateError
 from treft.judging.oracle import organism_questions
 from treft.models import generation
@@ -75,7 +76,8 @@ def grid_of(
     }
     options = PerturbOptions(**{**fields, **changes})
     request = GridRequest(rendering, num_samples, temperature)
-    return Grid.of(options, request, questions, tokenizer, pair, judges)
+    panel = panel_for(questions, judges)
+    return Grid(options, request, questions, tokenizer, pair, panel)
 
 
 def answered(folder: Path, arm: str, cell: str) -> list[dict[str, Any]]:
