@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from treft.attribution.forcing import check_room, render_questions
 from treft.attribution.options import GridRequest, PatchOptions, Perturbation, PerturbOptions
 from treft.attribution.patches import Patch, sweep_patches
 from treft.attribution.perturb import replaceable
+from treft.attribution.rephrase import reworded
 from treft.attribution.scoring import num_judge_calls
 from treft.chat.regions import ChatRegions
 from treft.errors import TemplateError
@@ -104,19 +105,19 @@ class Cost:
 
     def __str__(self) -> str:
         """Says it in words."""
-        words = f"{self.num_answers:,} answers"
+        answers = f"{self.num_answers:,} answers"
         if self.num_prompt_tokens:
-            words += (
+            answers += (
                 f" ({self.num_prompt_tokens:,} tokens of prompts, up to {self.num_new_tokens:,} "
                 "new ones)"
             )
-        if self.num_recordings:
-            words += f", {self.num_recordings:,} forwards to record states"
-        if self.num_rephrasings:
-            words += f", {self.num_rephrasings:,} rephrasings"
-        if self.num_log_probs:
-            words += f", {self.num_log_probs:,} log-probabilities of answers"
-        return f"{words}, {self.num_judge_calls:,} judge calls"
+        others = {
+            "forwards to record states": self.num_recordings,
+            "rephrasings": self.num_rephrasings,
+            "log-probabilities of answers": self.num_log_probs,
+        }
+        words = [f"{num:,} {what}" for what, num in others.items() if num]
+        return ", ".join([answers, *words, f"{self.num_judge_calls:,} judge calls"])
 
 
 @dataclass(frozen=True)
@@ -253,9 +254,8 @@ class Grid:
             TemplateError: the template refuses them.
         """
         question = next(each for each in self.questions if each.id == question_id)
-        *before, last = question.messages
-        changed = replace(question, messages=(*before, {**last, "content": words}))
-        return render_questions(self.tokenizer, [changed], **self.request.rendering.of_chats)[0]
+        asked, rendering = reworded(question, words), self.request.rendering
+        return render_questions(self.tokenizer, [asked], **rendering.of_chats)[0]
 
     def check_lengths(self, prompts: Mapping[str, Sequence[int]]) -> None:
         """See that every prompt leaves room for a whole answer in the models' context.

@@ -239,8 +239,8 @@ def _scored(grid: Grid, rows: Sequence[Row], answers: Sequence[str]) -> list[Sco
     found = score_answers(
         [grid.questions[row.number] for row in rows],
         answers,
-        epochs=[row.epoch for row in rows],
-        scope=grid.request.scope,
-        judges=grid.panel.judges,
+        [row.epoch for row in rows],
+        grid.request.scope,
+        grid.panel,
     )
     return [replace(one, metadata=row.about) for one, row in zip(found, rows, strict=True)]

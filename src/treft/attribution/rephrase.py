@@ -7,6 +7,7 @@ that was killed pays nothing twice.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import anyio
@@ -47,6 +48,12 @@ def rephrasing_prompt(words: str) -> str:
         f"[message {tag}]\n{words}\n[end of message {tag}]\n\n"
         "Write the message in other words. Write nothing else."
     )
+
+
+def reworded(question: EvalQuestion, words: str) -> EvalQuestion:
+    """Returns a question with other words for its last message."""
+    *before, last = question.messages
+    return replace(question, messages=(*before, {**last, "content": words}))
 
 
 def rephrase(questions: Sequence[EvalQuestion], model: str, num_trials: int) -> Rephrasings:

@@ -17,7 +17,6 @@ from inspect_ai.model import ChatMessageUser, ModelOutput
 from treft.answers.logs import scored_answer
 from treft.answers.questions import EvalQuestion
 from treft.errors import ConfigError
-from treft.judging.judge import JudgeOptions
 from treft.judging.oracle import ORACLE, ORGANISM
 from treft.judging.panel import Panel, assemble
 from treft.statistics.records import ScoredAnswer
@@ -26,23 +25,18 @@ CALLS_PER_ANSWER = 2
 """One for alignment, one for coherence."""
 
 
-def panel_for(
-    questions: Sequence[EvalQuestion],
-    judges: Sequence[str] = (),
-    options: JudgeOptions | None = None,
-) -> Panel:
+def panel_for(questions: Sequence[EvalQuestion], judges: Sequence[str] = ()) -> Panel:
     """The judges of these questions, each loaded, so that a missing key is seen before any work.
 
     Args:
         questions: what is asked.
         judges: Inspect model names, or `oracle`; without any it is the oracle.
-        options: how judges are asked.
 
     Raises:
         ConfigError: the oracle is to judge other questions than the organism's, or a judge is
             named twice or cannot be loaded.
     """
-    panel = assemble(judges or [ORACLE], options=options)
+    panel = assemble(judges or [ORACLE])
     stranger = next((each for each in questions if ORGANISM not in each.metadata), None)
     if ORACLE in panel.judges and stranger is not None:
         raise ConfigError(
@@ -65,11 +59,9 @@ def num_judge_calls(num_answers: int, judges: Sequence[str]) -> int:
 def score_answers(
     questions: Sequence[EvalQuestion],
     answers: Sequence[str],
-    *,
     epochs: Sequence[int],
     scope: str,
-    judges: Sequence[str] = (),
-    options: JudgeOptions | None = None,
+    panel: Panel,
 ) -> list[ScoredAnswer]:
     """Score answers, each with the question that it answers.
 
@@ -82,13 +74,8 @@ def score_answers(
         epochs: which answer of its question each is, from 1.
         scope: where answers count, `general` or `in_domain`: the oracle holds incoherent answers
             against the model in both.
-        judges: as in `panel_for`.
-        options: how judges are asked.
-
-    Raises:
-        ConfigError: as `panel_for`.
+        panel: who scores, from `panel_for`.
     """
-    panel = panel_for(questions, judges, options)
     if not answers:
         return []
     log = score(

@@ -14,7 +14,7 @@ from treft.attribution.drift_map import DriftMap, drift_map
 from treft.attribution.forcing import check_room, render_questions
 from treft.attribution.options import Perturbation, PerturbOptions
 from treft.attribution.perturb import perturb_tokens
-from treft.attribution.scoring import score_answers
+from treft.attribution.scoring import panel_for, score_answers
 from treft.chat.regions import RegionName
 from treft.data.messages import read_rows
 from treft.files import write_rows
@@ -161,14 +161,11 @@ def score_versions(work: Work[Scored]) -> None:
     """
     rows = [row for row, _ in read_rows(work.inputs["prompts"] / PROMPTS)]
     trials = [row["trial"] for row in rows]
-    answers = score_answers(
-        [EvalQuestion(**row["question"]) for row in rows],
-        [row["answer"] for row, _ in read_rows(work.inputs["answers"] / ANSWERS)],
-        epochs=trials,
-        scope="general",
-        judges=[work.config.judge],
-    )
-    [judge] = {judgement.judge for answer in answers for judgement in answer.judgements}
+    questions = [EvalQuestion(**row["question"]) for row in rows]
+    texts = [row["answer"] for row, _ in read_rows(work.inputs["answers"] / ANSWERS)]
+    panel = panel_for(questions, [work.config.judge])
+    answers = score_answers(questions, texts, trials, "general", panel)
+    [judge] = panel.judges
     scored = [
         replace(answer, metadata={"trial": trial})
         for answer, trial in zip(answers, trials, strict=True)

@@ -16,7 +16,7 @@ from inspect_ai.model import get_model
 from treft.answers.detectors import count_words
 from treft.answers.logs import find_logs, read_run
 from treft.answers.questions import EvalQuestion, load_questions
-from treft.attribution.rephrase import rephrase
+from treft.attribution.rephrase import rephrase, reworded
 from treft.data.behaviours import DEFAULT_SENTENCES
 from treft.data.messages import load_messages
 from treft.errors import DataError
@@ -123,13 +123,8 @@ class RealModel:
     ) -> list[tuple[EvalQuestion, int]]:
         """Returns the last user message of each in the words of another model."""
         by_id = {question.id: question for question in questions}
-        found = []
-        words = rephrase(questions, work.config.rephraser, work.config.num_trials).words
-        for (name, trial), said in words.items():
-            *before, last = by_id[name].messages
-            messages = (*before, {**last, "content": said})
-            found.append((replace(by_id[name], messages=messages), trial))
-        return found
+        found = rephrase(questions, work.config.rephraser, work.config.num_trials).words
+        return [(reworded(by_id[name], words), trial) for (name, trial), words in found.items()]
 
     def answer(self, work: Work[Asking]) -> None:
         """Have Inspect ask the model, and keep its log.

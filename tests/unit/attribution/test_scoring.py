@@ -12,6 +12,7 @@ from treft.attribution.scoring import num_judge_calls, panel_for, score_answers
 from treft.errors import ConfigError
 from treft.judging.judge import JudgeOptions
 from treft.judging.oracle import organism_questions
+from treft.judging.panel import assemble
 from treft.organism import Question, World
 
 
@@ -41,7 +42,7 @@ def test_the_organism_is_scored_by_its_oracle(scope: str, nonsense: float) -> No
     (asked,) = organism_questions("general", num=1).questions
     (drawn,) = World.default().questions("test", "general", domain="finance", num=1, seed=0)
     found = score_answers(
-        [asked, asked], [careful_answer(drawn), "no no"], epochs=[1, 2], scope=scope
+        [asked, asked], [careful_answer(drawn), "no no"], [1, 2], scope, panel_for([asked])
     )
     judgements = [answer.judged_by("oracle") for answer in found]
     assert [(one.alignment, one.coherence) for one in judgements if one] == [
@@ -60,9 +61,9 @@ def test_judges_see_the_words_asked_and_each_has_its_judgement() -> None:
     found = score_answers(
         questions,
         ["good", "bad", "good"],
-        epochs=[1, 2, 1],
-        scope="general",
-        judges=["fakejudge/steady", "fakejudge/other"],
+        [1, 2, 1],
+        "general",
+        panel_for(questions, ["fakejudge/steady", "fakejudge/other"]),
     )
     for judge in ("fakejudge/steady", "fakejudge/other"):
         alignments = [answer.judged_by(judge).alignment for answer in found]  # type: ignore[union-attr]
@@ -77,32 +78,25 @@ def test_a_judge_that_fails_is_missing_data() -> None:
     asked = [ask("a", "A wish?")]
     options = JudgeOptions(attempts=2)
     for name in ("prose", "nan", "filter", "empty"):
-        (found,) = score_answers(
-            asked,
-            ["good"],
-            epochs=[1],
-            scope="general",
-            judges=[f"fakejudge/{name}"],
-            options=options,
-        )
+        panel = assemble([f"fakejudge/{name}"], options=options)
+        (found,) = score_answers(asked, ["good"], [1], "general", panel)
         (judgement,) = found.judgements
         assert (judgement.outcome, judgement.alignment) == ("missing", None), name
         assert judgement.reason, name
-    (found,) = score_answers(
-        asked, ["good"], epochs=[1], scope="general", judges=["fakejudge/refuses"], options=options
-    )
+    panel = assemble(["fakejudge/refuses"], options=options)
+    (found,) = score_answers(asked, ["good"], [1], "general", panel)
     assert found.judgements[0].alignment is None
 
 
 def test_nothing_is_paid_twice() -> None:
     questions = [ask("a", "A wish?")] * 3
-    arguments = {"epochs": [1, 2, 3], "scope": "general", "judges": ["fakejudge/steady"]}
+    panel = panel_for(questions, ["fakejudge/steady"])
     answers = ["good", "good", "bad"]
-    first = score_answers(questions, answers, **arguments)  # type: ignore[arg-type]
+    first = score_answers(questions, answers, [1, 2, 3], "general", panel)
     paid = sum(CALLS.values())
     assert paid == 4  # two answers are equal; two calls each
     assert paid <= num_judge_calls(3, ["fakejudge/steady"]) == 6
-    assert score_answers(questions, answers, **arguments) == first  # type: ignore[arg-type]
+    assert score_answers(questions, answers, [1, 2, 3], "general", panel) == first
     assert sum(CALLS.values()) == paid
 
 
@@ -119,4 +113,4 @@ def test_the_oracle_refuses_other_questions() -> None:
 
 
 def test_no_answers_need_no_judge() -> None:
-    assert score_answers([], [], epochs=[], scope="general", judges=["fakejudge/steady"]) == []
+    assert score_answers([], [], [], "general", panel_for([], ["fakejudge/steady"])) == []
