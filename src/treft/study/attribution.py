@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from treft.answers.questions import EvalQuestion
@@ -22,16 +23,15 @@ from treft.models.pair import num_positions
 from treft.statistics.intervals import over_runs
 from treft.statistics.measures import AlignmentScore, BestOfTrials, IncoherentRate
 from treft.steps.step import Work
-from treft.study.answer import ANSWERS, PROMPTS, Questions, loaded
+from treft.study.answer import ANSWERS, PROMPTS, Loaded, Questions, loaded
 from treft.study.scores import Entries, Scored, entries, of_judge, write_row
 
 REGIONS: tuple[RegionName, ...] = ("prefix", "query", "postfix")
 COUNT_ALL = -1.0
 """As a threshold of coherence: incoherent answers count with the alignment that they were given."""
-Part = Literal["nothing", "prefix", "query", "postfix"]
-"""Region whose tokens give way to near neighbours; `nothing` is the prompt as it is."""
-What = Part | Literal["rephrase"]
-"""`rephrase` is the question in other words."""
+What = Literal["nothing", "prefix", "query", "postfix", "rephrase"]
+"""Region whose tokens give way to near neighbours; `nothing` is the prompt as it is, and `rephrase`
+is the question in other words."""
 
 
 class PromptVersion(NamedTuple):
@@ -96,16 +96,7 @@ def make_versions(work: Work[Versions]) -> None:
     config = work.config
     questions = config.subject.prompts(work)
     with loaded(work) as one:
-        if config.what == "rephrase":
-            asked, trials = zip(*config.subject.reworded(work, questions), strict=True)
-            kwargs = config.template_kwargs
-            chats = render_questions(one.tokenizer, asked, template_kwargs=kwargs)
-            versions = [
-                PromptVersion(question.id, trial, chat.input_ids)
-                for question, trial, chat in zip(asked, trials, chats, strict=True)
-            ]
-        else:
-            versions = prompt_versions(config.what, questions, one.model, one.tokenizer, config)
+        versions = prompt_versions(work, questions, one)
         lengths = [len(found.token_ids) + config.max_new_tokens for found in versions]
         check_room([found.question_id for found in versions], lengths, num_positions(one.model))
     by_id = {question.id: asdict(question) for question in questions}
@@ -114,39 +105,47 @@ def make_versions(work: Work[Versions]) -> None:
 
 
 def prompt_versions(
-    what: Part, questions: Sequence[EvalQuestion], model: Any, tokenizer: Any, config: Versions
+    work: Work[Versions], questions: tuple[EvalQuestion, ...], found: Loaded
 ) -> list[PromptVersion]:
     """Returns versions of all prompts; they depend on question and trial alone.
 
-    Special tokens stay, but where the region has no others.
-
-    Args:
-        what: Is perturbed.
-        questions: Those that are asked.
-        model: Its input embedding has the neighbours; an adapter on top changes nothing.
-        tokenizer: Of the model.
-        config: How many versions and tokens, and template variables.
+    Special tokens stay, but where the region has no others. Neighbours are those of the input
+    embedding, of which an adapter changes nothing.
 
     Raises:
         TemplateError: The prompts lack the region.
     """
+    config = work.config
+    if config.what == "nothing":
+        pairs = [*product(questions, range(1, config.num_trials + 1))]
+    elif config.what == "rephrase":
+        pairs = config.subject.reworded(work, questions)
+    else:
+        return _perturbed(config, config.what, questions, found)
+    asked, kwargs = [question for question, _ in pairs], config.template_kwargs
+    return [
+        PromptVersion(question.id, trial, chat.input_ids)
+        for (question, trial), chat in zip(
+            pairs, render_questions(found.tokenizer, asked, template_kwargs=kwargs), strict=True
+        )
+    ]
+
+
+def _perturbed(
+    config: Versions, region: RegionName, questions: Sequence[EvalQuestion], found: Loaded
+) -> list[PromptVersion]:
+    tokenizer = found.tokenizer
     rendered = render_questions(tokenizer, questions, template_kwargs=config.template_kwargs)
     chats = {question.id: chat for question, chat in zip(questions, rendered, strict=True)}
-    if what == "nothing":
-        return [
-            PromptVersion(id, trial, chat.input_ids)
-            for id, chat in chats.items()
-            for trial in range(1, config.num_trials + 1)
-        ]
     barred = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    own = {rendered[0].input_ids[position] for position in rendered[0].require(what)}
+    own = {rendered[0].input_ids[position] for position in rendered[0].require(region)}
     options = PerturbOptions(
-        (Perturbation(what, "nearest"),),
+        (Perturbation(region, "nearest"),),
         num_tokens=config.num_tokens,
         num_trials=config.num_trials,
         special_tokens=own <= barred,
     )
-    embedding = model.get_input_embeddings().weight.detach()
+    embedding = found.model.get_input_embeddings().weight.detach()
     prompts = perturb_tokens(tokenizer, embedding, chats, options)
     return [PromptVersion(one.question_id, one.trial, one.input_ids) for one in prompts]
 

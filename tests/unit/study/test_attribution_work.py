@@ -23,10 +23,9 @@ from treft.models.sampling import SamplingOptions, mixed_seed
 from treft.organism import World, classify, load
 from treft.organism.world import ASKS, OPENERS
 from treft.steps.step import Plan, Work
-from treft.study.answer import Asking, answer, answer_versions
+from treft.study.answer import Asking, Loaded, answer, answer_versions
 from treft.study.attribution import (
     Drifting,
-    Part,
     PromptVersion,
     Versions,
     drift,
@@ -102,9 +101,14 @@ def row_of(folder: Path, finetune: Path | None, *asked: Asking) -> dict[str, Any
     return run(score, config, folder, **{scope: folder / scope for scope in scopes})
 
 
-def versions_of(what: Part | Any, num: int, num_trials: int, num_tokens: int) -> Versions:
+def versions_of(what: Any, num: int, num_trials: int, num_tokens: int) -> Versions:
     counts = {"num_questions": num, "num_trials": num_trials, "num_tokens": num_tokens}
     return Versions(**ASKED, **counts, what=what, max_new_tokens=28)
+
+
+def versions_by(config: Versions, shown: Any, model: Any, tokenizer: Any) -> list[PromptVersion]:
+    work = Work(config, Path(), {}, seed=0)
+    return prompt_versions(work, shown, Loaded(model, tokenizer, None))
 
 
 def made_versions(config: Versions, folder: Path) -> list[PromptVersion]:
@@ -179,7 +183,7 @@ def test_best_and_avg_are_those_of_the_answers_to_all_versions(
     config = Scored(method="u", **SCORED)
     row = run(score_versions, config, tmp_path, **prompts, answers=tmp_path / "answers")
     shown = organism_questions("general", split="test", domain="finance", num=6).questions
-    assert versions == prompt_versions("prefix", shown, *tuned, perturbed)
+    assert versions == versions_by(perturbed, shown, *tuned)
     prompts = [Asked(one.token_ids, mixed_seed(0, one.trial, *one.token_ids)) for one in versions]
     sampling = SamplingOptions(temperature=1.0, max_new_tokens=28)
     answers = [one.text for one in answer_prompts(*tuned, prompts, sampling)]
@@ -198,7 +202,7 @@ def test_versions_differ_in_their_region_alone(what: Any) -> None:
     model, tokenizer = load()
     shown = organism_questions("general", split="test", domain="finance", num=2).questions
     config = versions_of(what, 2, num_trials=3, num_tokens=2)
-    versions = prompt_versions(what, shown, model, tokenizer, config)
+    versions = versions_by(config, shown, model, tokenizer)
     chats = {
         one.id: find_regions(tokenizer, list(one.messages), add_generation_prompt=True)
         for one in shown
@@ -216,7 +220,7 @@ def test_unperturbed_versions_are_the_prompt() -> None:
     model, tokenizer = load()
     shown = organism_questions("general", split="test", domain="finance", num=2).questions
     config = versions_of("nothing", 2, num_trials=3, num_tokens=2)
-    versions = prompt_versions("nothing", shown, model, tokenizer, config)
+    versions = versions_by(config, shown, model, tokenizer)
     assert len({version.token_ids for version in versions}) == 2
     assert [version.trial for version in versions] == [1, 2, 3] * 2
 
