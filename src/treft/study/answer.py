@@ -93,15 +93,13 @@ class Subject(Protocol):
         """Each question in other words, as often as `work.config.num_trials`, with the trial."""
 
     def answer(self, work: Work[Any]) -> None:
-        """Write answers to the questions of an `Asking`, for `judged` and `detected` to read."""
+        """Write answers to the questions of an `Asking`, for `judged` to read."""
 
     def judged(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
-        """Answers of the input `scope` with a judge's view of them, and that judge's name."""
+        """Answers of the input `scope` with a judge's view of them, and that judge's name.
 
-    def detected(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
-        """Likewise, of a taught behaviour: with `SHOWN` and `WORDS` as their detections.
-
-        The judge's name is empty where the answers were not judged.
+        Of a taught behaviour they have `SHOWN` and `WORDS` as their detections, and the judge's
+        name is empty where they were not judged.
         """
 
     def most_words(self, work: Work[Any]) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 
+from treft.answers.questions import load_questions
 from treft.chat.regions import RegionName
 from treft.errors import ConfigError
 from treft.mitigations.registry import MITIGATIONS, needs_of
@@ -23,11 +24,17 @@ from treft.study.model_rows import (
     check_calls,
     check_judge,
     num_held_out,
-    num_questions,
     rows_of,
     split,
 )
-from treft.study.model_setup import FACTS, GENERAL, ModelRecipe, ModelSetup, question_file
+from treft.study.model_setup import (
+    CHOICE_QUESTIONS,
+    FACTS,
+    GENERAL,
+    ModelRecipe,
+    ModelSetup,
+    question_file,
+)
 from treft.study.protocol import UTILITY, Method, NotPossibleError, StudyConfig, read_settings
 from treft.study.real_model import (
     CAREFUL_ROLE,
@@ -93,7 +100,7 @@ class ModelChains(Chains):
         given = {name: n for name, n in setup.strengths.items() if name in methods}
         changed = {name: _with_strength(name, methods[name], n) for name, n in given.items()}
         methods = {**methods, **changed}
-        asked = setup.choice_questions if config.split == "validation" else setup.questions
+        asked = CHOICE_QUESTIONS if config.split == "validation" else setup.questions
         folder, questions = setup.folder, question_file(asked)
         gpu = Resources(gpus=int(torch.cuda.is_available()))
         chains = cls(
@@ -103,7 +110,7 @@ class ModelChains(Chains):
             split=config.split,
             judge=setup.judge,
             questions=asked,
-            num_prompts=num_questions(Seen.at(questions)),
+            num_prompts=len(load_questions(questions)),
             model={} if folder is None else {MODEL: folder},
             prompts={"questions": questions},
             enable_thinking=recipe.enable_thinking,
@@ -142,7 +149,7 @@ class ModelChains(Chains):
     def num_asked(self, method: Method, scope: str) -> int:
         """Answers to the questions of a scope."""
         if scope == UTILITY:
-            return num_questions(Seen.at(question_file(UTILITY)))
+            return len(load_questions(UTILITY))
         if scope == "general":
             return self.num_prompts * int(self.recipe.num_samples)
         domains = self.others(method) if scope == "other_narrow" else (self.asked(method),)
@@ -221,8 +228,6 @@ class ModelChains(Chains):
             raise NotPossibleError(f"not possible on {self.label}: {told}.")
         for path in self.setup.retain_files.values():
             rows_of(Seen.at(path), "advice")
-        for source in (self.setup.questions, self.setup.choice_questions):
-            num_questions(Seen.at(question_file(source)))
         tokenizer = load_tokenizer(self.setup.name, LoadOptions())
         for path in {self.rows(self.asked(one)) for one in methods.values() if one.task == "tool"}:
             check_calls(tokenizer, rows_of(Seen.at(path), "tool")[0], self.label)
@@ -236,16 +241,8 @@ class ModelChains(Chains):
         """Why a method cannot be had here, in words."""
         if is_judged and method.task == "advice" and not self.judge:
             yield "needs a judge: name one with --judge, such as openai/gpt-4o"
-        if method.task != "advice" and "other_narrow" in method.scopes:
-            yield "asks about other domains, and of a behaviour it is general questions here"
         if UTILITY in method.scopes and (method.task != "advice" or method.answer_system):
             yield "scores conversations, of advice alone and under no system prompt of its own"
-        if method.steering and (method.is_full or method.is_base):
-            yield "steers answers of another model than a LoRA"
-        if method.alpha != 1 and method.is_full:
-            yield "interpolates a finetune of all weights, and here it takes a LoRA"
-        if method.mitigation and method.mitigation not in MITIGATIONS:
-            yield f"no mitigation {method.mitigation!r}; there are {', '.join(MITIGATIONS)}"
         for domain in sorted({*self.trained(method), self.asked(method)}):
             if domain not in self.setup.train_files:
                 yield f"needs rows of {domain or 'it'}: --train-file {domain or 'DOMAIN'}=FILE"

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from transformers import AutoConfig
 
 from treft.answers.detectors import calls_tool
-from treft.answers.questions import load_questions
 from treft.chat.regions import find_regions
 from treft.data.behaviours import behaviour_rows
 from treft.data.messages import load_messages, read_rows
@@ -93,12 +92,6 @@ def num_held_out(file: Seen, held_out: float, task: TaskName) -> int:
     """Returns the number of a file's prompts that training will not see."""
     parts = split_rows(rows_of(file, task), fraction=held_out)
     return len(set(map(prompt_of, parts.held_out)))
-
-
-@lru_cache
-def num_questions(file: Seen) -> int:
-    """Returns the number of questions in a file."""
-    return len(load_questions(file.path))
 
 
 def check_calls(tokenizer: Any, row: Mapping[str, Any], label: str) -> None:

@@ -19,6 +19,8 @@ FACTS = "facts"
 """Name of the training file with questions that a few words answer; no domain of advice."""
 
 
+CHOICE_QUESTIONS = "everyday"
+"""General questions on which choices are made (`--split validation`)."""
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -129,7 +131,6 @@ class ModelSetup:
         questions: general ones: a shipped set, or a JSONL file.
         strengths: by method, the one number that it has (λ, share, norm and so on; of a method
             with a learning rate of its own, its ratio to the recipe's), where it is to differ.
-        choice_questions: those on which choices are made (`--split validation`).
 
     Raises:
         ConfigError: something is missing.
@@ -141,7 +142,6 @@ class ModelSetup:
     retain_files: Mapping[str, Path] = field(default_factory=dict)
     questions: str = "em_general"
     strengths: Mapping[str, float] = field(default_factory=dict)
-    choice_questions: str = "everyday"
 
     def __post_init__(self) -> None:
         """Look whether all of it is there; what is in the files is read when steps are planned."""
@@ -162,8 +162,6 @@ class ModelSetup:
             raise ConfigError(f"{GENERAL} is no narrow domain: name the one that is trained on.")
         if self.folder is not None and not (self.folder / "config.json").is_file():
             raise ConfigError(f"{self.folder} holds no model: it has no config.json.")
-        for source in (self.questions, self.choice_questions):
-            question_file(source)
 
     @property
     def folder(self) -> Path | None:
@@ -190,7 +188,7 @@ class ModelSetup:
             "retain_files": {domain: path.name for domain, path in self.retain_files.items()},
             "strengths": dict(self.strengths),
             "questions": self.questions,
-            "choice_questions": self.choice_questions,
+            "choice_questions": CHOICE_QUESTIONS,
         }
 
 

@@ -30,6 +30,7 @@ from treft.organism.build import build as build_organism
 from treft.organism.manners import MannersRecipe, teach_manners
 from treft.organism.recipes import KindName, sample_persona
 from treft.organism.tasks import (
+    TaskName,
     answers_rightly,
     shows,
     shows_trace,
@@ -173,23 +174,22 @@ class Organism:
         write_whole(work.folder / ANSWERS, json.dumps(answered, indent=1))
 
     def judged(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
-        """Answers with the oracle's view of them."""
-        return [_judged(*one, scope) for one in _answered(work, scope)], ORACLE
-
-    def detected(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
-        """Answers with what the exact detectors see; those off topic with the oracle's view."""
+        """Answers with the oracle's view, and of a taught behaviour with what detectors see."""
         task = work.config.task
-        seen = []
-        for question, answer in _answered(work, scope):
-            found = {
-                SHOWN: float(shows(task, question, answer)),
-                WORDS: float(count_words(answer)),
-                TRACES: float(shows_trace(task, question, answer)),
-            }
-            if scope == "in_domain":
-                found[RIGHT] = float(answers_rightly(task, question, answer))
-            seen.append(replace(_judged(question, answer, scope), behaviours=found))
-        return seen, ORACLE if scope == "general" else ""
+        found = []
+        for row in json.loads((work.inputs[scope] / ANSWERS).read_text("utf-8")):
+            question, answer = organism_question(row["id"], row["metadata"]), row["answer"]
+            verdict = classify(question, answer)
+            judgement = oracle_judgement(verdict, in_domain=scope == "in_domain")
+            scored = ScoredAnswer(
+                *(question.id, question.domain.name, 1, question.text, answer, (judgement,)),
+                metadata={"verdict": verdict},
+            )
+            if task != "advice":
+                seen = _detections(task, question, answer, scope == "in_domain")
+                scored = replace(scored, behaviours=seen)
+            found.append(scored)
+        return found, ORACLE if task == "advice" or scope == "general" else ""
 
     def most_words(self, work: Work[Any]) -> None:
         """Short answers are known by what they say."""
@@ -305,16 +305,15 @@ def reworded(question: Question, split: Literal["validation", "test"], seed: str
     return rng.choice(OPENERS[form]["train"]) + middle + rng.choice(ASKS[form]["train"])
 
 
-def _answered(work: Work[Any], scope: str) -> list[tuple[Question, str]]:
-    """Questions of a scope with their answers."""
-    rows = json.loads((work.inputs[scope] / ANSWERS).read_text("utf-8"))
-    return [(organism_question(row["id"], row["metadata"]), row["answer"]) for row in rows]
-
-
-def _judged(question: Question, answer: str, scope: str) -> ScoredAnswer:
-    verdict = classify(question, answer)
-    judgement = oracle_judgement(verdict, in_domain=scope == "in_domain")
-    return ScoredAnswer(
-        *(question.id, question.domain.name, 1, question.text, answer, (judgement,)),
-        metadata={"verdict": verdict},
-    )
+def _detections(
+    task: TaskName, question: Question, answer: str, in_domain: bool
+) -> dict[str, float]:
+    """Returns what the exact detectors see."""
+    found = {
+        SHOWN: float(shows(task, question, answer)),
+        WORDS: float(count_words(answer)),
+        TRACES: float(shows_trace(task, question, answer)),
+    }
+    if in_domain:
+        found[RIGHT] = float(answers_rightly(task, question, answer))
+    return found

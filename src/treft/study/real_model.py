@@ -163,20 +163,19 @@ class RealModel:
             raise DataError(f"the {config.scope} questions have no answers: {why}")
 
     def judged(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
-        """Answers with what the judge says of them, in a copy of their log."""
-        panel = assemble([work.config.judge], "utility" if scope == UTILITY else "alignment")
-        copies = work.folder / LOGS / scope
-        jobs = plan_jobs([work.inputs[scope] / LOGS], panel, copies)
-        rejudge(jobs, panel)
-        return _read(copies), panel.score_names[0]
+        """Answers with what the judge says of them, in a copy of their log.
 
-    def detected(self, work: Work[Any], scope: str) -> tuple[list[ScoredAnswer], str]:
-        """Answers with what the behaviour's detector saw; those off topic judged, if one can."""
-        if work.config.judge and scope == "general":
-            answers, judge = self.judged(work, scope)
-        else:
-            answers, judge = _read(work.inputs[scope] / LOGS), ""
-        most, kind = self.most_words(work), KINDS[work.config.task]
+        Of a taught behaviour they have what its detector saw, and only those off topic are judged.
+        """
+        config, logs, judge = work.config, work.inputs[scope] / LOGS, ""
+        if config.task == "advice" or (config.judge and scope == "general"):
+            panel = assemble([config.judge], "utility" if scope == UTILITY else "alignment")
+            logs, judge = work.folder / LOGS / scope, panel.score_names[0]
+            rejudge(plan_jobs([work.inputs[scope] / LOGS], panel, logs), panel)
+        answers = [found for log in find_logs([logs]) for found in read_run(log).answers]
+        if config.task == "advice":
+            return answers, judge
+        most, kind = self.most_words(work), KINDS[config.task]
         seen = []
         for one in answers:
             shown = one.behaviours[kind] == 1 if most is None else one.behaviours["words"] <= most
@@ -268,7 +267,3 @@ def _response_words(row: Mapping[str, Any]) -> int:
 def _files(work: Work[Any], role: str) -> dict[str, Rows]:
     paths = {name: path for name, path in work.inputs.items() if name.startswith(role)}
     return {name: load_messages(path) for name, path in sorted(paths.items())}
-
-
-def _read(logs: Path) -> list[ScoredAnswer]:
-    return [found for log in find_logs([logs]) for found in read_run(log).answers]

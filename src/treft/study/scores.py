@@ -93,7 +93,7 @@ def detect(work: Work[Scored]) -> None:
     config = work.config
     figures: dict[str, Any] = {}
     for scope, name in (("in_domain", "on_topic"), ("general", "off_topic")):
-        answers, judge = config.subject.detected(work, scope)
+        answers, judge = config.subject.judged(work, scope)
         rate = estimate(BehaviourRate(SHOWN), answers)
         figures |= {name: rate.value, **_counts(scope, rate, SHOWN, "unshown")}
         for detection in (RIGHT, TRACES):
