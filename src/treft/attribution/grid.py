@@ -26,15 +26,14 @@ from transformers import PreTrainedTokenizerBase
 from treft.answers.questions import EvalQuestion
 from treft.attribution.forcing import check_room, render_questions
 from treft.attribution.options import GridRequest, PatchOptions, Perturbation, PerturbOptions
-from treft.attribution.patches import Patch, sweep_patches
-from treft.attribution.perturb import replaceable
+from treft.attribution.patches import BaseStates, Patch, sweep_patches
 from treft.attribution.rephrase import reworded
 from treft.attribution.scoring import num_judge_calls
 from treft.chat.regions import ChatRegions
 from treft.errors import TemplateError
 from treft.judging.panel import Panel
 from treft.models.pair import ARMS, Arm, ModelPair
-from treft.models.perturbation import ordinary_tokens
+from treft.models.perturbation import ordinary_tokens, replaceable
 from treft.models.residual import decoder_layers
 from treft.models.sampling import SamplingOptions
 from treft.steps.store import STEPS, Store
@@ -153,19 +152,18 @@ class Grid:
         if self.perturb is not None:
             self._check_replaceable(self.perturb)
         assert self.cells  # raises where layers or windows do not fit
-        ids = [question.id for question in self.questions]
-        self.check_lengths(dict(zip(ids, (chat.input_ids for chat in self.chats), strict=True)))
+        self.check_lengths({id: chat.input_ids for id, chat in self.by_id.items()})
         self.pair.check_differ(self.chats[0].input_ids)
 
     def _check_replaceable(self, options: PerturbOptions) -> None:
         """See that every prompt has tokens that may give way."""
         ordinary = set(ordinary_tokens(self.tokenizer, len(self.tokenizer)))
         for question, chat in zip(self.questions, self.chats, strict=True):
-            for region in {each.region for each in options.perturbations}:
-                try:
-                    replaceable(chat, region, ordinary, options.special_tokens)
-                except TemplateError as error:
-                    raise TemplateError(f"question {question.id!r}: {error}") from error
+            try:
+                for each in options.perturbations:
+                    replaceable(chat, each.region, ordinary, options.special_tokens)
+            except TemplateError as error:
+                raise TemplateError(f"question {question.id!r}: {error}") from error
 
     @cached_property
     def chats(self) -> list[ChatRegions]:
@@ -174,6 +172,18 @@ class Grid:
         needed = tuple(dict.fromkeys((*found, "query"))) if found else ()
         rendering = self.request.rendering.of_chats
         return render_questions(self.tokenizer, self.questions, **rendering, regions=needed)
+
+    @cached_property
+    def by_id(self) -> dict[str, ChatRegions]:
+        """The rendered prompts by the id of their question."""
+        return {each.id: chat for each, chat in zip(self.questions, self.chats, strict=True)}
+
+    @cached_property
+    def states(self) -> BaseStates:
+        """Whose keys and values patches put in."""
+        regions = self.options.regions if isinstance(self.options, PatchOptions) else ()
+        seed = self.request.rendering.seed
+        return BaseStates(self.pair, self.tokenizer, self.chats, regions, seed)
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:

@@ -11,7 +11,6 @@ In the folder lie
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -20,15 +19,7 @@ from typing import Any, NamedTuple
 
 from treft.attribution.forcing import OwnStates, check_own_states
 from treft.attribution.grid import PROMPTS, Cell, Grid
-from treft.attribution.options import PatchOptions, PerturbOptions
-from treft.attribution.patches import BaseStates
-from treft.attribution.perturb import (
-    PerturbedPrompt,
-    perturb_tokens,
-    read_prompts,
-    rephrased_prompts,
-)
-from treft.attribution.rephrase import rephrase
+from treft.attribution.perturb import PerturbedPrompt, perturbed_prompts
 from treft.attribution.scoring import score_answers
 from treft.core.patch_spec import PatchSpec
 from treft.files import write_rows
@@ -38,8 +29,6 @@ from treft.models.sampling import mixed_seed
 from treft.progress import Progress, untold
 from treft.statistics.records import ScoredAnswer
 from treft.steps.store import Store, claim
-
-logger = logging.getLogger(__name__)
 
 SCORED = "scored.jsonl"
 
@@ -96,11 +85,14 @@ def run_grid(
             the rephraser cannot be loaded.
         DataError: a perturbed prompt is too long, or a file is damaged or does not fit.
     """
-    run = _Run(grid, claim(folder, grid.plan, "plan of a grid"), progress)
-    own = run.own_states() if isinstance(grid.options, PatchOptions) else None
-    perturbed = [] if grid.perturb is None else run.prompts(grid.perturb, folder / PROMPTS, prompts)
+    steps = claim(folder, grid.plan, "plan of a grid")
+    own, perturbed = None, []
+    if grid.perturb is None:
+        own = _own_states(grid, steps)
+    else:
+        perturbed = perturbed_prompts(grid, grid.perturb, folder / PROMPTS, prompts)
     rows = {cell: _rows(grid, cell, perturbed) for cell in grid.cells}
-    answers = {cell: run.answers(cell, rows[cell]) for cell in grid.cells}
+    answers = {cell: _answers(grid, cell, rows[cell], steps, progress) for cell in grid.cells}
     scored: dict[Arm, dict[str, list[ScoredAnswer]]] = {}
     for number, cell in enumerate(grid.cells):
         progress("judging", number, len(grid.cells))
@@ -151,87 +143,43 @@ def _changed(prompt: PerturbedPrompt) -> dict[str, Any]:
     }
 
 
-class _Run:
-    """What is the same for all cells."""
+def _own_states(grid: Grid, steps: Store) -> OwnStates:
+    """Returns the control that must change nothing: the finetuned model's own states."""
 
-    def __init__(self, grid: Grid, steps: Store, progress: Progress) -> None:
-        self._grid, self._steps, self._progress = grid, steps, progress
-        regions = grid.options.regions if isinstance(grid.options, PatchOptions) else ()
-        self._states = BaseStates(
-            grid.pair, grid.tokenizer, grid.chats, regions, grid.request.rendering.seed
-        )
+    def compute() -> dict[str, Any]:
+        regions, size = grid.states.regions, grid.request.rendering.batch_size
+        with grid.pair.use("finetuned") as model:
+            return asdict(check_own_states(model, grid.tokenizer, grid.chats, regions, size))
 
-    def own_states(self) -> OwnStates:
-        """Returns the control that must change nothing: the finetuned model's own states."""
-        grid = self._grid
+    return OwnStates(**steps.keep("own-states", compute))
 
-        def compute() -> dict[str, Any]:
-            with grid.pair.use("finetuned") as model:
-                found = check_own_states(
-                    model,
-                    grid.tokenizer,
-                    grid.chats,
-                    self._states.regions,
-                    grid.request.rendering.batch_size,
-                )
-            return asdict(found)
 
-        return OwnStates(**self._steps.keep("own-states", compute))
+def _answers(
+    grid: Grid, cell: Cell, rows: Sequence[Row], steps: Store, progress: Progress
+) -> list[str]:
+    """Returns the answers of one cell: from its step, or generated and kept there."""
+    label = cell.name if grid.perturb is None else f"{cell.arm}, {cell.name}"
 
-    def prompts(
-        self, options: PerturbOptions, path: Path, source: Path | None
-    ) -> list[PerturbedPrompt]:
-        """Returns perturbed prompts: those from before, those of another grid, or new ones."""
-        grid = self._grid
-        ids = [question.id for question in grid.questions]
-        chats = dict(zip(ids, grid.chats, strict=True))
-        given = path if path.is_file() else source
-        if given is not None:
-            found = read_prompts(given, options, chats, grid.render, len(grid.tokenizer))
-        else:
-            seed = grid.request.rendering.seed
-            made = perturb_tokens(grid.tokenizer, grid.pair.embedding, chats, options, seed)
-            found = list(made)
-            if options.rephraser is not None:
-                told = rephrase(grid.questions, options.rephraser, options.num_trials)
-                for (id, trial), reason in told.failures.items():
-                    logger.warning("question %s, trial %d was not rephrased: %s", id, trial, reason)
-                found += rephrased_prompts(told, grid.render)
-        if given != path:
-            write_rows(path, map(asdict, found))
-        grid.check_lengths(
-            {
-                f"{one.question_id}, {one.perturbation.name} version {one.trial}": one.input_ids
-                for one in found
-            }
-        )
-        return found
+    def compute() -> list[str]:
+        patches = None
+        if cell.patch is not None:
+            numbers = [row.number for row in rows]  # what drawn tokens depend on
+            chats = [grid.chats[number] for number in numbers]
+            patches = grid.states.repaired(cell.patch).patches(chats, numbers)
+        progress(label, 0, len(rows))
+        with grid.pair.use(cell.arm) as model:
+            found = answer(
+                model,
+                grid.tokenizer,
+                [row.asked for row in rows],
+                grid.sampling,
+                patches,
+                lambda done: progress(label, done, len(rows)),
+            )
+        return [one.text for one in found]
 
-    def answers(self, cell: Cell, rows: Sequence[Row]) -> list[str]:
-        """Returns the answers of one cell: from its step, or generated and kept there."""
-        grid = self._grid
-        label = cell.name if grid.perturb is None else f"{cell.arm}, {cell.name}"
-
-        def compute() -> list[str]:
-            patches = None
-            if cell.patch is not None:
-                numbers = [row.number for row in rows]  # what drawn tokens depend on
-                chats = [grid.chats[number] for number in numbers]
-                patches = self._states.repaired(cell.patch).patches(chats, numbers)
-            self._progress(label, 0, len(rows))
-            with grid.pair.use(cell.arm) as model:
-                found = answer(
-                    model,
-                    grid.tokenizer,
-                    [row.asked for row in rows],
-                    grid.sampling,
-                    patches,
-                    lambda done: self._progress(label, done, len(rows)),
-                )
-            return [one.text for one in found]
-
-        found: list[str] = self._steps.keep(cell.step, compute)
-        return found
+    found: list[str] = steps.keep(cell.step, compute)
+    return found
 
 
 def _scored(grid: Grid, rows: Sequence[Row], answers: Sequence[str]) -> list[ScoredAnswer]:

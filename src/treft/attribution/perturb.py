@@ -8,9 +8,10 @@ Shapes: V rows of the input embedding, D its size, T tokens of a prompt, K neigh
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +20,16 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from treft.attribution.grid import Grid
 from treft.attribution.options import Method, Perturbation, PerturbOptions
-from treft.attribution.rephrase import Rephrasings
+from treft.attribution.rephrase import rephrase
 from treft.chat.regions import ChatRegions, RegionName
 from treft.data.messages import read_rows
 from treft.errors import ConfigError, DataError, TemplateError
-from treft.models.perturbation import neighbours_of, ordinary_tokens, replace_tokens
+from treft.files import write_rows
+from treft.models.perturbation import neighbours_of, ordinary_tokens, replace_tokens, replaceable
+
+logger = logging.getLogger(__name__)
 
 
 class Change(NamedTuple):
@@ -77,35 +82,6 @@ class PerturbedPrompt:
     def perturbation(self) -> Perturbation:
         """What was perturbed, and how."""
         return Perturbation(self.region, self.method)
-
-
-def replaceable(
-    chat: ChatRegions,
-    region: RegionName,
-    ordinary: Collection[int],
-    special_tokens: bool,
-) -> list[int]:
-    """Positions of a region whose tokens may give way.
-
-    Args:
-        chat: the prompt.
-        region: of it.
-        ordinary: tokens that are neither special nor added.
-        special_tokens: the others may give way, too.
-
-    Raises:
-        TemplateError: the region has no token, or none that may give way.
-    """
-    positions = chat.require(region)
-    if special_tokens:
-        return positions
-    found = [position for position in positions if chat.input_ids[position] in ordinary]
-    if not found:
-        raise TemplateError(
-            f"the {region} has special tokens alone, which stay: perturb another region, or allow "
-            "them to be replaced (--special-tokens)."
-        )
-    return found
 
 
 def perturb_tokens(
@@ -173,22 +149,48 @@ def _another(token: int, ordinary: Sequence[int], rng: random.Random) -> tuple[i
     return (drawn,)
 
 
-Render = Callable[[str, str], ChatRegions]
-"""From a question's id and other words for its query to the rendered prompt."""
-
-
-def rephrased_prompts(rephrasings: Rephrasings, render: Render) -> Iterator[PerturbedPrompt]:
-    """Yields the prompts with their queries in other words.
+def perturbed_prompts(
+    grid: Grid, options: PerturbOptions, path: Path, source: Path | None
+) -> list[PerturbedPrompt]:
+    """Returns perturbed prompts: those from before, those of another grid, or new ones.
 
     Args:
-        rephrasings: the words.
-        render: renders a prompt.
+        grid: whose prompts they are versions of.
+        options: of the grid.
+        path: where they are kept.
+        source: prompts of another grid to ask again; None makes new ones.
 
     Raises:
-        TemplateError: the template refuses the words.
+        ConfigError: the rephraser cannot be loaded.
+        DataError: a prompt is too long, or a file does not fit.
+        TemplateError: the template refuses the rephraser's words.
     """
-    for (id, trial), words in rephrasings.words.items():
-        chat = render(id, words)
+    given = path if path.is_file() else source
+    if given is not None:
+        found = _read(given, grid, options)
+    else:
+        seed, embedding = grid.request.rendering.seed, grid.pair.embedding
+        found = list(perturb_tokens(grid.tokenizer, embedding, grid.by_id, options, seed))
+        if options.rephraser is not None:
+            found += _rephrased(grid, options.rephraser, options.num_trials)
+    if given != path:
+        write_rows(path, map(asdict, found))
+    grid.check_lengths(
+        {
+            f"{one.question_id}, {one.perturbation.name} version {one.trial}": one.input_ids
+            for one in found
+        }
+    )
+    return found
+
+
+def _rephrased(grid: Grid, rephraser: str, num_trials: int) -> Iterator[PerturbedPrompt]:
+    """Yields the prompts with their queries in other words."""
+    told = rephrase(grid.questions, rephraser, num_trials)
+    for (id, trial), reason in told.failures.items():
+        logger.warning("question %s, trial %d was not rephrased: %s", id, trial, reason)
+    for (id, trial), words in told.words.items():
+        chat = grid.render(id, words)
         yield PerturbedPrompt(
             question_id=id,
             region="query",
@@ -202,40 +204,28 @@ def rephrased_prompts(rephrasings: Rephrasings, render: Render) -> Iterator[Pert
         )
 
 
-def read_prompts(
-    path: Path,
-    options: PerturbOptions,
-    chats: Mapping[str, ChatRegions],
-    render: Render,
-    num_ids: int,
-) -> list[PerturbedPrompt]:
-    """Read those prompts of a file that are wanted, and see that they are versions of these ones.
+def _read(path: Path, grid: Grid, options: PerturbOptions) -> list[PerturbedPrompt]:
+    """Read those prompts of a file that are wanted, and see that they are versions of the grid's.
 
     With its changes undone, each must be the prompt of its question, token by token.
-
-    Args:
-        path: of prompts that another run wrote.
-        options: which perturbations and trials are wanted.
-        chats: prompts by the id of their question.
-        render: renders a rephrased prompt.
-        num_ids: entries of the vocabulary.
 
     Raises:
         DataError: a row is no prompt, comes twice or does not fit, or a prompt is missing; names
             file and row.
     """
     found: dict[tuple[Perturbation, str, int], PerturbedPrompt] = {}
+    num_ids = len(grid.tokenizer)
     for row, where in read_rows(path):
         prompt = _parsed(row, where)
-        if prompt.perturbation not in options.perturbations or prompt.question_id not in chats:
+        if prompt.perturbation not in options.perturbations or prompt.question_id not in grid.by_id:
             continue
         key = (prompt.perturbation, prompt.question_id, prompt.trial)
         if key in found:
             raise DataError(f"{where}: trial {prompt.trial} of this question comes twice.")
-        chat = chats[prompt.question_id]
+        chat = grid.by_id[prompt.question_id]
         if prompt.words is not None:
             try:
-                chat = render(prompt.question_id, prompt.words)
+                chat = grid.render(prompt.question_id, prompt.words)
             except TemplateError as error:
                 raise DataError(f"{where}: {error}") from error
         if _undone(prompt, where) != chat.input_ids or max(prompt.input_ids) >= num_ids:
@@ -245,7 +235,9 @@ def read_prompts(
             )
         found[key] = prompt
     for each in options.perturbations:
-        every = [(each, id, trial) for id in chats for trial in range(1, options.num_trials + 1)]
+        every = [
+            (each, id, trial) for id in grid.by_id for trial in range(1, options.num_trials + 1)
+        ]
         lacking = [key for key in every if key not in found]
         # Some rephrasings may have failed when the file was made.
         if len(lacking) > (len(every) - 1 if each.method == "rephrase" else 0):

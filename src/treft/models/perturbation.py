@@ -6,14 +6,15 @@ Shapes: V rows of the embedding, D its size, N tokens, K neighbours.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from treft.errors import ConfigError
+from treft.chat.regions import ChatRegions, RegionName
+from treft.errors import ConfigError, TemplateError
 
 SEARCH_BYTES = 2**28
 """Memory of the search for neighbours, beside the embedding and its result."""
@@ -43,6 +44,35 @@ def ordinary_tokens(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> tuple[
     barred = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     known = set(tokenizer.get_vocab().values()) - barred
     return tuple(sorted(token for token in known if token < num_rows))
+
+
+def replaceable(
+    chat: ChatRegions,
+    region: RegionName,
+    ordinary: Collection[int],
+    special_tokens: bool,
+) -> list[int]:
+    """Positions of a region whose tokens may give way.
+
+    Args:
+        chat: the prompt.
+        region: of it.
+        ordinary: tokens that are neither special nor added.
+        special_tokens: the others may give way, too.
+
+    Raises:
+        TemplateError: the region has no token, or none that may give way.
+    """
+    positions = chat.require(region)
+    if special_tokens:
+        return positions
+    found = [position for position in positions if chat.input_ids[position] in ordinary]
+    if not found:
+        raise TemplateError(
+            f"the {region} has special tokens alone, which stay: perturb another region, or allow "
+            "them to be replaced (--special-tokens)."
+        )
+    return found
 
 
 def neighbours_of(

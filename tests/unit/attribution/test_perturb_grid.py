@@ -178,7 +178,7 @@ def test_a_grid_can_be_repeated_exactly_from_its_prompts(
     def never(*args: Any) -> Any:
         raise AssertionError("prompts are made anew")
 
-    monkeypatch.setattr(grid_run, "perturb_tokens", never)
+    monkeypatch.setattr("treft.attribution.perturb.perturb_tokens", never)
     prompts = tmp_path / "first/prompts.jsonl"
     few = grid_of(pair, chat_tokenizer, rendering=Rendering(max_new_tokens=4, batch_size=2))
     run_grid(few, tmp_path / "second", prompts=prompts)
@@ -227,7 +227,7 @@ def test_rephrased_queries_are_prompts_too(
         }
         return Rephrasings(words, {(IDS[1], 2): "its answer is empty"})
 
-    monkeypatch.setattr(grid_run, "rephrase", rephrase)
+    monkeypatch.setattr("treft.attribution.perturb.rephrase", rephrase)
     grid = grid_of(
         pair,
         chat_tokenizer,
