@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from treft.chat.regions import REGION_CODES, find_regions
 from treft.evaluation.compare import Comparison, compare
-from treft.evaluation.report import Section, render_page
+from treft.evaluation.report import Extras, Section, render_page
 from treft.evaluation.runs import compare_over_runs
 from treft.models.loading import asset_path
 from treft.study.demo import DemoResult, by_seed
@@ -42,14 +42,16 @@ def render_report(result: DemoResult) -> str:
         compare_demo(result),
         title="A narrow finetune, repaired and prevented",
         footer=f"treft {result.to_dict()['versions']['treft']}, {result.intervals}",
-        lead=(CAVEAT, LEGEND),
-        arms=runs[0],
-        answers_note=note,
-        sections=(
-            Section("What the model reads", html=_prompt(result)),
-            *([Section("By organism", tables=(by_organism,))] if by_organism else []),
+        extras=Extras(
+            lead=(CAVEAT, LEGEND),
+            arms=runs[0],
+            answers_note=note,
+            sections=(
+                Section("What the model reads", html=_prompt(result)),
+                *([Section("By organism", tables=(by_organism,))] if by_organism else []),
+            ),
+            settings=(_settings(result),),
         ),
-        settings=(_settings(result),),
     )
 
 

@@ -17,7 +17,7 @@ from made_answers import JUDGE, OTHER, answer, answers, judged
 
 from treft.evaluation.comparable import ArmAnswers
 from treft.evaluation.compare import Comparison, compare
-from treft.evaluation.report import Section, change_tables, render_page, score_tables
+from treft.evaluation.report import Extras, Section, change_tables, render_page, score_tables
 from treft.evaluation.report.details import (
     agreement_tables,
     figure_table,
@@ -300,7 +300,7 @@ def test_plots_are_well_formed_and_take_the_pages_colour(comparison: Comparison)
 
 def test_over_runs_the_page_says_so() -> None:
     runs = [[made_arm("base", 0), made_arm("sft", shift)] for shift in (30, 40, 50)]
-    page = render_page(compare_over_runs(runs), title="t", footer="f", arms=runs[0])
+    page = render_page(compare_over_runs(runs), title="t", footer="f", extras=Extras(arms=runs[0]))
     assert "t intervals and p-values over 3 runs" in page
     shown = json.loads(Reader(page).scripts[0])["sets"][0]["questions"][0]["a"]
     assert [len(found) for found in shown] == [4, 4], "of one run only"
@@ -312,8 +312,7 @@ def test_sections_and_notes_are_shown(comparison: Comparison) -> None:
         comparison,
         title="t",
         footer="f",
-        lead=["Beware <of> this."],
-        sections=[Section("More", tables=(table,))],
+        extras=Extras(["Beware <of> this."], sections=[Section("More", tables=(table,))]),
     )
     assert "Beware &lt;of&gt; this." in page
     assert '<a href="#extra-1">More</a>' in page

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from treft.evaluation.report.page import Section, render_page
+from treft.evaluation.report.page import Extras, Section, render_page
 from treft.evaluation.report.tables import change_tables, score_tables
 
-__all__ = ["Section", "change_tables", "render_page", "score_tables"]
+__all__ = ["Extras", "Section", "change_tables", "render_page", "score_tables"]

@@ -35,16 +35,30 @@ class Section:
     tables: tuple[Table, ...] = ()
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a page has besides the parts of its comparison.
+
+    Attributes:
+        lead: paragraphs above everything else.
+        arms: whose answers are shown; by default all of the comparison's.
+        answers_note: which answers these are, if not all.
+        sections: further parts.
+        settings: tables of settings; by default what the arms' sources say.
+    """
+
+    lead: Sequence[str] = ()
+    arms: Sequence[ArmAnswers] | None = None
+    answers_note: str = ""
+    sections: Sequence[Section] = ()
+    settings: Sequence[Table] | None = None
+
+
+NOTHING = Extras()
+
+
 def render_page(
-    comparison: Comparison,
-    *,
-    title: str,
-    footer: str,
-    lead: Sequence[str] = (),
-    arms: Sequence[ArmAnswers] | None = None,
-    answers_note: str = "",
-    sections: Sequence[Section] = (),
-    settings: Sequence[Table] | None = None,
+    comparison: Comparison, *, title: str, footer: str, extras: Extras = NOTHING
 ) -> str:
     """Returns the whole page.
 
@@ -52,32 +66,27 @@ def render_page(
         comparison: what is shown.
         title: of the page.
         footer: what made it.
-        lead: paragraphs above everything else.
-        arms: whose answers are shown; by default all of the comparison's.
-        answers_note: which answers these are, if not all.
-        sections: further parts.
-        settings: tables of settings; by default what the arms' sources say.
+        extras: what stands on it besides.
     """
-    shown = comparison.arms if arms is None else arms
+    shown = comparison.arms if extras.arms is None else extras.arms
+    settings = settings_tables(comparison) if extras.settings is None else extras.settings
     parts: dict[str, Any] = {
         "scores": score_tables(comparison),
         "changes": change_tables(comparison),
         "verdicts": _verdicts(comparison),
         "agreements": agreement_tables(comparison),
         "sensitivities": sensitivity_tables(comparison),
-        "settings": settings_tables(comparison) if settings is None else settings,
+        "settings": settings,
     }
     page: str = _template().render(
         **parts,
         comparison=comparison,
         title=title,
-        lead=lead,
         footer=footer,
-        contents=_contents(parts, sections, comparison.base),
+        extras=extras,
+        contents=_contents(parts, extras.sections, comparison.base),
         interval_plots=_interval_plots(comparison),
         thresholds=thresholds_in_words(comparison.thresholds),
-        answers_note=answers_note,
-        sections=sections,
         figures=figure_table(comparison),
         data=_script_data(answer_data(comparison, shown)),
         css=Markup(_asset("page.css")),
