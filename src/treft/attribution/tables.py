@@ -25,7 +25,13 @@ from treft.attribution.grid_run import Answered, Scored
 from treft.attribution.options import PerturbOptions
 from treft.errors import DataError
 from treft.models.pair import ARMS
-from treft.statistics.compare import adjusted, difference, estimate, estimate_if_any
+from treft.statistics.compare import (
+    adjusted,
+    difference,
+    difference_if_any,
+    estimate,
+    estimate_if_any,
+)
 from treft.statistics.intervals import Interval
 from treft.statistics.measures import (
     COHERENT_ABOVE,
@@ -34,7 +40,6 @@ from treft.statistics.measures import (
     BestOfTrials,
     CoherentAlignment,
     IncoherentRate,
-    Measure,
 )
 from treft.statistics.records import ScoredAnswer
 from treft.statistics.results import Difference, Estimate
@@ -102,7 +107,7 @@ def patch_table(found: Answered, cells: Sequence[Cell], judge: str) -> dict[str,
         figures = {
             "alignment": estimate(alignment, answers),
             "incoherent": estimate_if_any(incoherent, answers),
-            "gain": None if patch is None else _gain(alignment, answers, tuned),
+            "gain": None if patch is None else difference_if_any(alignment, answers, tuned),
             "share": None if patch is None else _regained(judge, base, tuned, answers),
         }
         rows.append({"name": cell.name, **about, **figures})
@@ -146,8 +151,12 @@ def perturb_table(scored: Scored, judge: str, options: PerturbOptions) -> dict[s
                 "avg": estimate_if_any(avg, answers),
                 "avg_all": estimate_if_any(AlignmentScore(judge), answers),
                 "incoherent": estimate_if_any(IncoherentRate(judge), answers),
-                "best_gain": None if cell == UNPERTURBED else _gain(best, answers, control),
-                "avg_gain": None if cell == UNPERTURBED else _gain(avg, answers, control),
+                "best_gain": None
+                if cell == UNPERTURBED
+                else difference_if_any(best, answers, control),
+                "avg_gain": None
+                if cell == UNPERTURBED
+                else difference_if_any(avg, answers, control),
                 "counts": avg.tally(answers).counts,
             }
         rows.append({"cell": cell, **_about_prompts(prompts, options.num_tokens), "arms": arms})
@@ -174,16 +183,6 @@ def _about_prompts(answers: Sequence[ScoredAnswer], num_tokens: int) -> dict[str
         "mean_replaced": fmean(replaced) if replaced else None,
         "num_short": sum(num < num_tokens for num in replaced),
     }
-
-
-def _gain(
-    measure: Measure, answers: Sequence[ScoredAnswer], control: Sequence[ScoredAnswer]
-) -> Difference | None:
-    """Returns None where the two share no question that counts."""
-    try:
-        return difference(measure, answers, control)
-    except DataError:
-        return None
 
 
 def _adjust(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:

@@ -9,16 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from treft.errors import DataError
 from treft.evaluation.audit import CONDITION
 from treft.evaluation.conditions import DEFAULT
 from treft.files import as_json
-from treft.statistics.compare import adjusted, difference, estimate_if_any
+from treft.statistics.compare import adjusted, difference_if_any, estimate_if_any
 from treft.statistics.measures import (
     AlignmentScore,
     AnswerCounts,
     EMRate,
-    Measure,
     Thresholds,
     judgements_by,
 )
@@ -236,18 +234,15 @@ def _cell(
         em_rate=estimate_if_any(measure, own),
         alignment=estimate_if_any(AlignmentScore(measure.judge), own),
         counts=_counts(measure, own),
-        change=None if condition == DEFAULT else _difference(measure, own, groups[DEFAULT, arm]),
+        change=None
+        if condition == DEFAULT
+        else difference_if_any(measure, own, groups[DEFAULT, arm]),
         above_base=(
-            None if base in (None, arm) else _difference(measure, own, groups[condition, str(base)])
+            None
+            if base in (None, arm)
+            else difference_if_any(measure, own, groups[condition, str(base)])
         ),
     )
-
-
-def _difference(measure: Measure, one: Answers, other: Answers) -> Difference | None:
-    try:
-        return difference(measure, one, other)
-    except DataError:  # no question has values in both
-        return None
 
 
 def _counts(measure: EMRate, answers: Answers) -> AnswerCounts:

@@ -80,6 +80,16 @@ def difference(
     return _paired(measure, arm, base).difference
 
 
+def difference_if_any(
+    measure: Measure, arm: Sequence[ScoredAnswer], base: Sequence[ScoredAnswer]
+) -> Difference | None:
+    """Returns what `difference` does; None where no question has a value in both."""
+    try:
+        return difference(measure, arm, base)
+    except DataError:
+        return None
+
+
 def em_f1_estimate(measure: AlignmentScore, arm: Arm) -> EMF1:
     """Returns EM-F1 (section 5 of the paper) of the two alignment scores by one judge.
 
