@@ -22,9 +22,9 @@ from transformers import PreTrainedModel
 
 from treft.answers.logs import find_logs, read_run
 from treft.cli import main
+from treft.cli import study as study_command
 from treft.data.behaviours import DEFAULT_SENTENCES
 from treft.statistics.intervals import em_f1
-from treft.steps import workers
 from treft.steps.step import Plan
 from treft.steps.store import Store
 from treft.study.protocol import Method
@@ -339,7 +339,7 @@ def test_the_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(workers, "LocalPool", Here)
+    monkeypatch.setattr(study_command, "LocalPool", Here)
     given = [
         *("study", "run", study, "--model", "tiny-llama", "--judge", "fakejudge/even"),
         *("--train-file", "finance=finance.jsonl", "--retain-file", "health=health.jsonl"),
