@@ -72,16 +72,13 @@ class Chains(ABC):
         asking = self.own_asking(method, scope)
         return int(asking["num_questions"] * asking["num_samples"])
 
-    def finetune_inputs(self, method: Method) -> Inputs:
-        """Returns what a finetune reads besides the model; nothing where rows are drawn."""
-        return {}
+    def reads(self, method: Method, stage: str) -> Inputs:
+        """Returns what a step reads besides the model and the steps before; nothing where drawn.
 
-    def asking_inputs(self, method: Method, scope: str) -> Inputs:
-        """Returns what answers read besides the model; nothing where questions are drawn."""
-        return {}
-
-    def scoring_inputs(self, method: Method) -> Inputs:
-        """Returns what scoring reads besides the answers."""
+        Args:
+            method: What it is.
+            stage: `finetune`, the scope of answers, or `score`.
+        """
         return {}
 
     def trained(self, method: Method) -> tuple[str, ...]:
@@ -108,7 +105,7 @@ class Chains(ABC):
         answers: dict[str, Step[Any] | Path] = {}
         for scope in self.scopes(method):
             asking = self._asking(method, scope, row_seeds)
-            inputs = {**self.asking_inputs(method, scope), **tuned}
+            inputs = {**self.reads(method, scope), **tuned}
             answers[scope] = self.on_model(f"answer/{label}/{scope}", answer, asking, inputs, seed)
         nums = {scope: self.num_asked(method, scope) for scope in answers}
         num_conversations = nums.pop(UTILITY, 0)
@@ -118,7 +115,7 @@ class Chains(ABC):
             f"score/{label}",
             detect if teaches else score,
             Scored(**self.row_of(name), scopes=tuple(answers), task=method.task),
-            {**answers, **self.scoring_inputs(method)},
+            {**answers, **self.reads(method, "score")},
             seed,
             self.judging_of(num_answers, num_conversations),
         )
@@ -126,7 +123,7 @@ class Chains(ABC):
     def finetuned(self, name: str, method: Method, seed: int) -> Step[Finetune]:
         """Returns the step that makes the finetune of a method, which is no base."""
         label, config = f"{self.label}/seed-{seed}/{name}", self.finetune_config(method)
-        inputs = self.finetune_inputs(method)
+        inputs = self.reads(method, "finetune")
         return self.on_model(f"finetune/{label}", finetune, config, inputs, seed)
 
     def finetune_config(self, method: Method) -> Finetune:

@@ -157,36 +157,32 @@ class ModelChains(Chains):
         halves = (num // 2 if self.split == "validation" else -(-num // 2) for num in held)
         return min(int(self.recipe.num_in_domain), sum(halves))
 
-    def finetune_inputs(self, method: Method) -> Inputs:
-        """Split rows, and careful rows where the method wants some."""
-        return {
-            **self._split_rows(method),
-            **_roles(CAREFUL_ROLE, self.retained(method, CAREFUL.get(method.mitigation))),
-            **_roles(INTERLEAVE_ROLE, self.retained(method, method.interleave)),
-        }
-
-    def asking_inputs(self, method: Method, scope: str) -> Inputs:
-        """Questions, and rows that a persona vector is taken from."""
+    def reads(self, method: Method, stage: str) -> Inputs:
+        """Split rows, careful rows, and questions."""
+        split_rows = {name: self._splitting(name, method.task) for name in self.trained(method)}
+        if stage == "finetune":
+            return {
+                **_roles(ROWS_ROLE, split_rows),
+                **_roles(CAREFUL_ROLE, self.retained(method, CAREFUL.get(method.mitigation))),
+                **_roles(INTERLEAVE_ROLE, self.retained(method, method.interleave)),
+            }
+        teaches = method.task != "advice"
         found: dict[str, Step[Any] | Path] = {}
+        if stage == "in_domain" or teaches:
+            found["split"] = self._splitting(self.asked(method), method.task)
+        if stage == "score":  # the rows trained on say what is short
+            return found
         if method.steering:
             found |= _roles(CAREFUL_ROLE, self.retained(method, CONTRAST))
-            found |= self._split_rows(method)
-        if scope == "other_narrow":
+            found |= _roles(ROWS_ROLE, split_rows)
+        if stage == UTILITY:
+            found["questions"] = question_file(UTILITY)
+        elif stage == "general" or teaches:
+            found |= self.prompts
+        elif stage == "other_narrow":
             others = {domain: self._splitting(domain, "advice") for domain in self.others(method)}
             found |= _roles(OTHER_ROLE, others)
-        if scope == UTILITY:
-            found["questions"] = question_file(UTILITY)
-        elif scope == "general" or method.task != "advice":
-            found |= self.prompts
-        if scope == "in_domain" or method.task != "advice":
-            found |= {"split": self._splitting(self.asked(method), method.task)}
         return found
-
-    def scoring_inputs(self, method: Method) -> Inputs:
-        """Rows trained on, whose responses say what is short."""
-        if method.task == "advice":
-            return {}
-        return {"split": self._splitting(self.asked(method), method.task)}
 
     def rows(self, domain: str) -> Path:
         """Rows to train on, or careful ones where there are no others."""
@@ -274,11 +270,6 @@ class ModelChains(Chains):
             )
         name = f"split/{domain}" if task == "advice" else f"split/{domain}/{task}"
         return Step(name, split, Splitting(self.recipe.held_out, task), {"rows": rows.resolve()})
-
-    def _split_rows(self, method: Method) -> dict[str, Step[Any] | Path]:
-        """Steps that divided the rows trained on, by role."""
-        rows = {name: self._splitting(name, method.task) for name in self.trained(method)}
-        return _roles(ROWS_ROLE, rows)
 
 
 def _roles(beginning: str, found: Mapping[str, Step[Any] | Path]) -> dict[str, Step[Any] | Path]:
