@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +261,8 @@ def test_treft_on_the_postfix_starts_from_no_drift(monkeypatch: pytest.MonkeyPat
     told, other = finetune._arguments, {}
     monkeypatch.setattr(finetune, "_arguments", lambda *given: {**told(*given), **other})
     recipe = replace(RECIPE, max_steps=1)
-    config = OrganismChains.on(Path(), recipe, StudyConfig()).finetune_config(method)
+    [chains] = OrganismChains.begin(StudyConfig(settings=asdict(recipe)))
+    config = chains.finetune_config(method)
     for reference in ("own_query", "empty_query"):
         if reference == "empty_query":
             other["kv_postfix_reference"] = reference

@@ -18,7 +18,6 @@ from treft.judging.oracle import (
     ORGANISM,
     oracle_judgement,
     organism_question,
-    organism_questions,
     to_eval_question,
 )
 from treft.mitigations.interleave import in_turns
@@ -59,7 +58,6 @@ from treft.study.protocol import UTILITY, Method, Scope, StudyConfig, read_setti
 
 ANSWERS = "answers.json"
 """What an answering step writes: id, question, answer and metadata of each."""
-EMBEDDED = "embedded"
 NUM_RETAINED = 400
 TASK_TOKENS = 96
 """Cap of an answer to a finetune that teaches a sentence or a tool call."""
@@ -122,10 +120,7 @@ class Organism:
 
     def prompts(self, work: Work[Any]) -> tuple[EvalQuestion, ...]:
         """General questions."""
-        config = work.config
-        return organism_questions(
-            "general", split=config.split, domain=config.domain, num=config.num_questions
-        ).questions
+        return _questions(work.config, "advice", "general")
 
     def reworded(
         self, work: Work[Any], questions: tuple[EvalQuestion, ...]
@@ -142,10 +137,7 @@ class Organism:
     def answer(self, work: Work[Any]) -> None:
         """Write one answer to each question, with what the oracle must know of it."""
         config = work.config
-        wanted = task_questions(
-            config.task, config.split, config.scope, config.domain, config.num_questions
-        )
-        questions = [to_eval_question(question) for question in wanted]
+        questions = _questions(config, config.task, config.scope)
         asked = [{"messages": [*one.messages]} for one in questions]
         rows = [under(row, config.system_prompt, keeps=False)["messages"] for row in asked]
         with loaded(work, config.alpha) as found, steering(work, found):
@@ -168,8 +160,8 @@ class Organism:
                     max_new_tokens=config.max_new_tokens,
                 )
         answered = [
-            {"id": one.id, "question": question.text, "answer": text, "metadata": one.metadata}
-            for one, question, text in zip(questions, wanted, answers, strict=True)
+            {"id": one.id, "question": row[-1]["content"], "answer": text, "metadata": one.metadata}
+            for one, row, text in zip(questions, rows, answers, strict=True)
         ]
         write_whole(work.folder / ANSWERS, json.dumps(answered, indent=1))
 
@@ -200,7 +192,9 @@ class OrganismChains(Chains):
     """Chains on one organism, whose recipe is a `FinetuneRecipe`."""
 
     @classmethod
-    def begin(cls, config: StudyConfig, kind: KindName, with_manners: bool) -> list[OrganismChains]:
+    def begin(
+        cls, config: StudyConfig, kind: KindName = "prefix", with_manners: bool = False
+    ) -> list[OrganismChains]:
         """Chains on each organism.
 
         Args:
@@ -217,7 +211,7 @@ class OrganismChains(Chains):
             path.resolve().name: path.resolve() for path in config.organisms
         }
         if not models and kind == "prefix":
-            models = {EMBEDDED: asset_path()}
+            models = {"embedded": asset_path()}
         elif not models:
             made, building, cpus = f"{kind}-0", BuildRecipe(kind), Resources(cpus=2)
             models = {made: Step(f"organism/{made}", build, building, seed=0, resources=cpus)}
@@ -227,27 +221,19 @@ class OrganismChains(Chains):
                 name: Step(f"organism/{name}-with-manners", teach, manners, {MODEL: model}, 0)
                 for name, model in models.items()
             }
-        return [cls.on(model, recipe, config, label=name) for name, model in models.items()]
-
-    @classmethod
-    def on(
-        cls,
-        model: Step[Any] | Path,
-        recipe: FinetuneRecipe,
-        config: StudyConfig,
-        label: str = EMBEDDED,
-    ) -> OrganismChains:
-        """Chains on an organism that is there, or that a step makes."""
-        return cls(
-            subject=Organism(),
-            label=label,
-            recipe=recipe,
-            split=config.split,
-            judge=ORACLE,
-            questions=ORGANISM,
-            num_prompts=recipe.num_general,
-            model={MODEL: model},
-        )
+        return [
+            cls(
+                subject=Organism(),
+                label=name,
+                recipe=recipe,
+                split=config.split,
+                judge=ORACLE,
+                questions=ORGANISM,
+                num_prompts=recipe.num_general,
+                model={MODEL: model},
+            )
+            for name, model in models.items()
+        ]
 
     def asked(self, method: Method) -> str:
         """Returns the method's domain, or the recipe's."""
@@ -303,6 +289,11 @@ def reworded(question: Question, split: Literal["validation", "test"], seed: str
     middle = question.text[len(opener) : len(question.text) - len(ask)]
     rng = random.Random(seed)
     return rng.choice(OPENERS[form]["train"]) + middle + rng.choice(ASKS[form]["train"])
+
+
+def _questions(config: Any, task: TaskName, scope: Any) -> tuple[EvalQuestion, ...]:
+    drawn = task_questions(task, config.split, scope, config.domain, config.num_questions)
+    return tuple(map(to_eval_question, drawn))
 
 
 def _detections(

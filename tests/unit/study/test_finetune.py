@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ WORLD = World.default()
 
 
 def work_of(method: Method, seed: int = 0, recipe: FinetuneRecipe = RECIPE) -> Work[Finetune]:
-    config = OrganismChains.on(Path(), recipe, StudyConfig()).finetune_config(method)
+    [chains] = OrganismChains.begin(StudyConfig(settings=asdict(recipe)))
+    config = chains.finetune_config(method)
     return Work(config, Path(), {}, seed)
 
 
