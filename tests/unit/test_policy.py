@@ -9,8 +9,8 @@ from pathlib import Path
 import treft
 
 SOURCE = Path(treft.__file__).parent
-MAX_LINES = 37_200
-MAX_FILES = 209
+MAX_LINES = 36_100
+MAX_FILES = 197
 """The whole as it is today. It may only shrink: the goal is 28,000 lines in 170 files."""
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 45
