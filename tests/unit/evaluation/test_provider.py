@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import anyio
 import pytest
@@ -350,6 +351,8 @@ def test_weights_are_loaded_once(folders: dict[str, str], monkeypatch: pytest.Mo
         return original(name, *arguments)
 
     monkeypatch.setattr(local_model, "load_model", load)
+    # What another test loaded may not have been let go yet.
+    monkeypatch.setattr(local_model, "_loaded", WeakValueDictionary())
     first = api(folders["tuned"], patch="prefix", base=folders["base"])
     second = api(folders["tuned"], patch="postfix", base=folders["base"])
     third = api(folders["tuned"])
