@@ -29,7 +29,7 @@ from treft.attribution.options import GridRequest, PatchOptions, Perturbation, P
 from treft.attribution.patches import BaseStates, Patch, sweep_patches
 from treft.attribution.rephrase import reworded
 from treft.attribution.scoring import num_judge_calls
-from treft.chat.regions import ChatRegions
+from treft.chat.regions import ChatRegions, RegionName
 from treft.errors import TemplateError
 from treft.judging.panel import Panel
 from treft.models.pair import ARMS, Arm, ModelPair
@@ -168,10 +168,14 @@ class Grid:
     @cached_property
     def chats(self) -> list[ChatRegions]:
         """The rendered prompts; to be patched they have what is patched, and a query."""
-        found = self.options.regions if isinstance(self.options, PatchOptions) else ()
-        needed = tuple(dict.fromkeys((*found, "query"))) if found else ()
+        needed = (*self.patched, "query") if self.patched else ()
         rendering = self.request.rendering.of_chats
         return render_questions(self.tokenizer, self.questions, **rendering, regions=needed)
+
+    @property
+    def patched(self) -> tuple[RegionName, ...]:
+        """The regions whose keys and values are replaced."""
+        return self.options.regions if isinstance(self.options, PatchOptions) else ()
 
     @cached_property
     def by_id(self) -> dict[str, ChatRegions]:
@@ -181,9 +185,8 @@ class Grid:
     @cached_property
     def states(self) -> BaseStates:
         """Whose keys and values patches put in."""
-        regions = self.options.regions if isinstance(self.options, PatchOptions) else ()
         seed = self.request.rendering.seed
-        return BaseStates(self.pair, self.tokenizer, self.chats, regions, seed)
+        return BaseStates(self.pair, self.tokenizer, self.chats, self.patched, seed)
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -209,11 +212,6 @@ class Grid:
     def perturb(self) -> PerturbOptions | None:
         """How prompts are perturbed; None where they are asked as they are."""
         return self.options if isinstance(self.options, PerturbOptions) else None
-
-    @property
-    def num_trials(self) -> int:
-        """Versions of each prompt in a cell."""
-        return 1 if self.perturb is None else self.perturb.num_trials
 
     @property
     def sampling(self) -> SamplingOptions:
@@ -293,10 +291,9 @@ class Grid:
             replayed: the perturbed prompts come from a file, so nothing is rephrased.
         """
         cells, num_questions = self.unanswered(folder), len(self.questions)
-        num_rows = self.num_trials * self.request.num_samples  # of one question in one cell
+        num_rows = self.options.num_trials * self.request.num_samples  # of one question in one cell
         num_answers = len(cells) * num_rows * num_questions
         sources = {each.patch.source for each in cells if each.patch is not None}
-        regions = self.options.regions if isinstance(self.options, PatchOptions) else ()
         rephrases = self.perturb is not None and self.perturb.rephraser is not None
         rephrases = rephrases and not replayed and not (folder / PROMPTS).is_file()
         num_prompt_tokens = sum(len(chat.input_ids) for chat in self.chats)
@@ -305,7 +302,7 @@ class Grid:
             num_answers=num_answers,
             num_prompt_tokens=len(cells) * num_rows * num_prompt_tokens,
             num_new_tokens=num_answers * self.request.rendering.max_new_tokens,
-            num_recordings=len(sources - {"stream"}) * len(regions) * num_questions,
-            num_rephrasings=rephrases * num_questions * self.num_trials,
+            num_recordings=len(sources - {"stream"}) * len(self.patched) * num_questions,
+            num_rephrasings=rephrases * num_questions * self.options.num_trials,
             num_judge_calls=num_judge_calls(num_scored, self.panel.judges),
         )

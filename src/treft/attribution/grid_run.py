@@ -114,7 +114,7 @@ def _rows(grid: Grid, cell: Cell, perturbed: Sequence[PerturbedPrompt]) -> list[
     versions = [
         (number, trial, chat.input_ids, changed)
         for number, chat in enumerate(grid.chats)
-        for trial in range(1, grid.num_trials + 1)
+        for trial in range(1, grid.options.num_trials + 1)
     ]
     if cell.perturbation is not None:
         numbers = {question.id: number for number, question in enumerate(grid.questions)}
@@ -147,9 +147,10 @@ def _own_states(grid: Grid, steps: Store) -> OwnStates:
     """Returns the control that must change nothing: the finetuned model's own states."""
 
     def compute() -> dict[str, Any]:
-        regions, size = grid.states.regions, grid.request.rendering.batch_size
+        size = grid.request.rendering.batch_size
         with grid.pair.use("finetuned") as model:
-            return asdict(check_own_states(model, grid.tokenizer, grid.chats, regions, size))
+            found = check_own_states(model, grid.tokenizer, grid.chats, grid.patched, size)
+        return asdict(found)
 
     return OwnStates(**steps.keep("own-states", compute))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from treft.chat import PATCHABLE, RegionName
 from treft.errors import ConfigError
@@ -96,6 +96,8 @@ class PatchOptions:
         ConfigError: a value is out of range or unknown.
     """
 
+    num_trials: ClassVar[int] = 1
+    """Versions of each prompt: it is patched as it is."""
     groups: tuple[Group, ...] = ("regions",)
     regions: tuple[RegionName, ...] = PATCHABLE
     window_width: int = 4
