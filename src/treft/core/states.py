@@ -111,10 +111,7 @@ def capturable(model: nn.Module) -> Iterator[None]:
     Raises:
         AttentionError: the model's attention is of a kind that cannot be captured.
     """
-    configs = _decoder_configs(pretrained_model(model))
-    for config in configs:
-        _ensure_registered(config._attn_implementation)
-    with _on_twins(configs):
+    with _on_twins(_decoder_configs(pretrained_model(model))):
         yield
 
 
@@ -180,8 +177,9 @@ def listen(model: nn.Module, receive: Receiver) -> Iterator[None]:
             exit when no forward passed through the capturing functions.
     """
     pretrained = pretrained_model(model)
+    configs = _decoder_configs(pretrained)
     listener = _Listener(_attention_layers(pretrained), receive)
-    with capturable(model), _told_of_replays(pretrained, listener):
+    with _on_twins(configs), _told_of_replays(pretrained, listener, configs):
         _listeners.append(listener)
         try:
             yield
@@ -272,7 +270,7 @@ def _ensure_registered(name: str | None) -> None:
 
 
 def _decoder_configs(pretrained: PreTrainedModel) -> list[PretrainedConfig]:
-    """Returns the distinct config objects that the modules of the text decoder read."""
+    """Returns the distinct configs that modules of the text decoder read; each has its twin."""
     if not pretrained._can_set_attn_implementation():
         raise AttentionError(
             f"{type(pretrained).__name__} does not use Transformers' AttentionInterface, so its "
@@ -280,6 +278,8 @@ def _decoder_configs(pretrained: PreTrainedModel) -> list[PretrainedConfig]:
         )
     configs = (vars(module).get("config") for module in pretrained.get_decoder().modules())
     distinct = {id(config): config for config in configs if isinstance(config, PretrainedConfig)}
+    for config in distinct.values():
+        _ensure_registered(config._attn_implementation)
     return list(distinct.values())
 
 
@@ -292,14 +292,15 @@ def _attention_layers(pretrained: PreTrainedModel) -> dict[int, int]:
 
 
 @contextmanager
-def _told_of_replays(pretrained: PreTrainedModel, listener: _Listener) -> Iterator[None]:
+def _told_of_replays(
+    pretrained: PreTrainedModel, listener: _Listener, configs: Sequence[PretrainedConfig]
+) -> Iterator[None]:
     """Let checkpoints that are made inside the block tell `listener` when they are replayed.
 
     Raises:
         AttentionError: checkpointing is reentrant, which cuts the graph inside each layer and so
             silently loses gradient.
     """
-    configs = _decoder_configs(pretrained)
 
     @contextmanager
     def replay(given: AbstractContextManager[None]) -> Iterator[None]:

@@ -191,14 +191,14 @@ def _drift_figures(found: DriftMap) -> Entries:
 
     Intervals are over prompts.
     """
-    entries: Entries = {}
+    figures: Entries = {}
     for region in REGIONS:
         own = found.region(region)
-        entries |= _over_prompts(region, own.by_prompt)
+        figures |= _over_prompts(region, own.by_prompt)
         for column, layer in enumerate(found.layers):
             for kind, values in (("key", own.key), ("value", own.value)):
-                entries |= _over_prompts(f"{region}_{kind}_{layer}", values[:, column])
-    return entries
+                figures |= _over_prompts(f"{region}_{kind}_{layer}", values[:, column])
+    return figures
 
 
 def _over_prompts(name: str, values: Any) -> Entries:

@@ -292,8 +292,8 @@ def reworded(question: Question, split: Literal["validation", "test"], seed: str
 
 
 def _questions(config: Any, task: TaskName, scope: Any) -> tuple[EvalQuestion, ...]:
-    drawn = task_questions(task, config.split, scope, config.domain, config.num_questions)
-    return tuple(map(to_eval_question, drawn))
+    found = task_questions(task, config.split, scope, config.domain, config.num_questions)
+    return tuple(map(to_eval_question, found))
 
 
 def _detections(
