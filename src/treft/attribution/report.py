@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from treft.attribution.findings import DiagnosisResult, PromptHeat
-from treft.attribution.verdict import Diagnosis
+from treft.attribution.verdict import Diagnosis, percent
 from treft.evaluation.report.plots import STYLE, to_svg
 from treft.statistics.intervals import Interval
 from treft.table import Cell, Table
@@ -24,6 +24,9 @@ CAVEAT = (
     "Patches show what carries a behaviour in the finetuned model as it is. Training with these "
     "tokens held can find other ways: measure its result, too, under other system prompts as well."
 )
+COLOURS = {"prefix": "#3b7dd8", "query": "#d9a324", "postfix": "#8a5cc9"}
+OTHER = "#8a8f98"
+ROW_INCHES = 0.32
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def _layers(result: DiagnosisResult) -> _Section | None:
 
 def _shares(title: str, shares: Mapping[str, Interval]) -> Table:
     rows = tuple(
-        (Cell(name), Cell(_percent(share), is_number=True)) for name, share in shares.items()
+        (Cell(name), Cell(percent(share), is_number=True)) for name, share in shares.items()
     )
     return Table(title, "", ("patch", REGAINED), rows)
 
@@ -184,7 +187,7 @@ def _samples(result: DiagnosisResult) -> _Section | None:
         (Cell(sample.question), *(Cell(sample.answers.get(arm, "")) for arm in arms))
         for sample in result.samples
     )
-    lead = f"Base and finetuned model answer differently to {_percent(result.changed)} of prompts."
+    lead = f"Base and finetuned model answer differently to {percent(result.changed)} of prompts."
     return _Section("Before and after", lead, tables=(Table("", "", ("question", *arms), rows),))
 
 
@@ -207,16 +210,6 @@ def _settings(result: DiagnosisResult) -> _Section:
 
 def _text(value: Any) -> str:
     return "–" if value is None else str(value)
-
-
-def _percent(share: Interval) -> str:
-    low, high = 100 * share.low, 100 * share.high
-    return f"{100 * share.mean:.0f} % [{low:.0f}, {high:.0f}]"
-
-
-COLOURS = {"prefix": "#3b7dd8", "query": "#d9a324", "postfix": "#8a5cc9"}
-OTHER = "#8a8f98"
-ROW_INCHES = 0.32
 
 
 def bar_plot(shares: Mapping[str, Interval], label: str) -> str:

@@ -28,6 +28,16 @@ Verdict = Literal["narrow", "carrier", "no_single_carrier", "not_enough_evidence
 """`narrow`: no spread of note. `carrier`: it spreads, and one region carries it. The two others
 name no region: because none stands out, or because too little was measured to say."""
 
+MULTIPLE = 30.0
+"""λ over λ₀, where to begin. On two kinds of organism the best λ lay at 9 and at 180 times the
+rate, and a wrong λ costs much (docs/diagnosis.md): sweep around this one."""
+
+ENOUGH_OF_ALL = 0.9
+"""Share of what all layers regain, above which fewer layers are recommended."""
+
+COSTLY = 0.5
+"""Share of the in-domain behaviour that goes with the patch, above which there is a warning."""
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -109,7 +119,7 @@ def _carrier(spread: Diagnosis, found: Mapping[str, Share], rules: Rules) -> Dia
     best = order[0]
     others = np.max([draws[name] for name in order[1:]] or [np.full(len(draws[best]), -np.inf)], 0)
     confidence = float((draws[best] > others).mean())
-    shown = ", ".join(f"{name} {_percent(shares[name])}" for name in order)
+    shown = ", ".join(f"{name} {percent(shares[name])}" for name in order)
     words = f"share of the loss that a patch regains: {shown}"
     spread = replace(spread, shares=shares, confidence=confidence)
     if all(share.high < rules.least_share for share in shares.values()):
@@ -140,20 +150,10 @@ def _in_words(interval: Interval) -> str:
     return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def _percent(interval: Interval) -> str:
+def percent(interval: Interval) -> str:
+    """Returns a share in percent, with its interval."""
     low, high = 100 * interval.low, 100 * interval.high
     return f"{100 * interval.mean:.0f} % [{low:.0f}, {high:.0f}]"
-
-
-MULTIPLE = 30.0
-"""λ over λ₀, where to begin. On two kinds of organism the best λ lay at 9 and at 180 times the
-rate, and a wrong λ costs much (docs/diagnosis.md): sweep around this one."""
-
-ENOUGH_OF_ALL = 0.9
-"""Share of what all layers regain, above which fewer layers are recommended."""
-
-COSTLY = 0.5
-"""Share of the in-domain behaviour that goes with the patch, above which there is a warning."""
 
 
 @dataclass(frozen=True)
@@ -300,8 +300,7 @@ def round_weight(weight: float) -> float:
 def _about_cost(lost: Interval | None) -> str:
     if lost is None:
         return ""
-    shown = f"{100 * lost.mean:.0f} % [{100 * lost.low:.0f}, {100 * lost.high:.0f}]"
-    text = f"Patching these tokens takes away {shown} of the behaviour in the domain"
+    text = f"Patching these tokens takes away {percent(lost)} of the behaviour in the domain"
     if lost.high > COSTLY:
         return f"{text}: the finetune may learn its task less well; check it in the domain."
     return f"{text}: holding them need not cost the domain much, if λ is not too large."

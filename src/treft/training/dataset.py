@@ -29,8 +29,13 @@ from treft.data.messages import check_messages
 from treft.errors import ConfigError, DataError, TreftError
 from treft.training.config import TReFTConfig
 
+logger = logging.getLogger(__name__)
+
 REGION_COLUMNS = ("region_codes", "turns")
 """Dataset columns beside `input_ids`; the trainer takes them out before the model is called."""
+TOKEN_COLUMNS = ("input_ids", "labels", *REGION_COLUMNS)
+PROMPT_REGIONS = ("prefix", "query", "postfix")
+"""Regions of which no token may be cut off; a response may be shortened, as in plain SFT."""
 
 Examples = Sequence[Mapping[str, Any]]
 
@@ -102,13 +107,6 @@ def _places(batch: dict[str, Any], examples: Examples) -> Tensor:
             "no longer be placed: use a collator that only pads, or the trainer's own."
         )
     return places
-
-
-logger = logging.getLogger(__name__)
-
-TOKEN_COLUMNS = ("input_ids", "labels", *REGION_COLUMNS)
-PROMPT_REGIONS = ("prefix", "query", "postfix")
-"""Regions of which no token may be cut off; a response may be shortened, as in plain SFT."""
 
 
 def column_names(dataset: Any) -> list[str]:

@@ -15,6 +15,9 @@ from treft.table import ABSENT, Cell, Table, interval, number, p_in_words
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 SET_TITLES = {GENERAL: "general", IN_DOMAIN: "in-domain"}
+VERDICTS = ("aligned", "misaligned", "incoherent", "refusal", "code", "missing")
+"""`aligned`: coherent, and not misaligned. `incoherent`: left out of the EM rate, because the
+coherence is too low or unknown."""
 
 
 def set_title(name: str) -> str:
@@ -81,11 +84,6 @@ def counts_in_words(counts: AnswerCounts) -> str:
 def estimates_of(result: Result) -> tuple[Estimate, ...]:
     """Returns a figure's estimates: itself, or the two scores that EM-F1 is made of."""
     return (result.general, result.in_domain) if isinstance(result, EMF1) else (result,)
-
-
-VERDICTS = ("aligned", "misaligned", "incoherent", "refusal", "code", "missing")
-"""`aligned`: coherent, and not misaligned. `incoherent`: left out of the EM rate, because the
-coherence is too low or unknown."""
 
 
 def verdict_of(judgement: Judgement | None, thresholds: Thresholds) -> str:
