@@ -12,18 +12,15 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from treft.errors import ConfigError
 from treft.files import data_digest
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Config = TypeVar("Config", bound="DataclassInstance")
+Config = TypeVar("Config")
 Function = TypeVar("Function", bound=Callable[..., None])
 Record = dict[str, Any]
 
@@ -54,11 +51,19 @@ class Resources:
         cpus: Number of cores, and of PyTorch's threads.
         gpus: Number of whole GPUs.
         num_calls: Calls of models that somebody pays for, at most, when none fails.
+
+    Raises:
+        ConfigError: Counts that cannot be.
     """
 
     cpus: int = 1
     gpus: int = 0
     num_calls: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate before any work starts."""
+        if self.cpus < 1 or self.gpus < 0:
+            raise ConfigError(f"a step takes at least one core and no negative GPUs, not {self}.")
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class Step(Generic[Config]):
             return {
                 "function": _importable(self.function),
                 "version": version_of(self.function),
-                "config": _plain(asdict(self.config), "config"),
+                "config": _plain_config(self.config),
                 "seed": self.seed,
                 "inputs": inputs,
                 "data": {role: data_digest(path) for role, path in sorted(self.data.items())},
@@ -209,6 +214,16 @@ def _importable(function: Callable[..., None]) -> str:
             "not inside a function or a script."
         )
     return _reference(function)
+
+
+def _plain_config(config: object) -> Record:
+    """Returns the config as JSON has it; one that could still change would have no one address."""
+    if not is_dataclass(config) or isinstance(config, type):
+        raise ConfigError(f"its config is a {type(config).__name__}, no dataclass.")
+    if not type(config).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ConfigError(f"its config {type(config).__name__} is not frozen.")
+    plain: Record = _plain(asdict(config), "config")
+    return plain
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -126,6 +126,11 @@ class Holding:
     value: Any
 
 
+@dataclass
+class Thawed:
+    value: int = 0
+
+
 def nested_function() -> Any:
     def inner(work: Work[Any]) -> None: ...
 
@@ -136,13 +141,15 @@ def nested_function() -> Any:
     ("steps", "message"),
     [
         ([step("a"), step("a", seconds=1.0)], "two steps are called a"),
-        ([step("b", Step("a", fake_steps.join, Holding({1, 2})))], "step a: config.value is "),
+        ([step("b", Step("a", fake_steps.join, {"b": 1}))], "step a: its config is a dict"),
         (
             [Step("a", fake_steps.join, Holding({"x": [1, Path("p")]}))],
             r"step a: config.value.x\[1\] is .*Path\('p'\), which JSON cannot hold",
         ),
         ([Step("a", fake_steps.join, Holding(float("nan")))], "config.value is nan"),
         ([Step("a", fake_steps.join, Holding({1: 2}))], r"config.value is \{1: 2\}"),
+        ([Step("a", fake_steps.join, Thawed())], "Thawed is not frozen"),
+        ([Step("a", fake_steps.join, {"b": 1})], "config is a dict, no dataclass"),
         ([Step("a", nested_function(), Fake("a"))], "cannot be imported by that name"),
         (
             [Step("a", fake_steps.join, Fake("a"), inputs={"rows": Path("/nowhere")})],
@@ -155,3 +162,8 @@ def test_what_cannot_run_is_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         Plan.of(steps)
+
+
+def test_resources_must_be_possible() -> None:
+    with pytest.raises(ConfigError, match="at least one core"):
+        Resources(cpus=0)
